@@ -1,0 +1,308 @@
+"""Arrays of a store, read by row: mapped where that can be, through Zarr otherwise."""
+
+import logging
+import operator
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+
+from actlake.storage.errors import RowsNotCommitted, RowsOutOfRange
+from actlake.storage.extents import UnitSet, num_blocks
+from actlake.storage.layout import ROWS, ArraySpec
+from actlake.storage.location import Location, open_zarr_array
+from actlake.storage.mapped import CannotMap, MappedShards
+
+Array = np.ndarray[Any, Any]
+Path = Literal["auto", "mapped", "zarr"]
+Missing = Literal["raise", "nan"]
+logger = logging.getLogger(__name__)
+
+
+class RowArray:
+    """One array of a store, lazy: indexing reads, and returns NumPy.
+
+    ``array[i]``, ``array[a:b]`` and ``array[rows]`` work as on a NumPy array along the first
+    axis; further axes are indexed on the result. Element type as stored (bfloat16 is
+    ``ml_dtypes.bfloat16``).
+
+    Attributes
+    ----------
+    spec
+        Shape, type, chunks, as in ``zarr.json``.
+    path
+        ``mapped`` or ``zarr``: how it is read.
+    """
+
+    def __init__(
+        self,
+        location: Location,
+        spec: ArraySpec,
+        *,
+        committed: Callable[[], UnitSet] | None = None,
+        path: Path = "auto",
+    ) -> None:
+        self.spec = spec
+        self._location = location
+        self._committed = committed
+        self._wanted_path = path
+
+    # What it is.
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(rows, …)."""
+        return self.spec.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Element type."""
+        return self.spec.numpy_dtype
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return len(self.spec.shape)
+
+    def __len__(self) -> int:
+        return self.spec.shape[0]
+
+    def __repr__(self) -> str:
+        return f"RowArray({self.spec.name!r}, {self.shape}, {self.spec.dtype}, {self.path})"
+
+    @property
+    def path(self) -> str:
+        """How rows are read: ``mapped``, or ``zarr`` where they cannot be mapped."""
+        return "zarr" if self._mapped is None else "mapped"
+
+    # Reading.
+
+    def __getitem__(self, key: Any) -> Any:
+        if isinstance(key, tuple):
+            return self[key[0]][(slice(None), *key[1:])] if key else self[:]
+        if isinstance(key, slice):
+            start, stop, step = key.indices(len(self))
+            if step == 1:
+                return self.read(start, max(start, stop))
+            return self.take(np.arange(start, stop, step))
+        if isinstance(key, int | np.integer):
+            return self.take(np.array([_as_row(key, len(self))]))[0]
+        rows = np.asarray(key)
+        if rows.dtype == bool:
+            rows = np.flatnonzero(rows)
+        return self.take(rows)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
+        rows: Array = self[:]
+        return rows if dtype is None else rows.astype(dtype, copy=False)
+
+    def read(self, start: int, stop: int, *, missing: Missing = "raise") -> Array:
+        """Rows ``start <= i < stop``, (stop - start, …), copied chunk by chunk.
+
+        Raises
+        ------
+        RowsOutOfRange, RowsNotCommitted
+            As `take`.
+        """
+        if not 0 <= start <= stop <= len(self):
+            raise RowsOutOfRange(
+                f"Rows {start:,} to {stop:,} were asked for; {self.spec.name} has "
+                f"{len(self):,} rows"
+            )
+        absent = self._absent_units(start, stop)
+        if absent and missing == "raise":
+            raise self._not_committed(absent)
+        out: Array
+        if self._mapped is None or not self._touch(self._mapped, self._present(start, stop)):
+            out = np.asarray(self._zarr[start:stop])
+        else:
+            out = np.empty((stop - start, *self.shape[1:]), self.dtype)
+            self._copy_chunks(self._mapped, start, stop, out)
+        for unit in absent:
+            extent = self.spec.shard_extent(unit)
+            first, last = max(extent.start, start), min(extent.stop, stop)
+            out[first - start : last - start] = np.nan
+        return out
+
+    def take(
+        self,
+        rows: Any,
+        *,
+        missing: Missing = "raise",
+        check: bool = False,
+        out: Array | None = None,
+    ) -> Array:
+        """The given rows, in the given order, (n, …); rows may repeat.
+
+        Parameters
+        ----------
+        rows
+            (n,) integers, ``0 <= row < len(self)``.
+        missing
+            What a row of a unit that is not committed gives: an error, or NaN.
+        check
+            Check the CRC32C of every chunk that is touched, each once per opened store. Zarr
+            always checks.
+        out
+            Where to write, (n, …) of the array's dtype.
+
+        Raises
+        ------
+        RowsOutOfRange
+            A row is negative or too large.
+        RowsNotCommitted
+            A row's unit is not committed and `missing` is ``raise``.
+        StoreDamaged
+            A shard is missing or truncated, or `check` found a wrong checksum.
+        """
+        rows = _as_rows(rows, len(self), self.spec.name)
+        shards = rows // self.spec.shard_length
+        absent = self._absent(shards)
+        if absent is not None:
+            if missing == "raise":
+                raise self._not_committed(np.unique(shards[absent]).tolist())
+            return self._take_around(rows, absent, check=check, out=out)
+        gathered = self._gather(rows, shards, check=check)
+        if out is None:
+            return gathered
+        out[:] = gathered
+        return out
+
+    def chunk(self, number: int) -> Array:
+        """The rows of one chunk, (≤ chunk_length, …): a view where mapped, not a copy.
+
+        Chunks are numbered through all shards; those of a unit that is not committed raise
+        `RowsNotCommitted`.
+        """
+        length = self.spec.chunk_length
+        start, stop = number * length, min((number + 1) * length, len(self))
+        if not 0 <= start < len(self):
+            raise RowsOutOfRange(
+                f"{self.spec.name} has {self.num_chunks} chunks; there is no chunk {number}"
+            )
+        shard, inner = divmod(number, self.spec.chunks_per_shard)
+        if absent := self._absent_units(start, stop):
+            raise self._not_committed(absent)
+        if self._mapped is None or not self._touch(self._mapped, np.array([shard])):
+            return self.read(start, stop)
+        view: Array = self._mapped.view[shard, inner, : stop - start]
+        return view
+
+    @property
+    def num_chunks(self) -> int:
+        """Chunks of the whole array."""
+        return num_blocks(block=self.spec.chunk_length, total=len(self))
+
+    # How.
+
+    @cached_property
+    def _mapped(self) -> MappedShards | None:
+        if self._wanted_path == "zarr":
+            return None
+        try:
+            return MappedShards(self._location, self.spec)
+        except CannotMap as reason:
+            if self._wanted_path == "mapped":
+                raise
+            logger.info("Reading %s through Zarr: %s", self.spec.name, reason)
+            return None
+
+    @cached_property
+    def _zarr(self) -> Any:
+        return open_zarr_array(self._location, ROWS, self.spec.name)
+
+    def _gather(self, rows: Array, shards: Array, *, check: bool) -> Array:
+        if self._mapped is None or not self._touch(self._mapped, shards):
+            return np.asarray(self._zarr.get_orthogonal_selection((rows,)))
+        inside = rows - shards * self.spec.shard_length
+        chunks = inside // self.spec.chunk_length
+        if check:
+            self._mapped.check(shards, chunks)
+        gathered: Array = self._mapped.view[
+            shards, chunks, inside - chunks * self.spec.chunk_length
+        ]
+        return gathered
+
+    def _touch(self, mapped: MappedShards, shards: Array) -> bool:
+        """Map these shards; where the system allows no more mappings, go over to Zarr."""
+        try:
+            mapped.touch(shards)
+        except CannotMap as reason:
+            if self._wanted_path == "mapped":
+                raise
+            logger.warning("Reading %s through Zarr from here on: %s", self.spec.name, reason)
+            self._mapped = None
+            return False
+        return True
+
+    def _copy_chunks(self, mapped: MappedShards, start: int, stop: int, out: Array) -> None:
+        spec = self.spec
+        row = start
+        while row < stop:
+            shard, inside = divmod(row, spec.shard_length)
+            chunk, first = divmod(inside, spec.chunk_length)
+            n = min(spec.chunk_length - first, stop - row)
+            out[row - start : row - start + n] = mapped.view[shard, chunk, first : first + n]
+            row += n
+
+    def _shards_of(self, start: int, stop: int) -> range:
+        length = self.spec.shard_length
+        return range(start // length, num_blocks(block=length, total=stop) if start < stop else 0)
+
+    def _present(self, start: int, stop: int) -> Array:
+        committed = None if self._committed is None else self._committed()
+        shards = self._shards_of(start, stop)
+        return np.array([s for s in shards if committed is None or s in committed], np.int64)
+
+    def _absent_units(self, start: int, stop: int) -> list[int]:
+        if self._committed is None:
+            return []
+        committed = self._committed()
+        return [unit for unit in self._shards_of(start, stop) if unit not in committed]
+
+    def _absent(self, shards: Array) -> Array | None:
+        """Which of the rows are of units that are not committed; None when all are."""
+        if self._committed is None:
+            return None
+        runs = self._committed().runs()
+        if runs == [(0, self.spec.num_shards)]:
+            return None
+        edges = np.array(runs, np.int64).reshape(-1)
+        absent: Array = np.searchsorted(edges, shards, side="right") % 2 == 0
+        return absent if absent.any() else None
+
+    def _take_around(self, rows: Array, absent: Array, *, check: bool, out: Array | None) -> Array:
+        if out is None:
+            out = np.empty((len(rows), *self.shape[1:]), self.dtype)
+        out[absent] = np.nan
+        out[~absent] = self.take(rows[~absent], check=check)
+        return out
+
+    def _not_committed(self, units: list[int]) -> RowsNotCommitted:
+        assert self._committed is not None
+        names = ", ".join(map(str, units[:5])) + (", …" if len(units) > 5 else "")
+        return RowsNotCommitted(
+            f"{self.spec.name}: unit {names} not committed; "
+            f"{len(self._committed()):,} of {self.spec.num_shards:,} units are\n"
+            'hint: go on with the harvest, or read with missing="nan"'
+        )
+
+
+def _as_row(key: Any, length: int) -> int:
+    row = operator.index(key)
+    return row + length if row < 0 else row
+
+
+def _as_rows(given: Any, length: int, name: str) -> Array:
+    rows: Array = np.asarray(given)
+    if rows.ndim != 1 or (rows.size and rows.dtype.kind not in "iu"):
+        raise RowsOutOfRange(
+            f"Rows must be a one-dimensional array of integers, not {rows.ndim}-dimensional "
+            f"{rows.dtype}"
+        )
+    rows = rows.astype(np.int64, copy=False)
+    if rows.size and not (rows.min() >= 0 and rows.max() < length):
+        wrong = rows[(rows < 0) | (rows >= length)][0]
+        raise RowsOutOfRange(f"There is no row {wrong:,}; {name} has {length:,} rows")
+    return rows

@@ -1,0 +1,368 @@
+"""Make a store: lay the corpus down, then make it visible by one file.
+
+``store.json`` is written last. Until it is there, nothing is: a builder that dies leaves files
+that the next one removes. When it is there, the rows are fixed for good.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from actlake.storage.corpus import Context, Document
+from actlake.storage.dtypes import ActivationDtype, numpy_dtype
+from actlake.storage.errors import InvalidSchema, StoreExists
+from actlake.storage.layout import ROWS, ArraySpec, Compression, group_metadata, metadata_json
+from actlake.storage.lease import Lease
+from actlake.storage.provenance import Provenance, fingerprint
+from actlake.storage.schema import FORMAT, Geometry, Layout, StoreSchema, plan_geometry
+from actlake.storage.sealed import crc32c, seal
+from actlake.storage.shards import encode_shard
+
+MANIFEST = "store.json"
+CORPUS = "corpus.json"
+DOCUMENTS = "documents.parquet"
+TOKENIZER = "tokenizer"
+_DOCUMENTS_AT_ONCE = 4096
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreRequest:
+    """What a store should be, as far as that is known before its text is read."""
+
+    dim: int
+    dtype: ActivationDtype
+    layout: Layout
+    context_length: int
+    splits: tuple[str, ...]
+    special_ids: tuple[int, ...] = ()
+    compression: Compression = "none"
+    nonfinite: Any = "refuse"
+
+
+class StoreBuilder:
+    """Takes documents and contexts, one after the other, and makes a store of them.
+
+    A context manager; `finish` makes the store visible. Memory does not grow with the corpus.
+    """
+
+    def __init__(
+        self,
+        lease: Lease,
+        request: StoreRequest,
+        provenance: Provenance,
+        *,
+        tokenizer_files: Mapping[str, bytes] | None = None,
+        token_chunk_rows: int = 2**16,
+        token_shard_rows: int = 2**22,
+    ) -> None:
+        location = lease.location
+        if location.size(MANIFEST) is not None:
+            raise StoreExists(f"There is a store at {location.url} already")
+        for leftover in (ROWS, DOCUMENTS, CORPUS, TOKENIZER):
+            location.delete(leftover)
+        self._location = location
+        self._request = request
+        self._provenance = provenance
+        self._split_codes = {name: code for code, name in enumerate(request.splits)}
+        self._files: dict[str, dict[str, int]] = {}
+        self._documents = _DocumentSpool()
+        self._rows = 0
+        self._contexts = 0
+        self._token_cut = (token_chunk_rows, token_shard_rows)
+        self._columns = {
+            name: _Column(self._write, name, dtype, *self._token_cut)
+            for name, dtype in {
+                "tokens/id": "int32",
+                "tokens/document": "int64",
+                "tokens/position": "int32",
+                "tokens/char": "int32",
+                "contexts/start": "int64",
+                "contexts/split": "int8",
+            }.items()
+        }
+        for name, data in sorted((tokenizer_files or {}).items()):
+            self._write(f"{TOKENIZER}/{name}", [data])
+
+    def add_document(self, document: Document) -> int:
+        """Add a document; its ordinal, by which contexts name it, is returned."""
+        self._code(document.split)
+        return self._documents.add(document)
+
+    def add_context(self, context: Context) -> None:
+        """Add a context: its tokens become the next rows."""
+        n = len(context)
+        if not 1 <= n <= self._request.context_length:
+            raise InvalidSchema(
+                f"A context of {n} tokens does not fit the store's context length, "
+                f"{self._request.context_length}"
+            )
+        self._columns["tokens/id"].append(context.ids)
+        self._columns["tokens/document"].append(context.documents)
+        self._columns["tokens/position"].append(np.arange(n, dtype=np.int32))
+        self._columns["tokens/char"].append(context.chars)
+        self._columns["contexts/start"].append(np.array([self._rows]))
+        self._columns["contexts/split"].append(np.array([self._code(context.split)]))
+        self._rows += n
+        self._contexts += 1
+
+    @property
+    def rows(self) -> int:
+        """Tokens added so far."""
+        return self._rows
+
+    def finish(
+        self, geometry: Callable[[int], Geometry] | None = None, *, unit_rows: int | None = None
+    ) -> StoreSchema:
+        """Make the store visible; nothing can be added afterwards.
+
+        Parameters
+        ----------
+        geometry
+            From the number of rows, how to cut them; by default `plan_geometry`.
+        unit_rows
+            An upper bound for `plan_geometry`.
+
+        Raises
+        ------
+        InvalidSchema
+            No context was added.
+        """
+        if self._rows == 0:
+            raise InvalidSchema(
+                "A store needs at least one token, and the corpus gave none\n"
+                "hint: look at the corpus report; were all documents empty?"
+            )
+        self._columns["contexts/start"].append(np.array([self._rows]))
+        request = self._request
+        cut = (
+            geometry(self._rows)
+            if geometry
+            else plan_geometry(
+                dim=request.dim,
+                dtype=request.dtype,
+                rows=self._rows,
+                context_length=request.context_length,
+                unit_rows_at_most=unit_rows,
+            )
+        )
+        chunk, shard = self._token_cut
+        schema = StoreSchema(
+            dim=request.dim,
+            dtype=request.dtype,
+            rows=self._rows,
+            contexts=self._contexts,
+            documents=len(self._documents),
+            layout=request.layout,
+            context_length=request.context_length,
+            splits=request.splits,
+            special_ids=request.special_ids,
+            compression=request.compression,
+            nonfinite=request.nonfinite,
+            geometry=Geometry(
+                chunk_rows=cut.chunk_rows,
+                unit_rows=cut.unit_rows,
+                token_chunk_rows=chunk,
+                token_shard_rows=shard,
+            ),
+        )
+        self._write_everything_but_the_manifest(schema)
+        corpus = {"files": self._files}
+        manifest = {
+            "format": FORMAT,
+            "schema": schema.as_json(),
+            "provenance": self._provenance.as_json(),
+            "fingerprint": fingerprint(self._provenance, corpus_files=_of_the_rows(self._files)),
+        }
+        self._location.write(CORPUS, [seal(corpus)])
+        self._location.write(MANIFEST, [seal(manifest)])
+        return schema
+
+    def _write_everything_but_the_manifest(self, schema: StoreSchema) -> None:
+        for spec in (*schema.tokens().values(), *schema.context_arrays().values()):
+            self._columns[spec.name].finish(spec)
+            self._write(spec.metadata_key, [metadata_json(spec.metadata())])
+        for group in ("", "/tokens", "/contexts", "/acts", "/moments"):
+            self._write(f"{ROWS}{group}/zarr.json", [metadata_json(group_metadata())])
+        self._write(DOCUMENTS, [self._documents.as_parquet()])
+
+    def _write(self, key: str, parts: list[Any]) -> None:
+        self._location.write(key, parts)
+        self._files[key] = {
+            "bytes": sum(memoryview(p).nbytes for p in parts),
+            "crc32c": crc32c(*parts),
+        }
+
+    def _code(self, split: str) -> int:
+        try:
+            return self._split_codes[split]
+        except KeyError:
+            raise InvalidSchema(
+                f"There is no split {split!r}; the store has "
+                f"{', '.join(map(repr, self._split_codes))}"
+            ) from None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._documents.close()
+
+
+class _Column:
+    """An index array that grows: full shards are written, the rest waits in memory."""
+
+    def __init__(
+        self, write: Callable[[str, list[Any]], None], name: str, dtype: str, chunk: int, shard: int
+    ) -> None:
+        self._write = write
+        self._name = name
+        self._dtype = dtype
+        self._cut = (chunk, shard)
+        self._waiting: list[np.ndarray[Any, Any]] = []
+        self._num_waiting = 0
+        self._num_written = 0
+
+    def append(self, values: np.ndarray[Any, Any]) -> None:
+        self._waiting.append(np.asarray(values, numpy_dtype(self._dtype)))
+        self._num_waiting += len(values)
+        _, shard = self._cut
+        if self._num_waiting >= shard:
+            joined = np.concatenate(self._waiting)
+            full = len(joined) // shard * shard
+            for start in range(0, full, shard):
+                self._write_shard(joined[start : start + shard])
+            self._waiting = [joined[full:].copy()]
+            self._num_waiting = len(joined) - full
+
+    def finish(self, spec: ArraySpec) -> None:
+        if self._num_waiting:
+            self._write_shard(np.concatenate(self._waiting))
+        assert self._num_written == spec.shape[0], (self._name, self._num_written, spec.shape)
+
+    def _write_shard(self, values: np.ndarray[Any, Any]) -> None:
+        chunk, shard = self._cut
+        number = self._num_written // shard
+        spec = ArraySpec(
+            name=self._name,
+            shape=(self._num_written + len(values),),
+            dtype=self._dtype,
+            shard_length=shard,
+            chunk_length=chunk,
+            dimension_names=("row",),
+            fill_value=-1,
+        )
+        self._write(
+            spec.shard_key(number),
+            list(encode_shard(spec, number, np.ascontiguousarray(values)).parts),
+        )
+        self._num_written += len(values)
+
+
+class _DocumentSpool:
+    """Documents on their way to Parquet, on disk, since their columns are known only at the end."""
+
+    def __init__(self) -> None:
+        self._folder = TemporaryDirectory(prefix="actlake-documents-")
+        self._waiting: list[dict[str, Any]] = []
+        self._batches: list[Path] = []
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def add(self, document: Document) -> int:
+        taken = _OWN_COLUMNS & set(document.columns)
+        if taken:
+            raise InvalidSchema(
+                f"A document column cannot be called {sorted(taken)[0]!r}: the store has one of "
+                "its own\nhint: rename it in the corpus"
+            )
+        self._waiting.append(
+            {
+                "id": document.id,
+                "source": document.source,
+                "split": document.split,
+                "text": document.text,
+                **document.columns,
+            }
+        )
+        self._count += 1
+        if len(self._waiting) >= _DOCUMENTS_AT_ONCE:
+            self._spill()
+        return self._count - 1
+
+    def as_parquet(self) -> bytes:
+        """The whole table's file; columns that some documents lack are null there."""
+        self._spill()
+        schema = self._schema()
+        sink = Path(self._folder.name) / "documents.parquet"
+        with pq.ParquetWriter(sink, schema, compression="zstd") as writer:
+            for path in self._batches:
+                with pa.ipc.open_file(path) as reader:
+                    table = reader.read_all()
+                lacking = [field for field in schema if field.name not in table.column_names]
+                for field in lacking:
+                    table = table.append_column(field, pa.nulls(len(table), field.type))
+                writer.write_table(table.select(schema.names).cast(schema))
+        return sink.read_bytes()
+
+    def close(self) -> None:
+        self._folder.cleanup()
+
+    def _spill(self) -> None:
+        if not self._waiting:
+            return
+        path = Path(self._folder.name) / f"{len(self._batches)}.arrow"
+        try:
+            table = pa.Table.from_pylist(_with_all_keys(self._waiting))
+        except pa.ArrowException as error:
+            raise InvalidSchema(
+                f"A document column holds values of several types: {error}\n"
+                "hint: give the column one type in the corpus"
+            ) from error
+        with pa.ipc.new_file(path, table.schema) as writer:
+            writer.write_table(table)
+        self._batches.append(path)
+        self._waiting = []
+
+    def _schema(self) -> pa.Schema:
+        schemas = []
+        for path in self._batches:
+            with pa.ipc.open_file(path) as reader:
+                schemas.append(reader.schema)
+        try:
+            schema = pa.unify_schemas(schemas, promote_options="permissive")
+        except pa.ArrowException as error:
+            raise InvalidSchema(
+                f"A document column has different types in different documents: {error}\n"
+                "hint: give the column one type in the corpus"
+            ) from error
+        text = schema.get_field_index("text")
+        return schema.set(text, pa.field("text", pa.large_string()))
+
+
+_OWN_COLUMNS = {"id", "source", "split", "text"}
+
+
+def _with_all_keys(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Arrow takes the columns from the first row alone."""
+    keys = dict.fromkeys(key for row in rows for key in row)
+    return [{key: row.get(key) for key in keys} for row in rows]
+
+
+def _of_the_rows(files: Mapping[str, Any]) -> dict[str, Any]:
+    """The checksums that say which tokens and documents the rows are."""
+    data = {key: value for key, value in files.items() if not key.endswith("zarr.json")}
+    return {key: data[key] for key in sorted(data) if not key.startswith(TOKENIZER)}

@@ -1,0 +1,210 @@
+"""One driver a store: a lease with an epoch, which a later driver can take over safely.
+
+A driver opens a store by appending an ``open`` entry with the next epoch to the ledger; that
+entry takes the number a stale driver's next commit would need, so a stale driver can never
+commit (`LeaseLost`). The heartbeat file only decides how *soon* a dead driver is given up: at
+once where its process is known to be gone, else when its beat has not changed for a while.
+
+The worst that a wrong guess does is to end the earlier driver with an error.
+"""
+
+import os
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from actlake.storage.errors import LeaseLost, StoreDamaged, StoreLocked, StoreNotFound
+from actlake.storage.ledger import FOLDER, LedgerState, LedgerWriter, read_state
+from actlake.storage.location import LocalFolder, Location
+from actlake.storage.sealed import seal, unseal
+
+BEAT_S = 5.0
+GIVE_UP_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """What a worker needs to know that it writes where its driver reads.
+
+    Sent to every worker; `check` reads the file back at the worker's own idea of the location.
+    """
+
+    epoch: int
+    nonce: str
+
+    def check(self, location: Location) -> None:
+        """Refuse to work at a place where the driver's lease is not seen.
+
+        Raises
+        ------
+        LeaseLost
+            The heartbeat file of this epoch is not there, or is another driver's: the path is
+            local to another machine, or the lease was taken over.
+        """
+        try:
+            beat = unseal(location.read(_beat_key(self.epoch)), name=_beat_key(self.epoch))
+        except StoreNotFound as error:
+            raise LeaseLost(
+                f"The driver's lease (epoch {self.epoch}) cannot be seen at {location.url}\n"
+                "hint: the store must lie where all workers and the driver see the same files"
+            ) from error
+        if beat["nonce"] != self.nonce or beat["released"]:
+            raise LeaseLost(f"The lease (epoch {self.epoch}) of {location.url} is over")
+
+
+class Lease:
+    """The right to commit to one store, held by this process. A context manager.
+
+    Attributes
+    ----------
+    ledger
+        Appends to the log; raises `LeaseLost` once another driver has taken over.
+    token
+        For workers, see `Token`.
+    """
+
+    def __init__(self, location: Location, ledger: LedgerWriter, token: Token) -> None:
+        self.location = location
+        self.ledger = ledger
+        self.token = token
+        self._beat = 0
+        self._stop = threading.Event()
+        self._write_beat()
+        self._thread = threading.Thread(target=self._keep_beating, daemon=True)
+        self._thread.start()
+
+    @classmethod
+    def acquire(cls, location: Location, *, give_up_s: float = GIVE_UP_S) -> Self:
+        """Take the lease, waiting at most `give_up_s` for a silent holder to be given up.
+
+        Raises
+        ------
+        StoreLocked
+            Another driver is alive.
+        StoreNotWritable
+            The place cannot be written.
+        """
+        state = read_state(location)
+        if state.epoch:
+            _wait_until_over(location, state, give_up_s=give_up_s)
+        writer = LedgerWriter(location, state)
+        token = Token(state.epoch + 1, secrets.token_hex(8))
+        try:
+            writer.append({"kind": "open", "epoch": token.epoch, "owner": _this_process()})
+        except LeaseLost as error:
+            raise _locked(location, read_state(location)) from error
+        if isinstance(location, LocalFolder):
+            location.sweep(FOLDER)
+        return cls(location, writer, token)
+
+    def release(self) -> None:
+        """Give the lease back; the next driver need not wait."""
+        if not self._stop.is_set():
+            self._stop.set()
+            self._thread.join()
+            self._write_beat(released=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.release()
+
+    def _keep_beating(self) -> None:
+        while not self._stop.wait(BEAT_S):
+            # A beat that cannot be written is made up for by the next, or by the takeover.
+            with suppress(OSError):
+                self._write_beat()
+
+    def _write_beat(self, *, released: bool = False) -> None:
+        self._beat += 1
+        content = {"nonce": self.token.nonce, "beat": self._beat, "released": released}
+        self.location.write(_beat_key(self.token.epoch), [seal(content)])
+
+
+def _beat_key(epoch: int) -> str:
+    return f"{FOLDER}/lease-{epoch:06d}"
+
+
+def _wait_until_over(location: Location, state: LedgerState, *, give_up_s: float) -> None:
+    """Return when the last driver is known to be gone, or has been silent for long enough."""
+    if _is_gone(state.owner):
+        return
+    before = _read_beat(location, state.epoch)
+    deadline = time.monotonic() + give_up_s
+    while not before.get("released", False):
+        if time.monotonic() >= deadline:
+            return
+        time.sleep(min(BEAT_S, give_up_s) / 4)
+        now = _read_beat(location, state.epoch)
+        if now.get("beat") != before.get("beat") and not now.get("released", False):
+            raise _locked(location, state)
+        before = now
+
+
+def _read_beat(location: Location, epoch: int) -> Mapping[str, Any]:
+    key = _beat_key(epoch)
+    try:
+        content: Mapping[str, Any] = unseal(location.read(key), name=key)
+    except (StoreNotFound, StoreDamaged):
+        return {}  # the driver died before its first beat
+    return content
+
+
+def _locked(location: Location, state: LedgerState) -> StoreLocked:
+    owner = state.owner
+    return StoreLocked(
+        f"Another driver is writing to {location.url}: process {owner.get('pid')} on "
+        f"{owner.get('host')} (epoch {state.epoch})\n"
+        "hint: wait for it to end, or stop it; its store goes on from where it stopped"
+    )
+
+
+def _this_process() -> dict[str, Any]:
+    return {
+        "host": socket.gethostname(),
+        "boot": _boot_id(),
+        "pid": os.getpid(),
+        "started": _start_ticks(os.getpid()),
+    }
+
+
+def _is_gone(owner: Mapping[str, Any]) -> bool:
+    """Whether the process is certainly dead: it was of this machine's present life, and is no more.
+
+    Its start time is compared too, since a process number is used again.
+    """
+    boot = _boot_id()
+    if not boot or owner.get("boot") != boot:
+        return False
+    started = _start_ticks(owner["pid"])
+    return started is None or started != owner["started"]
+
+
+def _boot_id() -> str:
+    with suppress(OSError):
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return ""
+
+
+def _start_ticks(pid: int) -> int | None:
+    """When the process started, in clock ticks since boot; None when there is none."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    after_name = stat.rpartition(")")[2].split()
+    is_zombie = after_name[0] == "Z"
+    return None if is_zombie else int(after_name[19])

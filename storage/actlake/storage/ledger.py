@@ -1,0 +1,411 @@
+"""Which (unit, site) are committed, with checksums: the one truth for reading and resuming.
+
+An append-only log of numbered entries in ``ledger/``, after the model of Delta Lake's
+transaction log (Armbrust et al. 2020, VLDB 13(12)). An entry is created under the next number
+by an operation that only one writer can win, so the log is also the fence between drivers: the
+``open`` entry of a new driver takes the number that a stale one would need.
+
+    00000001.json              one entry, sealed (`actlake.storage.sealed`)
+    00000001-00000032.json     the same as entries 1 to 32, merged; what they say of units is
+    00000001-00000032.parquet  a table, a row per (site, unit), for `verify` and `resume`
+
+Thirty-two segments of one size are merged into one, so a store of 10⁷ units has some hundred
+files to read when it is opened, and opening reads no table: a merged segment states the units
+it covers as runs.
+"""
+
+import io
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from actlake.storage.errors import FormatTooNew, LeaseLost, StoreDamaged, StoreNotFound
+from actlake.storage.extents import UnitSet
+from actlake.storage.location import KeyTaken, Location
+from actlake.storage.sealed import crc32c, seal, unseal
+from actlake.storage.sites import Site
+
+FOLDER = "ledger"
+FAN_OUT = 32
+_NAME = re.compile(rf"{FOLDER}/(?P<first>\d{{8}})(-(?P<last>\d{{8}}))?\.json")
+_RETRIES = 20
+# About 60 bytes a record in memory while they are merged.
+_MOST_RECORDS_IN_ONE_TABLE = 4_000_000
+
+_TABLE = pa.schema(
+    [
+        ("site", pa.string()),
+        ("unit", pa.int64()),
+        ("rows_bytes", pa.int64()),
+        ("rows_crc32c", pa.uint32()),
+        ("moments_bytes", pa.int64()),
+        ("moments_crc32c", pa.uint32()),
+        ("infinite", pa.int64()),
+        ("nan", pa.int64()),
+        ("numerics", pa.int16()),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ShardRecord:
+    """What was written for one unit of one site, as the ledger keeps it."""
+
+    site: Site
+    unit: int
+    rows_bytes: int
+    """Size of the activation shard's file."""
+    rows_crc32c: int
+    """CRC32C of that file."""
+    moments_bytes: int
+    """Sizes of the unit's moment files, added up."""
+    moments_crc32c: int
+    """CRC32C of those files, one after the other in the order of their names."""
+    infinite: int = 0
+    """How many stored values are infinite: overflow, or the model's own."""
+    nan: int = 0
+    numerics: int = 0
+    """Which of the ledger's `numerics` the unit was computed with."""
+
+    def as_json(self) -> dict[str, Any]:
+        """One row of the table."""
+        return {name: getattr(self, name) for name in _TABLE.names} | {"site": str(self.site)}
+
+    @classmethod
+    def from_json(cls, row: Mapping[str, Any]) -> "ShardRecord":
+        """Read what `as_json` wrote."""
+        return cls(**{**row, "site": Site.parse(row["site"])})
+
+
+@dataclass(frozen=True, slots=True)
+class SiteGroup:
+    """Sites that were asked for together: one harvest, or a later one that added sites."""
+
+    sites: tuple[Site, ...]
+    request: Mapping[str, Any]
+    """What the harvest was asked to do, in its own words (JSON); `repair` runs it again."""
+
+
+@dataclass(slots=True)
+class LedgerState:
+    """All that the log says, replayed; small, however many units there are."""
+
+    last: int = 0
+    """Number of the last entry."""
+    epoch: int = 0
+    """Epoch of the last driver that opened the store."""
+    owner: Mapping[str, Any] = field(default_factory=dict)
+    groups: list[SiteGroup] = field(default_factory=list)
+    numerics: list[Mapping[str, Any]] = field(default_factory=list)
+    covered: dict[Site, UnitSet] = field(default_factory=dict)
+
+    def apply(self, entry: Mapping[str, Any]) -> None:
+        """Replay one entry, in place."""
+        kind = entry["kind"]
+        if kind == "open":
+            self.epoch, self.owner = entry["epoch"], entry["owner"]
+        elif kind == "sites":
+            group = SiteGroup(tuple(map(Site.parse, entry["sites"])), entry["request"])
+            self.groups.append(group)
+            for site in group.sites:
+                self.covered.setdefault(site, UnitSet())
+        elif kind == "numerics":
+            self.numerics.append(entry["numerics"])
+        elif kind == "units":
+            for row in entry["shards"]:
+                self.covered[Site.parse(row["site"])].add(row["unit"])
+        elif kind == "revoke":
+            for row in entry["shards"]:
+                self.covered[Site.parse(row["site"])].discard(row["unit"])
+        elif kind == "merged":
+            for other in entry["others"]:
+                self.apply(other)
+            for site, runs in entry["revoked"].items():
+                self.covered[Site.parse(site)].difference_update(UnitSet(map(tuple, runs)))
+            for site, runs in entry["covered"].items():
+                self.covered[Site.parse(site)].update(UnitSet(map(tuple, runs)))
+        else:
+            raise FormatTooNew(
+                f"The ledger has an entry of an unknown kind, {kind!r}\n"
+                "hint: open the store with a newer actlake"
+            )
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """Every site that was ever asked for, sorted."""
+        return tuple(sorted(self.covered))
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class _Segment:
+    """A file of the log: entries `first` to `last`."""
+
+    first: int
+    last: int
+
+    @property
+    def key(self) -> str:
+        return f"{FOLDER}/{self.stem}.json"
+
+    @property
+    def table_key(self) -> str:
+        return f"{FOLDER}/{self.stem}.parquet"
+
+    @property
+    def stem(self) -> str:
+        if self.first == self.last:
+            return f"{self.first:08d}"
+        return f"{self.first:08d}-{self.last:08d}"
+
+    @property
+    def level(self) -> int:
+        """How often its entries have been merged: the logarithm of their number, base 32."""
+        return (self.last - self.first + 1).bit_length() // (FAN_OUT.bit_length() - 1)
+
+
+def read_state(location: Location) -> LedgerState:
+    """Replay the log.
+
+    Raises
+    ------
+    StoreDamaged
+        An entry is missing, changed, or under another's name.
+    """
+    for _ in range(_RETRIES):
+        state = LedgerState()
+        try:
+            for segment in _cover(location):
+                state.apply(_read(location, segment))
+                state.last = segment.last
+        except StoreNotFound:  # merged away between listing and reading
+            continue
+        return state
+    raise StoreDamaged(f"The ledger of {location.url} changes faster than it can be read")
+
+
+def read_shards(location: Location) -> Iterator[ShardRecord]:
+    """Every committed (unit, site) with its checksums, streamed.
+
+    Of a unit that was revoked and committed again only the later record is given.
+
+    Raises
+    ------
+    StoreDamaged
+        A table or an entry is not what was written.
+    """
+    segments = _cover(location)
+    entries = [_read(location, segment) for segment in segments]
+    revoked_later: list[dict[Site, UnitSet]] = []
+    revoked: dict[Site, UnitSet] = {}
+    for entry in reversed(entries):
+        revoked_later.append({site: UnitSet(units.runs()) for site, units in revoked.items()})
+        for site, units in _revoked(entry).items():
+            revoked.setdefault(site, UnitSet()).update(units)
+    for segment, entry, gone in zip(segments, entries, reversed(revoked_later), strict=True):
+        table = _without(_table_of(location, segment, entry), gone)
+        for batch in table.to_batches(max_chunksize=4096):
+            yield from map(ShardRecord.from_json, batch.to_pylist())
+
+
+class LedgerWriter:
+    """Appends to the log, for the driver that holds the lease. Not for two threads at once."""
+
+    def __init__(self, location: Location, state: LedgerState) -> None:
+        self._location = location
+        self.state = state
+        self._segments = _cover(location)
+
+    def append(self, entry: Mapping[str, Any]) -> None:
+        """Add one entry, durably; then merge segments where there are enough of one size.
+
+        Raises
+        ------
+        LeaseLost
+            Another driver has written the entry of this number.
+        """
+        number = self.state.last + 1
+        segment = _Segment(number, number)
+        try:
+            self._location.create(segment.key, seal({"number": number, **entry}))
+        except KeyTaken as error:
+            raise LeaseLost(
+                f"Another driver has taken over {self._location.url}; this one "
+                f"(epoch {self.state.epoch}) can commit nothing more\n"
+                "hint: one harvest runs on a store at a time; this one may stop"
+            ) from error
+        self.state.apply(entry)
+        self.state.last = number
+        self._segments.append(segment)
+        self._merge_where_due()
+
+    def commit(self, shards: Iterable[ShardRecord]) -> None:
+        """Make written units visible."""
+        self.append({"kind": "units", "shards": [shard.as_json() for shard in shards]})
+
+    def merge_all(self) -> None:
+        """Leave one segment, unless the store is so large that its table would be too."""
+        records = sum(map(len, self.state.covered.values()))
+        if len(self._segments) > 1 and records <= _MOST_RECORDS_IN_ONE_TABLE:
+            self._merge(list(self._segments))
+
+    def _merge_where_due(self) -> None:
+        while len(self._segments) >= FAN_OUT:
+            tail = self._segments[-FAN_OUT:]
+            if len({segment.level for segment in tail}) > 1:
+                return
+            self._merge(tail)
+
+    def _merge(self, segments: list[_Segment]) -> None:
+        merged = _Segment(segments[0].first, segments[-1].last)
+        entries = [_read(self._location, segment) for segment in segments]
+        covered, revoked = _net_effect(entries)
+        content = _table_bytes(_merged_table(self._location, segments, entries))
+        self._location.write(merged.table_key, [content])
+        self._location.write(
+            merged.key,
+            [
+                seal(
+                    {
+                        "kind": "merged",
+                        "number": [merged.first, merged.last],
+                        "others": [other for entry in entries for other in _others(entry)],
+                        "covered": _as_runs(covered),
+                        "revoked": _as_runs(revoked) if merged.first > 1 else {},
+                        "table": {"bytes": len(content), "crc32c": crc32c(content)},
+                    }
+                )
+            ],
+        )
+        self._segments = [s for s in self._segments if s not in segments] + [merged]
+        self._segments.sort()
+        for segment in segments:  # readers that listed them already read again
+            self._location.delete(segment.key)
+            self._location.delete(segment.table_key)
+
+
+def _cover(location: Location) -> list[_Segment]:
+    """The segments to replay, in order; leftovers of an interrupted merge are passed over."""
+    found: dict[int, _Segment] = {}
+    for key in location.list(FOLDER):
+        if match := _NAME.fullmatch(key):
+            first = int(match["first"])
+            segment = _Segment(first, int(match["last"] or first))
+            found[first] = max(segment, found.get(first, segment))
+    cover: list[_Segment] = []
+    number = 1
+    while number in found:
+        cover.append(found[number])
+        number = found[number].last + 1
+    beyond = [segment.stem for segment in sorted(found.values()) if segment.first > number]
+    if beyond:
+        raise StoreDamaged(
+            f"The ledger of {location.url} has no entry {number:08d}, but has {beyond[0]}\n"
+            "hint: restore the file; without it nobody knows which units are whole"
+        )
+    return cover
+
+
+def _read(location: Location, segment: _Segment) -> dict[str, Any]:
+    entry: dict[str, Any] = unseal(location.read(segment.key), name=f"{location.url}/{segment.key}")
+    expected = segment.first if segment.first == segment.last else [segment.first, segment.last]
+    if entry.pop("number") != expected:
+        raise StoreDamaged(
+            f"{location.url}/{segment.key} is another entry under this name: "
+            "the ledger has been reordered"
+        )
+    return entry
+
+
+def _others(entry: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The entries that are not about units, which a merged segment keeps as they are."""
+    if entry["kind"] == "merged":
+        return list(entry["others"])
+    return [] if entry["kind"] in ("units", "revoke") else [entry]
+
+
+def _revoked(entry: Mapping[str, Any]) -> dict[Site, UnitSet]:
+    if entry["kind"] == "merged":
+        return _from_runs(entry["revoked"])
+    return _units_of(entry["shards"]) if entry["kind"] == "revoke" else {}
+
+
+def _covered(entry: Mapping[str, Any]) -> dict[Site, UnitSet]:
+    if entry["kind"] == "merged":
+        return _from_runs(entry["covered"])
+    return _units_of(entry["shards"]) if entry["kind"] == "units" else {}
+
+
+def _net_effect(
+    entries: Iterable[Mapping[str, Any]],
+) -> tuple[dict[Site, UnitSet], dict[Site, UnitSet]]:
+    """What the entries together add, and what they take away from earlier ones."""
+    covered: dict[Site, UnitSet] = {}
+    revoked: dict[Site, UnitSet] = {}
+    for entry in entries:
+        for site, units in _revoked(entry).items():
+            revoked.setdefault(site, UnitSet()).update(units)
+            covered.setdefault(site, UnitSet()).difference_update(units)
+        for site, units in _covered(entry).items():
+            covered.setdefault(site, UnitSet()).update(units)
+    return covered, revoked
+
+
+def _units_of(shards: Iterable[Mapping[str, Any]]) -> dict[Site, UnitSet]:
+    units: dict[Site, UnitSet] = {}
+    for row in shards:
+        units.setdefault(Site.parse(row["site"]), UnitSet()).add(row["unit"])
+    return units
+
+
+def _as_runs(units: Mapping[Site, UnitSet]) -> dict[str, list[tuple[int, int]]]:
+    return {str(site): units[site].runs() for site in sorted(units)}
+
+
+def _from_runs(runs: Mapping[str, Any]) -> dict[Site, UnitSet]:
+    return {Site.parse(site): UnitSet(map(tuple, pairs)) for site, pairs in runs.items()}
+
+
+def _table_of(location: Location, segment: _Segment, entry: Mapping[str, Any]) -> pa.Table:
+    """The records of one segment, whose entry has been read."""
+    if entry["kind"] != "merged":
+        rows = entry["shards"] if entry["kind"] == "units" else []
+        return pa.Table.from_pylist(rows, schema=_TABLE)
+    name = f"{location.url}/{segment.table_key}"
+    try:
+        content = location.read(segment.table_key)
+    except StoreNotFound as error:
+        raise StoreDamaged(f"{name} is missing") from error
+    if crc32c(content) != entry["table"]["crc32c"]:
+        raise StoreDamaged(f"{name} has changed since it was written: it fails its CRC32C")
+    return pq.read_table(io.BytesIO(content), schema=_TABLE)
+
+
+def _merged_table(
+    location: Location, segments: Iterable[_Segment], entries: Iterable[Mapping[str, Any]]
+) -> pa.Table:
+    """The records of several segments, one of each (site, unit), sorted."""
+    table = _TABLE.empty_table()
+    for segment, entry in zip(segments, entries, strict=True):
+        table = _without(table, _revoked(entry))
+        table = pa.concat_tables([table, _table_of(location, segment, entry)])
+    return table.sort_by([("site", "ascending"), ("unit", "ascending")])
+
+
+def _without(table: pa.Table, revoked: Mapping[Site, UnitSet]) -> pa.Table:
+    """The records that no later entry has revoked."""
+    if not any(revoked.values()) or not len(table):
+        return table
+    rows = zip(table["site"].to_pylist(), table["unit"].to_pylist(), strict=True)
+    return table.filter(
+        pa.array([unit not in revoked.get(Site.parse(site), ()) for site, unit in rows])
+    )
+
+
+def _table_bytes(table: pa.Table) -> bytes:
+    sink = io.BytesIO()
+    pq.write_table(table, sink, compression="zstd")
+    return sink.getvalue()

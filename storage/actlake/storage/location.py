@@ -1,0 +1,223 @@
+"""Where a store lies: a folder, later a bucket. The only file that knows which.
+
+Keys are relative and use ``/``. Every write is whole or absent: a reader meets all of a file
+or none of it, and what was written has reached the disk when the call returns (file and folder
+are fsynced). `Location.create` is the one operation that two writers can race for, and exactly
+one wins; the ledger is built on it.
+"""
+
+import errno
+import os
+import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Protocol
+
+import zarr
+from zarr.storage import LocalStore
+
+from actlake.storage.errors import StoreError, StoreNotFound, StoreNotWritable
+
+_PARTIAL = ".partial"
+
+
+class KeyTaken(StoreError):
+    """`Location.create` lost the race: the key is already there."""
+
+
+class Location(Protocol):
+    """Named bytes under one root, with atomic and durable writes."""
+
+    url: str
+
+    def read(self, key: str) -> bytes:
+        """All bytes of `key`; `StoreNotFound` when there are none."""
+        ...
+
+    def write(self, key: str, parts: Iterable[Any]) -> None:
+        """Make `key` hold exactly the bytes of `parts`, replacing what was there."""
+        ...
+
+    def create(self, key: str, data: bytes) -> None:
+        """As `write`, but `KeyTaken` when the key exists; atomic against other callers."""
+        ...
+
+    def size(self, key: str) -> int | None:
+        """Bytes of `key`, or None when it does not exist."""
+        ...
+
+    def list(self, folder: str) -> Iterator[str]:
+        """Keys directly in `folder` (files only), in no order."""
+        ...
+
+    def delete(self, key: str) -> None:
+        """Remove `key`, or everything below it; nothing happens when there is nothing."""
+        ...
+
+    def local_path(self, key: str) -> Path | None:
+        """The file of `key` where it can be memory-mapped, else None."""
+        ...
+
+    def zarr_store(self, key: str) -> Any:
+        """A read-only Zarr store of what lies below `key`."""
+        ...
+
+
+class LocalFolder:
+    """A folder of a POSIX file system."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.expanduser().absolute()
+        self.url = str(self.root)
+
+    def __repr__(self) -> str:
+        return f"LocalFolder({self.url!r})"
+
+    def read(self, key: str) -> bytes:
+        """See `Location.read`."""
+        try:
+            return (self.root / key).read_bytes()
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise StoreNotFound(f"There is no {key} in {self.url}") from error
+
+    def write(self, key: str, parts: Iterable[Any]) -> None:
+        """See `Location.write`."""
+        with self._partial(key, parts) as (partial, path):
+            partial.replace(path)
+
+    def create(self, key: str, data: bytes) -> None:
+        """See `Location.create`; atomic by a hard link, which fails where the name exists."""
+        with self._partial(key, [data]) as (partial, path):
+            try:
+                os.link(partial, path)
+            except FileExistsError as error:
+                raise KeyTaken(f"{key} already exists in {self.url}") from error
+
+    @contextmanager
+    def _partial(self, key: str, parts: Iterable[Any]) -> Iterator[tuple[Path, Path]]:
+        """A durable file beside the one to be; the body names it, then the folder is synced."""
+        path = self.root / key
+        partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}{_PARTIAL}")
+        try:
+            _make_folder(path.parent)
+            with partial.open("xb", buffering=0) as file:
+                for part in parts:
+                    _write_all(file.fileno(), part)
+                os.fsync(file.fileno())
+            yield partial, path
+            _sync_folder(path.parent)
+        except OSError as error:
+            if isinstance(error, StoreError) or error.errno not in _NOT_WRITABLE:
+                raise
+            raise StoreNotWritable(
+                f"Cannot write {key} in {self.url}: {os.strerror(error.errno)}\n"
+                f"hint: {_NOT_WRITABLE[error.errno]}; nothing of this file is visible, and "
+                "the same command goes on where it stopped"
+            ) from error
+        finally:
+            with suppress(OSError):
+                partial.unlink()
+
+    def size(self, key: str) -> int | None:
+        """See `Location.size`."""
+        try:
+            return (self.root / key).stat().st_size
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def list(self, folder: str) -> Iterator[str]:
+        """See `Location.list`; files that are still being written are left out."""
+        for name in self._names(folder):
+            if not name.endswith(_PARTIAL):
+                yield f"{folder}/{name}" if folder else name
+
+    def delete(self, key: str) -> None:
+        """See `Location.delete`."""
+        path = self.root / key
+        if path.is_dir():
+            for child in sorted(path.iterdir()):
+                self.delete(f"{key}/{child.name}")
+            path.rmdir()
+        else:
+            path.unlink(missing_ok=True)
+
+    def sweep(self, folder: str) -> int:
+        """Remove what killed writers left half-written in `folder`; how many files."""
+        left = [name for name in self._names(folder) if name.endswith(_PARTIAL)]
+        for name in left:
+            (self.root / folder / name).unlink(missing_ok=True)
+        return len(left)
+
+    def local_path(self, key: str) -> Path:
+        """See `Location.local_path`."""
+        return self.root / key
+
+    def zarr_store(self, key: str) -> Any:
+        """See `Location.zarr_store`."""
+        return LocalStore(self.root / key, read_only=True)
+
+    def _names(self, folder: str) -> Iterator[str]:
+        with suppress(FileNotFoundError), os.scandir(self.root / folder) as entries:
+            for entry in entries:
+                if entry.is_file():
+                    yield entry.name
+
+
+_NOT_WRITABLE = {
+    errno.EACCES: "check the permissions of the folder",
+    errno.EPERM: "check the permissions of the folder",
+    errno.EROFS: "the file system is read-only",
+    errno.ENOSPC: "make space",
+    errno.EDQUOT: "your disk quota is used up",
+    errno.ENOTDIR: "a part of the path is a file",
+}
+
+
+def locate(url: "str | os.PathLike[str] | Location") -> Location:
+    """The location of a path or URL.
+
+    Raises
+    ------
+    StoreError
+        The URL has a scheme that cannot be opened.
+    """
+    if not isinstance(url, str | os.PathLike):
+        return url
+    text = os.fspath(url)
+    scheme, colon, rest = text.partition("://")
+    if not colon:
+        return LocalFolder(Path(text))
+    if scheme == "file":
+        return LocalFolder(Path(rest))
+    raise StoreError(
+        f"Cannot open {text}: there is no reader for {scheme}:// yet\n"
+        "hint: give a path on a file system that all workers share"
+    )
+
+
+def open_zarr_array(location: Location, group: str, name: str) -> Any:
+    """A lazy, read-only zarr-python array."""
+    return zarr.open_array(location.zarr_store(group), path=name, mode="r", zarr_format=3)
+
+
+def _make_folder(folder: Path) -> None:
+    if folder.is_dir():
+        return
+    _make_folder(folder.parent)
+    folder.mkdir(exist_ok=True)
+    _sync_folder(folder.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _write_all(handle: int, part: Any) -> None:
+    view = memoryview(part).cast("B")
+    while len(view):
+        view = view[os.write(handle, view) :]

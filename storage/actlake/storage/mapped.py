@@ -1,0 +1,186 @@
+"""The fast path: all shards of a local, uncompressed array as one strided NumPy array.
+
+Chunks lie raw in a shard file, in order, a fixed stride apart. So do the shard files, once
+they are mapped one after the other into one reserved range of addresses. The whole array is
+then ``view[shard, chunk, row]``, and gathering rows from anywhere in it is one call of NumPy,
+at the speed of memory, however many files there are.
+
+Shards are mapped when they are first touched. A mapping keeps no file handle open (Python's
+own ``mmap`` keeps one each, which ends at the shell's limit of 1,024), which is why the C
+library is called directly. Checksums are not checked here unless asked.
+"""
+
+import ctypes
+import mmap
+import os
+import weakref
+from typing import Any
+
+import numpy as np
+
+from actlake.storage.errors import StoreDamaged, StoreError
+from actlake.storage.layout import ArraySpec
+from actlake.storage.location import Location
+from actlake.storage.sealed import crc32c
+
+Array = np.ndarray[Any, Any]
+_FAILED = ctypes.c_void_p(-1).value
+_MAP_FIXED = 0x10  # the same on Linux and macOS; Python's mmap module does not name it
+
+
+class CannotMap(StoreError):
+    """The array must be read through Zarr; the message says why."""
+
+
+class MappedShards:
+    """All shards of one array, addressable as ``view[shard, chunk, row]``.
+
+    Attributes
+    ----------
+    view
+        (shards, chunks per shard, chunk_length, …), read-only. Shards that `touch` has not
+        mapped read as zeros: callers touch first.
+
+    Raises
+    ------
+    CannotMap
+        The array is compressed or remote, or the system refuses so large a range.
+    """
+
+    def __init__(self, location: Location, spec: ArraySpec) -> None:
+        if not spec.is_mappable:
+            raise CannotMap(f"{spec.name} is compressed")
+        if location.local_path("") is None:
+            raise CannotMap(f"{location.url} is not a local folder")
+        self._location = location
+        self._spec = spec
+        largest = spec.chunks_per_shard * spec.chunk_stride + spec.index_bytes
+        self._stride = -(-largest // mmap.ALLOCATIONGRANULARITY) * mmap.ALLOCATIONGRANULARITY
+        self._region = _Region(max(1, spec.num_shards) * self._stride)
+        self._mapped = np.zeros(spec.num_shards, bool)
+        self._checked = np.zeros((spec.num_shards, spec.chunks_per_shard), bool)
+        itemsize = spec.numpy_dtype.itemsize
+        tail_strides = np.empty(spec.shape[1:], spec.numpy_dtype).strides
+        self.view = np.ndarray(
+            (spec.num_shards, spec.chunks_per_shard, *spec.chunk_shape),
+            spec.numpy_dtype,
+            np.asarray(self._region),  # keeps the region alive as long as any view of it
+            strides=(
+                self._stride,
+                spec.chunk_stride,
+                tail_strides[0] * spec.shape[1] if tail_strides else itemsize,
+                *tail_strides,
+            ),
+        )
+        self.view.flags.writeable = False
+
+    def touch(self, shards: Array) -> None:
+        """Map those of `shards` that are not mapped yet.
+
+        Raises
+        ------
+        StoreDamaged
+            A shard's file is missing or has another size than its rows need.
+        CannotMap
+            The system allows no more mappings.
+        """
+        if self._mapped[shards].all():
+            return
+        for shard in np.unique(shards):
+            if not self._mapped[shard]:
+                self._map(int(shard))
+
+    def check(self, shards: Array, chunks: Array) -> None:
+        """Check the CRC32C of the chunks ``(shards[i], chunks[i])``, each once.
+
+        Raises
+        ------
+        StoreDamaged
+            A chunk is not what was written.
+        """
+        unchecked = ~self._checked[shards, chunks]
+        if not unchecked.any():
+            return
+        pairs = np.unique(np.stack([shards[unchecked], chunks[unchecked]], axis=1), axis=0)
+        for shard, chunk in pairs.tolist():
+            self._check(shard, chunk)
+
+    def _check(self, shard: int, chunk: int) -> None:
+        spec = self._spec
+        start = shard * self._stride + chunk * spec.chunk_stride
+        stored = np.asarray(self._region)[start : start + spec.chunk_stride]
+        payload, checksum = stored[:-4], stored[-4:]
+        if crc32c(payload) != int.from_bytes(checksum.tobytes(), "little"):
+            raise StoreDamaged(
+                f"Chunk {chunk} of {spec.shard_key(shard)} in {self._location.url} fails its "
+                "CRC32C\nhint: `actlake verify --repair` computes its unit again"
+            )
+        self._checked[shard, chunk] = True
+
+    def _map(self, shard: int) -> None:
+        key = self._spec.shard_key(shard)
+        path = self._location.local_path(key)
+        assert path is not None
+        expected = self._spec.shard_bytes(shard)
+        assert expected is not None
+        try:
+            handle = os.open(path, os.O_RDONLY)
+        except FileNotFoundError as error:
+            raise StoreDamaged(f"{key} is missing from {self._location.url}") from error
+        try:
+            size = os.fstat(handle).st_size
+            if size != expected:
+                raise StoreDamaged(
+                    f"{key} in {self._location.url} has {size:,} bytes; its rows need "
+                    f"{expected:,}\nhint: `actlake verify --repair` computes its unit again"
+                )
+            self._region.place(handle, size, at=shard * self._stride)
+        finally:
+            os.close(handle)
+        self._mapped[shard] = True
+
+
+class _Region:
+    """A reserved range of addresses into which files are mapped, read-only."""
+
+    def __init__(self, num_bytes: int) -> None:
+        self._num_bytes = num_bytes
+        reserve = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
+        self._base = _mmap(None, num_bytes, reserve, -1)
+        weakref.finalize(self, _LIBC.munmap, self._base, num_bytes)
+
+    @property
+    def __array_interface__(self) -> dict[str, Any]:
+        return {
+            "version": 3,
+            "shape": (self._num_bytes,),
+            "typestr": "|u1",
+            "data": (self._base, True),
+        }
+
+    def place(self, handle: int, num_bytes: int, *, at: int) -> None:
+        assert at + num_bytes <= self._num_bytes
+        _mmap(self._base + at, num_bytes, mmap.MAP_SHARED | _MAP_FIXED, handle)
+
+
+def _mmap(address: int | None, num_bytes: int, flags: int, handle: int) -> int:
+    result = _LIBC.mmap(address, num_bytes, mmap.PROT_READ, flags, handle, 0)
+    if result == _FAILED:
+        raise CannotMap(
+            f"The system cannot map {num_bytes:,} bytes: {os.strerror(ctypes.get_errno())}"
+        )
+    return int(result)
+
+
+_LIBC = ctypes.CDLL(None, use_errno=True)
+_LIBC.mmap.restype = ctypes.c_void_p
+_LIBC.mmap.argtypes = [
+    ctypes.c_void_p,
+    ctypes.c_size_t,
+    ctypes.c_int,
+    ctypes.c_int,
+    ctypes.c_int,
+    ctypes.c_longlong,
+]
+_LIBC.munmap.restype = ctypes.c_int
+_LIBC.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]

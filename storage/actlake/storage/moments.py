@@ -1,0 +1,102 @@
+"""Mean, variance and norms of rows, in float64, mergeable.
+
+Kept per unit and per group of rows (split × {kept, excluded}), they give exact statistics of
+any split without reading a row, and no test row ever enters a training statistic.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+
+Array = np.ndarray[Any, Any]
+_BLOCK_ROWS = 4096  # rows turned to float64 at once: 19 MB at 576 dimensions
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Moments:
+    """Statistics of some rows.
+
+    Merged by Chan, Golub and LeVeque 1979, "Updating formulae and a pairwise algorithm for
+    computing sample variances", eq. 2.1: nothing is lost to cancellation.
+    """
+
+    count: int
+    mean: Array
+    """(dim,) float64."""
+    m2: Array
+    """(dim,) float64, sum of squared deviations from the mean."""
+    norm_sum: float
+    """Sum of the rows' Euclidean norms."""
+
+    @classmethod
+    def empty(cls, dim: int) -> Self:
+        """Of no rows: the neutral element of `merge`."""
+        return cls(0, np.zeros(dim), np.zeros(dim), 0.0)
+
+    @classmethod
+    def of(cls, rows: Array) -> "Moments":
+        """Of all `rows`, (n, dim) of any float type; NaN where a row is not finite."""
+        total = Moments.empty(rows.shape[1])
+        for start in range(0, len(rows), _BLOCK_ROWS):
+            block = rows[start : start + _BLOCK_ROWS].astype(np.float64)
+            mean = block.mean(axis=0)
+            norms = float(np.sqrt(np.einsum("nd,nd->n", block, block)).sum())
+            block -= mean
+            m2 = np.einsum("nd,nd->d", block, block)
+            total = total.merge(Moments(len(block), mean, m2, norms))
+        return total
+
+    def merge(self, other: "Moments") -> "Moments":
+        """Of the rows of both."""
+        count = self.count + other.count
+        if self.count == 0 or other.count == 0:
+            return other if self.count == 0 else self
+        delta = other.mean - self.mean
+        return Moments(
+            count,
+            self.mean + delta * (other.count / count),
+            self.m2 + other.m2 + delta**2 * (self.count * other.count / count),
+            self.norm_sum + other.norm_sum,
+        )
+
+    @property
+    def variance(self) -> Array:
+        """(dim,) variance about the mean, divided by the count (not the count less one)."""
+        return self.m2 / max(self.count, 1)
+
+    @property
+    def mean_norm(self) -> float:
+        """Mean Euclidean norm of a row; NaN of no rows."""
+        return self.norm_sum / self.count if self.count else float("nan")
+
+
+def merge_all(parts: Iterable[Moments], *, dim: int) -> Moments:
+    """Of all rows of all `parts`, merged in their order."""
+    total = Moments.empty(dim)
+    for part in parts:
+        total = total.merge(part)
+    return total
+
+
+def moments_by_group(rows: Array, groups: Array, *, num_groups: int) -> list[Moments]:
+    """Moments of each group; `groups` is (n,), the group of each row, from 0."""
+    return [Moments.of(rows[groups == group]) for group in range(num_groups)]
+
+
+def row_groups(
+    splits: Array, positions: Array, ids: Array, *, special_ids: tuple[int, ...]
+) -> Array:
+    """(n,) int: ``2 * split``, plus 1 where the row is excluded by default.
+
+    Excluded are position 0 of every context (an attention sink, with or without BOS) and the
+    special token ids.
+    """
+    return 2 * splits.astype(np.int64) + is_excluded(positions, ids, special_ids=special_ids)
+
+
+def is_excluded(positions: Array, ids: Array, *, special_ids: tuple[int, ...]) -> Array:
+    """THE default exclusion, (n,) bool: position 0 and special token ids."""
+    excluded: Array = (positions == 0) | np.isin(ids, np.asarray(special_ids, ids.dtype))
+    return excluded

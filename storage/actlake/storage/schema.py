@@ -1,0 +1,242 @@
+"""What every row of a store holds; fixed when the store is made.
+
+The *geometry* (rows per chunk and unit) is part of the schema: it decides which file a row is
+in, not what the row says, so the fingerprint leaves it out.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Literal, Self
+
+from actlake.storage.dtypes import ActivationDtype, check_activation_dtype, numpy_dtype
+from actlake.storage.errors import FormatTooNew, InvalidSchema
+from actlake.storage.extents import Extent, block_extent, num_blocks
+from actlake.storage.layout import ArraySpec, Compression
+from actlake.storage.sites import Site
+
+FORMAT = 1
+Layout = Literal["packed", "documents"]
+MIB = 2**20
+
+# 2 MiB: large enough that a read of one chunk is bound by bandwidth, small enough that a chunk
+# is a fine-grained piece of a shuffle.
+CHUNK_BYTES = 2 * MIB
+# 128 MiB: files that object storage and parallel file systems like, and a unit's buffers of a
+# few sites fit in memory beside the model.
+SHARD_BYTES = 128 * MIB
+# A small store has still enough units to show progress and to lose little in a crash.
+LEAST_UNITS = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Geometry:
+    """How rows are cut into files; see `plan_geometry`."""
+
+    chunk_rows: int
+    """Rows of a chunk of activations, the piece that has its own checksum."""
+    unit_rows: int
+    """Rows of a unit of work, which is one shard file of every site."""
+    token_chunk_rows: int = 2**16
+    """Rows of a chunk of the token and context arrays."""
+    token_shard_rows: int = 2**22
+    """Rows of a shard of the token and context arrays."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreSchema:
+    """What the rows are and how they are cut; the same for every site."""
+
+    dim: int
+    """Width of the residual stream, the length of a row."""
+    dtype: ActivationDtype
+    """Element type of the activations on disk."""
+    rows: int
+    """Tokens in the store."""
+    contexts: int
+    documents: int
+    layout: Layout
+    """``packed``: documents joined into full windows; ``documents``: a window per document."""
+    context_length: int
+    """The longest context, in tokens."""
+    splits: tuple[str, ...]
+    """Names of the splits; a context belongs to one of them."""
+    special_ids: tuple[int, ...]
+    """Token ids that statistics and training leave out by default, beside position 0."""
+    geometry: Geometry
+    compression: Compression = "none"
+    nonfinite: Literal["refuse", "count"] = "refuse"
+    """What happens to a unit that holds infinities or NaNs: an error, or a number."""
+
+    def __post_init__(self) -> None:
+        check_activation_dtype(self.dtype)
+        sizes = {
+            "dim": self.dim,
+            "rows": self.rows,
+            "contexts": self.contexts,
+            "documents": self.documents,
+            "context_length": self.context_length,
+            **{f"geometry.{name}": size for name, size in asdict(self.geometry).items()},
+        }
+        for name, size in sizes.items():
+            if size < 1:
+                raise InvalidSchema(f"{name} must be at least 1, and is {size}")
+        if not self.splits or len(set(self.splits)) != len(self.splits):
+            raise InvalidSchema(f"Splits must be named, each once; there is {self.splits!r}")
+        if len(self.splits) > 127:
+            raise InvalidSchema(f"A store has at most 127 splits, not {len(self.splits)}")
+        for whole, part in (("unit_rows", "chunk_rows"), ("token_shard_rows", "token_chunk_rows")):
+            if getattr(self.geometry, whole) % getattr(self.geometry, part):
+                raise InvalidSchema(
+                    f"{whole} must be a multiple of {part}; "
+                    f"{getattr(self.geometry, whole)} is not one of "
+                    f"{getattr(self.geometry, part)}"
+                )
+
+    @property
+    def num_units(self) -> int:
+        """Units of work, numbered from 0."""
+        return num_blocks(block=self.geometry.unit_rows, total=self.rows)
+
+    def unit_extent(self, unit: int) -> Extent:
+        """The rows of a unit; those of the last may be fewer."""
+        return block_extent(unit, block=self.geometry.unit_rows, total=self.rows)
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row of one site."""
+        return self.dim * numpy_dtype(self.dtype).itemsize
+
+    @property
+    def num_groups(self) -> int:
+        """Groups of rows that statistics keep apart: each split, kept and excluded."""
+        return 2 * len(self.splits)
+
+    # The arrays, one after the other.
+
+    def activations(self, site: Site) -> ArraySpec:
+        """``acts/<site>``: (row, dim), the site's activations."""
+        return ArraySpec(
+            name=f"acts/{site}",
+            shape=(self.rows, self.dim),
+            dtype=self.dtype,
+            shard_length=self.geometry.unit_rows,
+            chunk_length=self.geometry.chunk_rows,
+            dimension_names=("row", "dim"),
+            fill_value="NaN",
+            compression=self.compression,
+        )
+
+    def tokens(self) -> dict[str, ArraySpec]:
+        """``tokens/*``: one number a row."""
+        types = {"id": "int32", "document": "int64", "position": "int32", "char": "int32"}
+        return {
+            name: self._index_array(f"tokens/{name}", dtype, self.rows, "row")
+            for name, dtype in types.items()
+        }
+
+    def context_arrays(self) -> dict[str, ArraySpec]:
+        """``contexts/*``: where each context starts (and the last ends), and its split."""
+        return {
+            "start": self._index_array(
+                "contexts/start", "int64", self.contexts + 1, "context_boundary"
+            ),
+            "split": self._index_array("contexts/split", "int8", self.contexts, "context"),
+        }
+
+    def moments(self, site: Site) -> dict[str, ArraySpec]:
+        """``moments/<site>/*``: statistics of each unit, one shard a unit."""
+        shapes: dict[str, tuple[str, tuple[int, ...], int | str]] = {
+            "count": ("int64", (), -1),
+            "mean": ("float64", (self.dim,), "NaN"),
+            "m2": ("float64", (self.dim,), "NaN"),
+            "norm_sum": ("float64", (), "NaN"),
+        }
+        return {
+            name: ArraySpec(
+                name=f"moments/{site}/{name}",
+                shape=(self.num_units, len(self.splits), 2, *tail),
+                dtype=dtype,
+                shard_length=1,
+                chunk_length=1,
+                dimension_names=("unit", "split", "excluded", "dim")[: 3 + len(tail)],
+                fill_value=fill,
+                attributes={"splits": list(self.splits), "excluded": ["kept", "excluded"]},
+            )
+            for name, (dtype, tail, fill) in shapes.items()
+        }
+
+    def _index_array(self, name: str, dtype: str, length: int, dimension: str) -> ArraySpec:
+        return ArraySpec(
+            name=name,
+            shape=(length,),
+            dtype=dtype,
+            shard_length=self.geometry.token_shard_rows,
+            chunk_length=self.geometry.token_chunk_rows,
+            dimension_names=(dimension,),
+            fill_value=-1,
+        )
+
+    # To and from JSON.
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain JSON; `from_json` reads it back."""
+        return asdict(self) | {"splits": list(self.splits), "special_ids": list(self.special_ids)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """Read what `as_json` wrote.
+
+        Raises
+        ------
+        FormatTooNew
+            It has fields that this version does not know.
+        """
+        unknown = set(data) - {field.name for field in fields(cls)}
+        if unknown:
+            raise FormatTooNew(
+                f"The store's schema has unknown fields: {', '.join(sorted(unknown))}\n"
+                "hint: open it with a newer actlake"
+            )
+        return cls(
+            **{
+                **data,
+                "splits": tuple(data["splits"]),
+                "special_ids": tuple(data["special_ids"]),
+                "geometry": Geometry(**data["geometry"]),
+            }
+        )
+
+
+def plan_geometry(
+    *,
+    dim: int,
+    dtype: ActivationDtype,
+    rows: int,
+    context_length: int,
+    unit_rows_at_most: int | None = None,
+    chunk_bytes: int = CHUNK_BYTES,
+    shard_bytes: int = SHARD_BYTES,
+) -> Geometry:
+    """Cut rows into chunks and units so that full contexts straddle neither.
+
+    Both lengths are multiples of `context_length`. A unit is at most `shard_bytes` (or one
+    chunk, or `unit_rows_at_most` for slow models), and less in a small store, so that it has
+    about 16 units.
+    """
+    check_activation_dtype(dtype)
+    row_bytes = dim * numpy_dtype(dtype).itemsize
+    chunk_rows = max(1, chunk_bytes // row_bytes // context_length) * context_length
+    most = min(
+        shard_bytes // row_bytes,
+        math.ceil(rows / LEAST_UNITS),
+        rows if unit_rows_at_most is None else unit_rows_at_most,
+    )
+    if most < chunk_rows:  # a store this small has smaller chunks, never less than a context
+        chunk_rows = max(1, most // context_length) * context_length
+    return Geometry(chunk_rows=chunk_rows, unit_rows=max(1, most // chunk_rows) * chunk_rows)
+
+
+def with_sizes(schema: StoreSchema, *, rows: int, contexts: int, documents: int) -> StoreSchema:
+    """The same schema for another amount of text."""
+    return replace(schema, rows=rows, contexts=contexts, documents=documents)

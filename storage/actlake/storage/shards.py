@@ -1,0 +1,115 @@
+"""One shard file: rows to bytes, bytes to rows, and is it whole. Pure.
+
+Written here rather than through a Zarr library because the order of chunks, the checksum of
+the whole file and the moment it reaches the disk are promises of the store; read here only to
+verify. Any Zarr v3 reader opens the result.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numcodecs.zstd import Zstd
+
+from actlake.storage.errors import StoreDamaged
+from actlake.storage.layout import ZSTD_LEVEL, ArraySpec
+from actlake.storage.sealed import crc32c
+
+Buffer = bytes | memoryview
+_ABSENT = np.uint64(2**64 - 1)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EncodedShard:
+    """A shard file as the buffers to write one after the other; they may view the rows."""
+
+    parts: tuple[Buffer, ...]
+    num_bytes: int
+    crc32c: int
+
+
+def encode_shard(spec: ArraySpec, shard: int, rows: np.ndarray[Any, Any]) -> EncodedShard:
+    """The file of one shard.
+
+    Parameters
+    ----------
+    rows
+        All rows of the shard, (len(extent), …) in the array's dtype, C-contiguous. Full
+        uncompressed chunks are not copied.
+    """
+    extent = spec.shard_extent(shard)
+    assert rows.shape == (len(extent), *spec.shape[1:]), (rows.shape, spec.name, shard)
+    assert rows.dtype == spec.numpy_dtype, (rows.dtype, spec.dtype)
+    assert rows.flags.c_contiguous, spec.name
+
+    index = np.full((spec.chunks_per_shard, 2), _ABSENT, "<u8")
+    parts: list[Buffer] = []
+    offset = 0
+    for number in range(spec.chunks_in_shard(shard)):
+        chunk = _encode_chunk(spec, rows[number * spec.chunk_length :][: spec.chunk_length])
+        checksum = crc32c(chunk).to_bytes(4, "little")
+        index[number] = offset, len(chunk) + len(checksum)
+        offset += len(chunk) + len(checksum)
+        parts += [chunk, checksum]
+    table = index.tobytes()
+    parts += [table, crc32c(table).to_bytes(4, "little")]
+    return EncodedShard(tuple(parts), sum(map(len, parts)), crc32c(*parts))
+
+
+def decode_shard(spec: ArraySpec, shard: int, data: Buffer, *, name: str) -> np.ndarray[Any, Any]:
+    """The rows of a shard file, every checksum in it checked.
+
+    Raises
+    ------
+    StoreDamaged
+        A checksum or a length is wrong; `name` and the chunk are in the message.
+    """
+    view = memoryview(data)
+    index = read_index(spec, view, name=name)
+    extent = spec.shard_extent(shard)
+    rows = np.empty((len(extent), *spec.shape[1:]), spec.numpy_dtype)
+    for number in range(spec.chunks_in_shard(shard)):
+        start, length = (int(value) for value in index[number])
+        stored = view[start : start + length] if index[number, 0] != _ABSENT else view[:0]
+        payload, checksum = stored[:-4], stored[-4:]
+        if len(stored) != length or crc32c(payload) != int.from_bytes(checksum, "little"):
+            raise StoreDamaged(f"Chunk {number} of {name} fails its CRC32C")
+        target = rows[number * spec.chunk_length :][: spec.chunk_length]
+        target[:] = _decode_chunk(spec, payload)[: len(target)]
+    return rows
+
+
+def read_index(spec: ArraySpec, data: Buffer, *, name: str) -> np.ndarray[Any, Any]:
+    """A shard's index: (chunks, 2) uint64, offset and length of each chunk.
+
+    Raises
+    ------
+    StoreDamaged
+        The file is too short for an index, or the index fails its checksum.
+    """
+    tail = memoryview(data)[-spec.index_bytes :]
+    table, checksum = tail[:-4], tail[-4:]
+    whole = len(tail) == spec.index_bytes and crc32c(table) == int.from_bytes(checksum, "little")
+    if not whole:
+        raise StoreDamaged(f"The shard index of {name} fails its CRC32C")
+    return np.frombuffer(table, "<u8").reshape(spec.chunks_per_shard, 2)
+
+
+def _encode_chunk(spec: ArraySpec, rows: np.ndarray[Any, Any]) -> Buffer:
+    if len(rows) < spec.chunk_length:
+        padded = np.full(spec.chunk_shape, _fill(spec), spec.numpy_dtype)
+        padded[: len(rows)] = rows
+        rows = padded
+    raw = rows.reshape(-1).view(np.uint8).data
+    if spec.compression == "none":
+        return raw
+    return bytes(Zstd(level=ZSTD_LEVEL).encode(raw))
+
+
+def _decode_chunk(spec: ArraySpec, payload: Buffer) -> np.ndarray[Any, Any]:
+    raw = payload if spec.compression == "none" else Zstd().decode(bytes(payload))
+    return np.frombuffer(raw, spec.numpy_dtype).reshape(spec.chunk_shape)
+
+
+def _fill(spec: ArraySpec) -> Any:
+    return np.nan if spec.fill_value == "NaN" else spec.fill_value

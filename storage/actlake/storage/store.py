@@ -1,0 +1,353 @@
+"""Open an activation store and read from it, lazily and in NumPy.
+
+A store is one plain Zarr v3 group of rows, with the documents, the tokenizer and the ledger
+beside it. Row ``i`` of every array is about the same token. Nothing here needs torch or ray.
+"""
+
+import io
+import os
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from actlake.storage.arrays import Path, RowArray
+from actlake.storage.create import DOCUMENTS, MANIFEST, TOKENIZER
+from actlake.storage.errors import FormatTooNew, SiteNotStored, StoreDamaged, StoreNotFound, nearest
+from actlake.storage.extents import Extent, UnitSet
+from actlake.storage.ledger import LedgerState, read_state
+from actlake.storage.location import Location, locate
+from actlake.storage.moments import Moments, is_excluded, merge_all, row_groups
+from actlake.storage.provenance import Provenance
+from actlake.storage.schema import FORMAT, StoreSchema
+from actlake.storage.sealed import unseal
+from actlake.storage.sites import Site
+
+Array = np.ndarray[Any, Any]
+
+
+def open_store(
+    url: "str | os.PathLike[str] | Location", *, path: Path = "auto"
+) -> "ActivationStore":
+    """Open a store for reading; a harvest may still be writing to it.
+
+    Only the store's metadata and ledger are read here; rows when an array is indexed.
+
+    Parameters
+    ----------
+    url
+        A local path, or a URL.
+    path
+        ``mapped`` or ``zarr`` forces one way of reading; ``auto`` maps what can be mapped.
+
+    Returns
+    -------
+    ActivationStore
+        ``store[site]`` is a lazy array of shape (rows, dim).
+
+    Raises
+    ------
+    StoreNotFound
+        Nothing is stored there, or something that is not a store.
+    FormatTooNew
+        A newer actlake wrote it.
+    StoreDamaged
+        ``store.json`` or the ledger is not what was written.
+    """
+    location = locate(url)
+    try:
+        manifest = unseal(location.read(MANIFEST), name=f"{location.url}/{MANIFEST}")
+    except StoreNotFound as error:
+        raise StoreNotFound(
+            f"There is no activation store at {location.url} (no {MANIFEST})\n"
+            "hint: `actlake harvest` makes one; a harvest that was killed before its corpus was "
+            "laid out leaves none"
+        ) from error
+    if manifest["format"] > FORMAT:
+        raise FormatTooNew(
+            f"{location.url} is a store of format {manifest['format']}; this actlake reads up "
+            f"to format {FORMAT}\nhint: pip install --upgrade actlake"
+        )
+    return ActivationStore(
+        location,
+        StoreSchema.from_json(manifest["schema"]),
+        Provenance.from_json(manifest["provenance"]),
+        manifest["fingerprint"],
+        read_state(location),
+        path=path,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Coverage:
+    """How much of a site is committed."""
+
+    units: int
+    total_units: int
+    rows: int
+    total_rows: int
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every unit is committed."""
+        return self.units == self.total_units
+
+    def __str__(self) -> str:
+        return f"{self.units:,} of {self.total_units:,} units committed"
+
+
+class ActivationStore:
+    """An opened store. `open_store` makes one.
+
+    Attributes
+    ----------
+    schema
+        What rows hold: width, type, splits, sizes.
+    provenance
+        Model, tokenizer, corpus.
+    fingerprint
+        Names the rows: the same tokens seen by the same model have the same one.
+    tokens
+        ``tokens["id"]``, ``["document"]``, ``["position"]``, ``["char"]``: a number a row.
+    contexts
+        ``contexts["start"]`` (contexts + 1,) first rows; ``contexts["split"]`` (contexts,) codes
+        into ``schema.splits``.
+    """
+
+    def __init__(
+        self,
+        location: Location,
+        schema: StoreSchema,
+        provenance: Provenance,
+        fingerprint: str,
+        ledger: LedgerState,
+        *,
+        path: Path = "auto",
+    ) -> None:
+        self.location = location
+        self.schema = schema
+        self.provenance = provenance
+        self.fingerprint = fingerprint
+        self.ledger = ledger
+        self._path: Path = path
+        self.tokens = {n: RowArray(location, s, path=path) for n, s in schema.tokens().items()}
+        self.contexts = {
+            n: RowArray(location, s, path=path) for n, s in schema.context_arrays().items()
+        }
+        self._arrays: dict[Site, RowArray] = {}
+
+    @property
+    def url(self) -> str:
+        """Where it lies."""
+        return self.location.url
+
+    def __repr__(self) -> str:
+        from actlake.storage.summary import summarize
+
+        return summarize(self).as_text()
+
+    def _repr_html_(self) -> str:
+        from actlake.storage.summary import summarize
+
+        return summarize(self).as_html()
+
+    def refresh(self) -> Self:
+        """Read the ledger again, to see what a running harvest has committed since."""
+        self.ledger = read_state(self.location)
+        return self
+
+    # Sites.
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """The sites that were asked for, sorted; `coverage` says how much of each is there."""
+        return self.ledger.sites
+
+    def site(self, written: str | Site) -> Site:
+        """The stored name of a site.
+
+        Raises
+        ------
+        SiteNotStored
+            It was never harvested; the nearest stored one is named.
+        """
+        site = Site.parse(written).stored
+        if site not in self.ledger.covered:
+            raise SiteNotStored(
+                f"No activations of {written} in {self.url}\n"
+                f"{nearest(str(site), map(str, self.sites))}; `actlake harvest` adds sites to "
+                "a finished store"
+            )
+        return site
+
+    def __getitem__(self, site: str | Site) -> RowArray:
+        stored = self.site(site)
+        if stored not in self._arrays:
+            self._arrays[stored] = RowArray(
+                self.location,
+                self.schema.activations(stored),
+                committed=lambda: self.ledger.covered[stored],
+                path=self._path,
+            )
+        return self._arrays[stored]
+
+    def __contains__(self, site: object) -> bool:
+        return isinstance(site, str | Site) and Site.parse(site).stored in self.ledger.covered
+
+    def __len__(self) -> int:
+        return self.schema.rows
+
+    def take(self, rows: Any, sites: str | Site | Sequence[str | Site]) -> Any:
+        """The given rows of a site, (n, dim); of several sites, a dict of such arrays.
+
+        Raises
+        ------
+        SiteNotStored, RowsOutOfRange, RowsNotCommitted
+            As their names say; see `RowArray.take`.
+        """
+        if isinstance(sites, str | Site):
+            return self[sites].take(rows)
+        return {Site.parse(site): self[site].take(rows) for site in sites}
+
+    def coverage(self, site: str | Site) -> Coverage:
+        """How much of a site is committed."""
+        units = self.ledger.covered[self.site(site)]
+        total = self.schema.num_units
+        rows = len(units) * self.schema.geometry.unit_rows
+        if total - 1 in units:
+            rows -= self.schema.geometry.unit_rows - len(self.schema.unit_extent(total - 1))
+        return Coverage(len(units), total, rows, self.schema.rows)
+
+    def committed(self, sites: Iterable[str | Site] | None = None) -> UnitSet:
+        """The units that are committed for all of the sites (by default, all stored ones)."""
+        units = UnitSet([(0, self.schema.num_units)])
+        for site in self.sites if sites is None else map(self.site, sites):
+            units = units.intersection(self.ledger.covered[site])
+        return units
+
+    # Rows, contexts, documents.
+
+    def contexts_of(self, rows: Extent) -> Extent:
+        """The contexts that overlap `rows`; a few reads, whatever the size of the store."""
+        start = self.contexts["start"]
+        if len(rows) == 0:
+            return Extent(0, 0)
+        first = bisect_right(start, rows.start) - 1
+        last = bisect_right(start, rows.stop - 1)
+        return Extent(first, last)
+
+    def splits_of(self, rows: Extent) -> Array:
+        """(n,) int8, the split code of each row."""
+        contexts = self.contexts_of(rows)
+        starts = self.contexts["start"].read(contexts.start, contexts.stop + 1)
+        lengths = np.diff(np.clip(starts, rows.start, rows.stop))
+        return np.repeat(self.contexts["split"].read(contexts.start, contexts.stop), lengths)
+
+    def groups_of(self, rows: Extent) -> Array:
+        """(n,) int, the group of each row in `moments`: ``2 * split + excluded``."""
+        return row_groups(
+            self.splits_of(rows),
+            self.tokens["position"][rows.slice()],
+            self.tokens["id"][rows.slice()],
+            special_ids=self.schema.special_ids,
+        )
+
+    def excluded(self, rows: Extent) -> Array:
+        """(n,) bool, the default exclusion: position 0 of each context, and special ids."""
+        return is_excluded(
+            self.tokens["position"][rows.slice()],
+            self.tokens["id"][rows.slice()],
+            special_ids=self.schema.special_ids,
+        )
+
+    def documents(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """The documents, a row each in order of their ordinal: id, source, split, text, ….
+
+        Raises
+        ------
+        StoreDamaged
+            ``documents.parquet`` is missing or unreadable.
+        """
+        local = self.location.local_path(DOCUMENTS)
+        try:
+            source = str(local) if local else io.BytesIO(self.location.read(DOCUMENTS))
+            return pq.read_table(source, columns=None if columns is None else list(columns))
+        except (FileNotFoundError, pa.ArrowInvalid) as error:
+            raise StoreDamaged(
+                f"{DOCUMENTS} of {self.url} cannot be read: {error}\n"
+                "hint: `actlake verify` tells what else is damaged"
+            ) from error
+
+    # Statistics.
+
+    def moments(
+        self, site: str | Site, *, split: str | None = None, excluded: bool | None = False
+    ) -> Moments:
+        """Mean, variance and norms of the committed rows, without reading a row.
+
+        Parameters
+        ----------
+        split
+            Of this split's rows only; by default of all.
+        excluded
+            False: without position 0 and special ids, as training sees them. True: only
+            those. None: all rows.
+        """
+        stored = self.site(site)
+        parts = {
+            name: RowArray(self.location, spec, committed=lambda: self.ledger.covered[stored])
+            for name, spec in self.schema.moments(stored).items()
+        }
+        splits = range(len(self.schema.splits)) if split is None else [self._split_code(split)]
+        kinds = [False, True] if excluded is None else [excluded]
+        units = np.array(list(self.ledger.covered[stored]), np.int64)
+        table = {name: part.take(units) for name, part in parts.items()}
+        return merge_all(
+            (
+                Moments(
+                    int(table["count"][unit, code, kind]),
+                    table["mean"][unit, code, kind],
+                    table["m2"][unit, code, kind],
+                    float(table["norm_sum"][unit, code, kind]),
+                )
+                for unit in range(len(units))
+                for code in splits
+                for kind in map(int, kinds)
+            ),
+            dim=self.schema.dim,
+        )
+
+    def _split_code(self, split: str) -> int:
+        if split not in self.schema.splits:
+            raise LookupError(
+                f"There is no split {split!r} in {self.url}\n{nearest(split, self.schema.splits)}"
+            )
+        return self.schema.splits.index(split)
+
+    # Text.
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The store's own tokenizer (a ``tokenizers.Tokenizer``); transformers is not needed.
+
+        Raises
+        ------
+        StoreDamaged
+            The store holds no ``tokenizer.json``.
+        """
+        from tokenizers import Tokenizer
+
+        try:
+            return Tokenizer.from_str(self.location.read(f"{TOKENIZER}/tokenizer.json").decode())
+        except StoreNotFound as error:
+            raise StoreDamaged(f"{self.url} holds no {TOKENIZER}/tokenizer.json") from error
+
+    def text(self, start: int, stop: int) -> str:
+        """The text of rows ``start <= i < stop``, decoded."""
+        ids = self.tokens["id"].read(start, stop).tolist()
+        return str(self.tokenizer.decode(ids, skip_special_tokens=False))

@@ -1,0 +1,147 @@
+"""What a terminal and a notebook show for a store."""
+
+import html
+import io
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from rich.console import Console
+from rich.table import Table
+
+from actlake.storage.sites import Site
+
+if TYPE_CHECKING:  # store.py shows summaries
+    from actlake.storage.store import ActivationStore, Coverage
+
+_MOST_UNITS_TO_MERGE = 100_000  # moments of more units than this are not summed up unasked
+
+
+@dataclass(frozen=True, slots=True)
+class SiteLine:
+    """One stored site."""
+
+    site: Site
+    coverage: "Coverage"
+    num_bytes: int
+    """Of its committed rows."""
+    mean_norm: float | None
+    """Mean norm of the committed rows under the default exclusion; None if not summed up."""
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """A store at a glance."""
+
+    url: str
+    fingerprint: str
+    facts: tuple[tuple[str, str], ...]
+    sites: tuple[SiteLine, ...]
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every unit of every site is committed."""
+        return all(line.coverage.is_complete for line in self.sites)
+
+    def as_text(self, *, width: int = 100) -> str:
+        """For a terminal, without colours."""
+        out = io.StringIO()
+        console = Console(file=out, width=width, color_system=None)
+        self.print(console)
+        return out.getvalue().rstrip()
+
+    def print(self, console: Console) -> None:
+        """Show it on a console."""
+        console.print(f"Activation store [bold]{self.url}[/bold]", highlight=False)
+        facts = Table.grid(padding=(0, 2))
+        for name, value in self.facts:
+            facts.add_row(f"  {name}", value)
+        console.print(facts)
+        table = Table(box=None, pad_edge=False, padding=(0, 2))
+        for column, justify in _COLUMNS.items():
+            table.add_column(column, justify=justify)
+        for line in self.sites:
+            table.add_row(*_cells(line))
+        console.print(table if self.sites else "  no sites yet")
+
+    def as_html(self) -> str:
+        """For a notebook."""
+        facts = "".join(
+            f"<tr><td style='text-align:left'>{html.escape(name)}</td>"
+            f"<td style='text-align:left'>{html.escape(value)}</td></tr>"
+            for name, value in self.facts
+        )
+        head = "".join(f"<th>{html.escape(column.strip())}</th>" for column in _COLUMNS)
+        longest = max((line.mean_norm or 0.0 for line in self.sites), default=0.0) or 1.0
+        rows = "".join(
+            "<tr>"
+            + "".join(f"<td>{html.escape(cell.strip())}</td>" for cell in _cells(line))
+            + f"<td>{_bar((line.mean_norm or 0.0) / longest)}</td></tr>"
+            for line in self.sites
+        )
+        return (
+            f"<b>Activation store</b> <code>{html.escape(self.url)}</code>"
+            f"<table>{facts}</table><table><tr>{head}<th></th></tr>{rows}</table>"
+        )
+
+
+_COLUMNS: dict[str, Literal["left", "right"]] = {
+    "  site": "left",
+    "committed": "left",
+    "size": "right",
+    "mean norm": "right",
+}
+
+
+def summarize(store: "ActivationStore") -> Summary:
+    """Gather what `Summary` shows; reads the ledger's state and the moments, no rows."""
+    schema = store.schema
+    model = store.provenance.model.get("name", "unknown model")
+    revision = str(store.provenance.model.get("revision", ""))[:12]
+    facts = (
+        ("model", f"{model} {revision}".strip()),
+        (
+            "rows",
+            f"{schema.rows:,} tokens in {schema.contexts:,} contexts of up to "
+            f"{schema.context_length}, {schema.documents:,} documents",
+        ),
+        ("layout", f"{schema.layout}; splits {', '.join(schema.splits)}"),
+        (
+            "stored as",
+            f"{schema.dtype} × {schema.dim}, {schema.num_units:,} units of "
+            f"{schema.geometry.unit_rows:,} rows, chunks of {schema.geometry.chunk_rows:,}",
+        ),
+        ("fingerprint", store.fingerprint),
+    )
+    return Summary(
+        store.url, store.fingerprint, facts, tuple(_line(store, site) for site in store.sites)
+    )
+
+
+def _line(store: "ActivationStore", site: Site) -> SiteLine:
+    coverage = store.coverage(site)
+    few = 0 < coverage.units <= _MOST_UNITS_TO_MERGE
+    return SiteLine(
+        site,
+        coverage,
+        coverage.rows * store.schema.row_bytes,
+        store.moments(site).mean_norm if few else None,
+    )
+
+
+def _cells(line: SiteLine) -> tuple[str, str, str, str]:
+    norm = "" if line.mean_norm is None else f"{line.mean_norm:,.2f}"
+    return f"  {line.site}", str(line.coverage), human_bytes(line.num_bytes), norm
+
+
+def _bar(share: float) -> str:
+    width = round(120 * min(1.0, max(0.0, share))) if share == share else 0
+    return f"<div style='background:#4c78a8;height:0.7em;width:{width}px'></div>"
+
+
+def human_bytes(num_bytes: float) -> str:
+    """Bytes for people, in powers of 1000: ``92.2 MB``."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if num_bytes < 999.95:
+            return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.1f} {unit}"
+        num_bytes /= 1000
+    return f"{num_bytes:.1f} PB"

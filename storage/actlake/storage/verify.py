@@ -1,0 +1,299 @@
+"""Is a store whole: every file, every checksum, every number that can be checked twice.
+
+Reads every byte once. What is found wrong is named by site and unit, and `revoke` hands
+exactly that back to the harvest.
+"""
+
+import io
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+
+from actlake.storage.create import CORPUS, DOCUMENTS
+from actlake.storage.errors import StoreDamaged, StoreNotFound
+from actlake.storage.extents import UnitSet, block_extent, num_blocks
+from actlake.storage.layout import ArraySpec, metadata_json
+from actlake.storage.lease import Lease
+from actlake.storage.ledger import ShardRecord, read_shards
+from actlake.storage.moments import moments_by_group
+from actlake.storage.sealed import crc32c, unseal
+from actlake.storage.shards import decode_shard
+from actlake.storage.sites import Site
+from actlake.storage.store import ActivationStore
+
+Array = np.ndarray[Any, Any]
+_ROWS_AT_ONCE = 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong, and where."""
+
+    kind: Literal["corpus", "metadata", "shard", "ledger"]
+    """``shard`` and ``metadata`` can be repaired; ``corpus`` and ``ledger`` cannot."""
+    message: str
+    site: Site | None = None
+    unit: int | None = None
+
+    def __str__(self) -> str:
+        if self.site is None:
+            return self.message
+        place = f"{self.site}" if self.unit is None else f"{self.site}, unit {self.unit}"
+        return f"{place}: {self.message}"
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyReport:
+    """What `verify` found."""
+
+    problems: tuple[Problem, ...]
+    shards: int
+    """Shards of activations that were read."""
+    num_bytes: int
+    """Bytes that were read and checked."""
+    missing: dict[Site, UnitSet] = field(default_factory=dict)
+    """Units that are not committed; not a problem, only not done."""
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all that is committed is what was written."""
+        return not self.problems
+
+    @property
+    def damaged(self) -> dict[Site, UnitSet]:
+        """The units to compute again, per site."""
+        damaged: dict[Site, UnitSet] = {}
+        for problem in self.problems:
+            if problem.site is not None and problem.unit is not None:
+                damaged.setdefault(problem.site, UnitSet()).add(problem.unit)
+        return damaged
+
+
+def verify(
+    store: ActivationStore, *, progress: Callable[[int], None] = lambda num_bytes: None
+) -> VerifyReport:
+    """Read everything that is committed and check it.
+
+    Parameters
+    ----------
+    progress
+        Called with the number of bytes just read.
+    """
+    problems: list[Problem] = []
+    counted = _Counter(progress)
+    problems += _corpus_files(store, counted)
+    if not problems:
+        problems += _corpus_contents(store)
+    problems += _metadata(store)
+    shards, seen = 0, {site: UnitSet() for site in store.sites}
+    try:
+        for record in read_shards(store.location):
+            seen[record.site].add(record.unit)
+            problems += _shard(store, record, counted)
+            shards += 1
+    except StoreDamaged as error:
+        problems.append(Problem("ledger", str(error)))
+    else:
+        problems += _records_of_all(store, seen)
+    total = store.schema.num_units
+    missing = {site: UnitSet(store.ledger.covered[site].gaps(total)) for site in store.sites}
+    return VerifyReport(
+        tuple(problems),
+        shards,
+        counted.num_bytes,
+        {site: units for site, units in missing.items() if len(units)},
+    )
+
+
+def stored_bytes(store: ActivationStore) -> int:
+    """How many bytes `verify` will read, from the ledger; the corpus's are left out."""
+    return sum(r.rows_bytes + r.moments_bytes for r in read_shards(store.location))
+
+
+def revoke(lease: Lease, store: ActivationStore, report: VerifyReport) -> int:
+    """Take damaged units out of the ledger and write damaged metadata again.
+
+    The units are then missing, and the next harvest computes exactly them. Returns how many
+    (site, unit) were revoked.
+    """
+    for problem in report.problems:
+        if problem.kind == "metadata" and problem.site is not None:
+            for spec in _specs(store, problem.site):
+                lease.location.write(spec.metadata_key, [metadata_json(spec.metadata())])
+    shards = [
+        {"site": str(site), "unit": unit}
+        for site, units in report.damaged.items()
+        for unit in units
+    ]
+    if shards:
+        lease.ledger.append({"kind": "revoke", "shards": shards})
+    return len(shards)
+
+
+def undersized(store: ActivationStore) -> Iterator[ShardRecord]:
+    """Committed shards whose file is missing or has another size; cheap, for every resume."""
+    for record in read_shards(store.location):
+        key = store.schema.activations(record.site).shard_key(record.unit)
+        if store.location.size(key) != record.rows_bytes:
+            yield record
+
+
+class _Counter:
+    def __init__(self, progress: Callable[[int], None]) -> None:
+        self.num_bytes = 0
+        self._progress = progress
+
+    def __call__(self, num_bytes: int) -> None:
+        self.num_bytes += num_bytes
+        self._progress(num_bytes)
+
+
+def _corpus_files(store: ActivationStore, counted: _Counter) -> Iterator[Problem]:
+    hint = "the corpus cannot be repaired; harvest it again to another path"
+    try:
+        corpus = unseal(store.location.read(CORPUS), name=CORPUS)
+    except (StoreDamaged, StoreNotFound) as error:
+        yield Problem("corpus", f"{error}\nhint: {hint}")
+        return
+    for key, expected in corpus["files"].items():
+        try:
+            data = store.location.read(key)
+        except StoreNotFound:
+            yield Problem("corpus", f"{key} is missing\nhint: {hint}")
+            continue
+        counted(len(data))
+        if len(data) != expected["bytes"]:
+            yield Problem(
+                "corpus", f"{key} has {len(data):,} bytes, not {expected['bytes']:,}\nhint: {hint}"
+            )
+        elif crc32c(data) != expected["crc32c"]:
+            yield Problem("corpus", f"{key} fails its CRC32C\nhint: {hint}")
+
+
+def _corpus_contents(store: ActivationStore) -> Iterator[Problem]:
+    """Tokens against contexts, and contexts against documents."""
+    schema = store.schema
+    try:
+        splits = store.documents(["split"])["split"].to_pylist()
+    except (StoreDamaged, pa.ArrowException) as error:
+        yield Problem("corpus", str(error))
+        return
+    if len(splits) != schema.documents:
+        yield Problem(
+            "corpus", f"{DOCUMENTS} has {len(splits):,} rows, the schema {schema.documents:,}"
+        )
+        return
+    code = {name: number for number, name in enumerate(schema.splits)}
+    document_split = np.array([code.get(name, -1) for name in splits], np.int8)
+    for block in range(num_blocks(block=_ROWS_AT_ONCE, total=schema.rows)):
+        rows = block_extent(block, block=_ROWS_AT_ONCE, total=schema.rows)
+        documents = store.tokens["document"][rows.slice()]
+        if not ((documents >= 0) & (documents < schema.documents)).all():
+            yield Problem("corpus", f"Rows {rows.start:,}–{rows.stop:,} name unknown documents")
+            return
+        if (document_split[documents] != store.splits_of(rows)).any():
+            yield Problem(
+                "corpus",
+                f"Rows {rows.start:,}–{rows.stop:,} are in another split than their documents",
+            )
+        contexts = store.contexts_of(rows)
+        starts = store.contexts["start"].read(contexts.start, contexts.stop + 1)
+        lengths = np.diff(starts)
+        if (lengths < 1).any() or (lengths > schema.context_length).any():
+            yield Problem(
+                "corpus",
+                f"A context at rows {rows.start:,}–{rows.stop:,} has a length "
+                f"outside 1 to {schema.context_length}",
+            )
+            return
+        inside = np.repeat(starts[:-1], np.diff(np.clip(starts, rows.start, rows.stop)))
+        expected = np.arange(rows.start, rows.stop) - inside
+        if (store.tokens["position"][rows.slice()] != expected).any():
+            yield Problem(
+                "corpus",
+                f"Positions of rows {rows.start:,}–{rows.stop:,} do not fit their contexts",
+            )
+    edges = store.contexts["start"][np.array([0, schema.contexts])].tolist()
+    if edges != [0, schema.rows]:
+        yield Problem("corpus", f"Contexts span rows {edges}, the store [0, {schema.rows}]")
+
+
+def _metadata(store: ActivationStore) -> Iterator[Problem]:
+    for site in store.sites:
+        for spec in _specs(store, site):
+            try:
+                found = store.location.read(spec.metadata_key)
+            except StoreNotFound:
+                found = b""
+            if found != metadata_json(spec.metadata()):
+                yield Problem("metadata", f"{spec.metadata_key} is not what the schema says", site)
+
+
+def _specs(store: ActivationStore, site: Site) -> list[ArraySpec]:
+    return [store.schema.activations(site), *store.schema.moments(site).values()]
+
+
+def _shard(store: ActivationStore, record: ShardRecord, counted: _Counter) -> Iterator[Problem]:
+    try:
+        rows = _checked_rows(store, record, counted)
+        stored = _checked_moments(store, record, counted)
+    except (StoreDamaged, StoreNotFound) as error:
+        yield Problem("shard", str(error), record.site, record.unit)
+        return
+    bad = (int(np.isinf(rows).sum()), int(np.isnan(rows).sum()))
+    if bad != (record.infinite, record.nan):
+        yield Problem(
+            "shard",
+            f"holds {bad[0]} infinities and {bad[1]} NaNs, the ledger says {record.infinite} "
+            f"and {record.nan}",
+            record.site,
+            record.unit,
+        )
+    groups = store.groups_of(store.schema.unit_extent(record.unit))
+    with np.errstate(invalid="ignore"):
+        again = moments_by_group(rows, groups, num_groups=store.schema.num_groups)
+    for name, values in stored.items():
+        expected = np.array([getattr(group, name) for group in again])
+        if not np.allclose(values.reshape(expected.shape), expected, rtol=1e-9, equal_nan=True):
+            yield Problem(
+                "shard", f"its moments ({name}) are not those of its rows", record.site, record.unit
+            )
+
+
+def _checked_rows(store: ActivationStore, record: ShardRecord, counted: _Counter) -> Array:
+    spec = store.schema.activations(record.site)
+    key = spec.shard_key(record.unit)
+    data = store.location.read(key)
+    counted(len(data))
+    if len(data) != record.rows_bytes:
+        raise StoreDamaged(f"{key} has {len(data):,} bytes, not {record.rows_bytes:,}")
+    rows = decode_shard(spec, record.unit, data, name=key)
+    if crc32c(data) != record.rows_crc32c:
+        raise StoreDamaged(f"{key} is not the file that was committed: it fails its CRC32C")
+    return rows
+
+
+def _checked_moments(
+    store: ActivationStore, record: ShardRecord, counted: _Counter
+) -> dict[str, Array]:
+    values: dict[str, Array] = {}
+    checksum, num_bytes = io.BytesIO(), 0
+    for name, spec in sorted(store.schema.moments(record.site).items()):
+        key = spec.shard_key(record.unit)
+        data = store.location.read(key)
+        counted(len(data))
+        values[name] = decode_shard(spec, record.unit, data, name=key)
+        checksum.write(data)
+        num_bytes += len(data)
+    if (num_bytes, crc32c(checksum.getvalue())) != (record.moments_bytes, record.moments_crc32c):
+        raise StoreDamaged("its moments are not the files that were committed")
+    return values
+
+
+def _records_of_all(store: ActivationStore, seen: dict[Site, UnitSet]) -> Iterable[Problem]:
+    for site in store.sites:
+        if seen[site] != store.ledger.covered[site]:
+            yield Problem("ledger", f"the ledger's tables and its runs disagree about {site}")

@@ -1,0 +1,154 @@
+"""Write one unit, whole or not at all.
+
+The order is: check the values, write the moments, write the rows, all on the disk, and only
+then does the driver commit the records in the ledger. A writer that dies anywhere in between
+leaves files that nobody reads, and that the next attempt writes again, byte for byte.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from actlake.storage.dtypes import LARGEST_FINITE
+from actlake.storage.errors import InvalidSchema, NonFiniteActivations
+from actlake.storage.layout import group_metadata, metadata_json
+from actlake.storage.lease import Lease, Token
+from actlake.storage.ledger import ShardRecord
+from actlake.storage.moments import Moments, moments_by_group
+from actlake.storage.sealed import crc32c
+from actlake.storage.shards import encode_shard
+from actlake.storage.sites import Site
+from actlake.storage.store import ActivationStore
+
+Array = np.ndarray[Any, Any]
+
+
+def add_sites(
+    lease: Lease, store: ActivationStore, sites: tuple[Site, ...], request: Mapping[str, Any]
+) -> None:
+    """Announce sites that will be written, with their arrays' metadata.
+
+    Sites that the store already has are left as they are; old bytes are never touched.
+    `request` is kept, so that a damaged unit can be computed again.
+    """
+    new = tuple(sorted({site.stored for site in sites} - set(lease.ledger.state.covered)))
+    if not new:
+        return
+    for site in new:
+        specs = [store.schema.activations(site), *store.schema.moments(site).values()]
+        for spec in specs:
+            lease.location.write(spec.metadata_key, [metadata_json(spec.metadata())])
+        group = specs[-1].metadata_key.replace(specs[-1].name, f"moments/{site}")
+        lease.location.write(group, [metadata_json(group_metadata())])
+    lease.ledger.append(
+        {"kind": "sites", "sites": [str(site) for site in new], "request": dict(request)}
+    )
+
+
+def write_unit(
+    store: ActivationStore,
+    unit: int,
+    rows: Mapping[Site, Array],
+    *,
+    token: Token | None = None,
+    numerics: int = 0,
+) -> list[ShardRecord]:
+    """Write all rows of a unit, for one or more sites; what to commit is returned.
+
+    Nothing is visible until the records are committed (`Lease.ledger.commit`).
+
+    Parameters
+    ----------
+    rows
+        Of each site (n, dim), n the rows of the unit, in the store's dtype; float32 and
+        float64 are rounded to it.
+    token
+        The driver's, to refuse writing after the lease was taken over.
+
+    Raises
+    ------
+    NonFiniteActivations
+        Values are infinite or NaN, and the schema refuses them. Nothing was written.
+    LeaseLost
+        Another driver has taken over.
+    StoreNotWritable
+        No space, or no permission.
+    """
+    extent = store.schema.unit_extent(unit)
+    groups = store.groups_of(extent)
+    prepared: list[tuple[Site, Array, list[Moments], tuple[int, int]]] = []
+    for site, values in rows.items():
+        if values.shape != (len(extent), store.schema.dim):
+            raise InvalidSchema(
+                f"Unit {unit} of {site} has shape {(len(extent), store.schema.dim)}, "
+                f"and {values.shape} was given"
+            )
+        with np.errstate(over="ignore"):  # counted below
+            stored = np.ascontiguousarray(values, store.schema.activations(site).numpy_dtype)
+        with np.errstate(invalid="ignore"):
+            moments = moments_by_group(stored, groups, num_groups=store.schema.num_groups)
+        bad = _count_nonfinite(stored, moments)
+        if any(bad) and store.schema.nonfinite == "refuse":
+            raise _nonfinite(store, site, unit, bad)
+        prepared.append((site, stored, moments, bad))
+    if token is not None:
+        token.check(store.location)
+    return [_write_site(store, unit, *parts, numerics) for parts in prepared]
+
+
+def _write_site(
+    store: ActivationStore,
+    unit: int,
+    site: Site,
+    rows: Array,
+    moments: list[Moments],
+    bad: tuple[int, int],
+    numerics: int,
+) -> ShardRecord:
+    moments_bytes, moments_parts = 0, []
+    for name, spec in sorted(store.schema.moments(site).items()):
+        values = np.array([getattr(group, name) for group in moments], spec.numpy_dtype)
+        shard = encode_shard(spec, unit, np.ascontiguousarray(values.reshape(1, *spec.shape[1:])))
+        store.location.write(spec.shard_key(unit), shard.parts)
+        moments_bytes += shard.num_bytes
+        moments_parts += [*shard.parts]
+    spec = store.schema.activations(site)
+    shard = encode_shard(spec, unit, rows)
+    store.location.write(spec.shard_key(unit), shard.parts)
+    return ShardRecord(
+        site=site,
+        unit=unit,
+        rows_bytes=shard.num_bytes,
+        rows_crc32c=shard.crc32c,
+        moments_bytes=moments_bytes,
+        moments_crc32c=crc32c(*moments_parts),
+        infinite=bad[0],
+        nan=bad[1],
+        numerics=numerics,
+    )
+
+
+def _count_nonfinite(rows: Array, moments: list[Moments]) -> tuple[int, int]:
+    """How many values are infinite, and how many NaN; the moments tell cheaply when none is."""
+    if np.isfinite([group.norm_sum for group in moments]).all():
+        return 0, 0
+    return int(np.isinf(rows).sum()), int(np.isnan(rows).sum())
+
+
+def _nonfinite(
+    store: ActivationStore, site: Site, unit: int, bad: tuple[int, int]
+) -> NonFiniteActivations:
+    infinite, nan = bad
+    dtype = store.schema.dtype
+    if nan:
+        hint = "NaN comes from the model: look at its weights, or compute in float32"
+    elif dtype == "float16":
+        hint = "store bfloat16 or float32, which hold numbers up to 3e38"
+    else:
+        hint = "infinities come from the model: compute in float32 or bfloat16"
+    return NonFiniteActivations(
+        f"Unit {unit} of {site} holds {infinite:,} infinite values and {nan:,} NaNs; "
+        f"{dtype} holds numbers up to {LARGEST_FINITE[dtype]:.6g}\nhint: {hint}; or set "
+        "nonfinite to 'count' to store them and have them counted"
+    )

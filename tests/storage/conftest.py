@@ -1,0 +1,152 @@
+"""Small stores with known contents, made in the test."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from actlake.storage import (
+    Context,
+    Document,
+    Geometry,
+    Lease,
+    Provenance,
+    Site,
+    StoreBuilder,
+    StoreRequest,
+    add_sites,
+    open_store,
+    write_unit,
+)
+from actlake.storage.dtypes import numpy_dtype
+from actlake.storage.location import LocalFolder
+
+SITES = (Site(0), Site(3))
+
+
+class Known:
+    """What a store should hold, in plain arrays: the model that the store is tested against."""
+
+    def __init__(
+        self, *, dtype: str = "float32", rows: int = 250, dim: int = 6, seed: int = 0
+    ) -> None:
+        rng = np.random.default_rng(seed)
+        self.dtype = dtype
+        self.dim = dim
+        self.contexts: list[Context] = []
+        self.documents = [
+            Document(f"doc-{d}", "made", ("train", "test")[d % 3 == 2], f"text of {d}", {"n": d})
+            for d in range(9)
+        ]
+        left = rows
+        while left:
+            n = min(left, int(rng.integers(1, 17)))  # contexts that straddle units
+            document = int(rng.integers(0, len(self.documents)))
+            self.contexts.append(
+                Context(
+                    rng.integers(0, 50, n).astype(np.int32),
+                    np.full(n, document),
+                    np.arange(n, dtype=np.int32),
+                    self.documents[document].split,
+                )
+            )
+            left -= n
+        self.rows = rows
+        self.ids = np.concatenate([c.ids for c in self.contexts])
+        self.positions = np.concatenate([np.arange(len(c)) for c in self.contexts])
+        self.split = np.repeat([c.split for c in self.contexts], [len(c) for c in self.contexts])
+        self.document = np.concatenate([c.documents for c in self.contexts])
+        self.excluded = (self.positions == 0) | np.isin(self.ids, [7, 8])
+        self.acts = {
+            site: rng.normal(size=(rows, dim)).astype(numpy_dtype(dtype)) for site in SITES
+        }
+
+    def build(self, folder: Path, **request: Any) -> None:
+        """Lay the corpus down; no activations yet."""
+        wanted = StoreRequest(
+            dim=self.dim,
+            dtype=self.dtype,  # type: ignore[arg-type]
+            layout="documents",
+            context_length=16,
+            splits=("train", "test"),
+            special_ids=(7, 8),
+            **request,
+        )
+        with (
+            Lease.acquire(LocalFolder(folder)) as lease,
+            StoreBuilder(
+                lease,
+                wanted,
+                Provenance(model={"name": "none", "revision": "0"}),
+                token_chunk_rows=32,
+                token_shard_rows=64,
+            ) as builder,
+        ):
+            for document in self.documents:
+                builder.add_document(document)
+            for context in self.contexts:
+                builder.add_context(context)
+            builder.finish(lambda rows: Geometry(chunk_rows=8, unit_rows=24))
+
+    def fill(
+        self, folder: Path, sites: tuple[Site, ...] = SITES, *, skip: tuple[int, ...] = ()
+    ) -> None:
+        """Write and commit the units of `sites`, but for those to skip."""
+        with Lease.acquire(LocalFolder(folder)) as lease:
+            store = open_store(folder)
+            add_sites(lease, store, sites, {})
+            store.refresh()
+            for unit in range(store.schema.num_units):
+                if unit not in skip:
+                    self.write(lease, store, unit, sites)
+
+    def write(self, lease: Lease, store: Any, unit: int, sites: tuple[Site, ...] = SITES) -> None:
+        """Write and commit one unit."""
+        extent = store.schema.unit_extent(unit)
+        rows = {site: self.acts[site][extent.slice()] for site in sites}
+        lease.ledger.commit(write_unit(store, unit, rows, token=lease.token))
+
+
+@pytest.fixture
+def known() -> Known:
+    return Known()
+
+
+@pytest.fixture
+def make_known() -> type[Known]:
+    return Known
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "store"
+
+
+@pytest.fixture
+def full(known: Known, folder: Path) -> Path:
+    """A finished store of `known`."""
+    known.build(folder)
+    known.fill(folder)
+    return folder
+
+
+@pytest.fixture
+def tree() -> Callable[[Path], dict[str, bytes]]:
+    """Everything of a store that must be equal byte for byte: arrays, Parquet, schema."""
+
+    def contents(folder: Path) -> dict[str, bytes]:
+        return {
+            str(path.relative_to(folder)): path.read_bytes()
+            for path in sorted(folder.rglob("*"))
+            if path.is_file() and path.relative_to(folder).parts[0] not in ("ledger", "log")
+        }
+
+    return contents
+
+
+@pytest.fixture
+def no_leftovers(folder: Path) -> Iterator[None]:
+    yield
+    assert not list(folder.rglob("*.partial"))
