@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from actlake.storage.corpus import Context, Document
 from actlake.storage.dtypes import ActivationDtype, numpy_dtype
 from actlake.storage.errors import InvalidSchema, StoreExists
+from actlake.storage.layout import MANIFEST as MANIFEST
 from actlake.storage.layout import ROWS, ArraySpec, Compression, group_metadata, metadata_json
 from actlake.storage.lease import Lease
 from actlake.storage.provenance import Provenance, fingerprint
@@ -25,7 +26,6 @@ from actlake.storage.schema import FORMAT, Geometry, Layout, StoreSchema, plan_g
 from actlake.storage.sealed import crc32c, seal
 from actlake.storage.shards import encode_shard
 
-MANIFEST = "store.json"
 CORPUS = "corpus.json"
 DOCUMENTS = "documents.parquet"
 TOKENIZER = "tokenizer"

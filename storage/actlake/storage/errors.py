@@ -11,7 +11,9 @@
         ├── RowsNotCommitted        those rows are not there yet       (LookupError)
         ├── RowsOutOfRange          there are no such rows             (IndexError)
         ├── StoreDamaged            bytes are not what was written     (OSError)
+        ├── StoreNotReadable        no permission to read it           (OSError)
         ├── StoreNotWritable        no permission, or no space         (OSError)
+        ├── AlreadyCommitted        a unit that is there already       (ValueError)
         ├── StoreLocked             another driver is writing          (RuntimeError)
         ├── LeaseLost               another driver has taken over      (RuntimeError)
         └── NonFiniteActivations    overflow, infinity or NaN          (ValueError)
@@ -67,8 +69,16 @@ class StoreDamaged(StoreError, OSError):
     """Bytes of the store are not the bytes that were written."""
 
 
+class StoreNotReadable(StoreError, OSError):
+    """There is something, and it may not be read."""
+
+
 class StoreNotWritable(StoreError, OSError):
     """The place cannot be written: no permission, or no space left."""
+
+
+class AlreadyCommitted(StoreError, ValueError):
+    """A committed unit would be written or committed a second time."""
 
 
 class StoreLocked(StoreError, RuntimeError):

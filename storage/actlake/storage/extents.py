@@ -73,6 +73,8 @@ class UnitSet:
     def discard(self, start: int, stop: int | None = None) -> None:
         """Take out one unit, or all units of ``start <= u < stop``."""
         stop = start + 1 if stop is None else stop
+        if start >= stop:
+            return
         first = bisect_right(self._stops, start)
         last = bisect_left(self._starts, stop)
         if first >= last:

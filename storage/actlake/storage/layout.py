@@ -18,6 +18,7 @@ import numpy as np
 from actlake.storage.dtypes import numpy_dtype
 from actlake.storage.extents import Extent, block_extent, num_blocks
 
+MANIFEST = "store.json"
 ROWS = "rows.zarr"
 Compression = Literal["none", "zstd"]
 _CHECKSUM_BYTES = 4

@@ -11,19 +11,27 @@ by an operation that only one writer can win, so the log is also the fence betwe
 
 Thirty-two segments of one size are merged into one, so a store of 10⁷ units has some hundred
 files to read when it is opened, and opening reads no table: a merged segment states the units
-it covers as runs.
+it covers as runs. A merge says nothing new, so whatever it leaves behind when it is
+interrupted is passed over.
 """
 
 import io
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from actlake.storage.errors import FormatTooNew, LeaseLost, StoreDamaged, StoreNotFound
+from actlake.storage.errors import (
+    AlreadyCommitted,
+    FormatTooNew,
+    LeaseLost,
+    SiteNotStored,
+    StoreDamaged,
+    StoreNotFound,
+)
 from actlake.storage.extents import UnitSet
 from actlake.storage.location import KeyTaken, Location
 from actlake.storage.sealed import crc32c, seal, unseal
@@ -75,6 +83,10 @@ class ShardRecord:
         """One row of the table."""
         return {name: getattr(self, name) for name in _TABLE.names} | {"site": str(self.site)}
 
+    def computed_with(self, numerics: int) -> "ShardRecord":
+        """The same, computed with the ledger's numerics of that number."""
+        return replace(self, numerics=numerics)
+
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> "ShardRecord":
         """Read what `as_json` wrote."""
@@ -115,19 +127,13 @@ class LedgerState:
                 self.covered.setdefault(site, UnitSet())
         elif kind == "numerics":
             self.numerics.append(entry["numerics"])
-        elif kind == "units":
-            for row in entry["shards"]:
-                self.covered[Site.parse(row["site"])].add(row["unit"])
-        elif kind == "revoke":
-            for row in entry["shards"]:
-                self.covered[Site.parse(row["site"])].discard(row["unit"])
-        elif kind == "merged":
-            for other in entry["others"]:
+        elif kind in ("units", "revoke", "merged"):
+            for other in _others(entry):
                 self.apply(other)
-            for site, runs in entry["revoked"].items():
-                self.covered[Site.parse(site)].difference_update(UnitSet(map(tuple, runs)))
-            for site, runs in entry["covered"].items():
-                self.covered[Site.parse(site)].update(UnitSet(map(tuple, runs)))
+            for site, units in _revoked(entry).items():
+                self.covered[site].difference_update(units)
+            for site, units in _covered(entry).items():
+                self.covered[site].update(units)
         else:
             raise FormatTooNew(
                 f"The ledger has an entry of an unknown kind, {kind!r}\n"
@@ -161,10 +167,8 @@ class _Segment:
             return f"{self.first:08d}"
         return f"{self.first:08d}-{self.last:08d}"
 
-    @property
-    def level(self) -> int:
-        """How often its entries have been merged: the logarithm of their number, base 32."""
-        return (self.last - self.first + 1).bit_length() // (FAN_OUT.bit_length() - 1)
+    def __len__(self) -> int:
+        return self.last - self.first + 1
 
 
 def read_state(location: Location) -> LedgerState:
@@ -175,37 +179,47 @@ def read_state(location: Location) -> LedgerState:
     StoreDamaged
         An entry is missing, changed, or under another's name.
     """
-    for _ in range(_RETRIES):
-        state = LedgerState()
-        try:
-            for segment in _cover(location):
-                state.apply(_read(location, segment))
-                state.last = segment.last
-        except StoreNotFound:  # merged away between listing and reading
-            continue
-        return state
-    raise StoreDamaged(f"The ledger of {location.url} changes faster than it can be read")
+    state = LedgerState()
+    for segment, entry in _read_all(location):
+        state.apply(entry)
+        state.last = segment.last
+    return state
 
 
 def read_shards(location: Location) -> Iterator[ShardRecord]:
     """Every committed (unit, site) with its checksums, streamed.
 
-    Of a unit that was revoked and committed again only the later record is given.
+    Of a unit that was revoked and committed again only the later record is given. A harvest
+    may go on meanwhile.
 
     Raises
     ------
     StoreDamaged
         A table or an entry is not what was written.
     """
-    segments = _cover(location)
-    entries = [_read(location, segment) for segment in segments]
+    given: dict[Site, UnitSet] = {}
+    for _ in range(_RETRIES):
+        try:
+            for record in _read_shards(location):
+                units = given.setdefault(record.site, UnitSet())
+                if record.unit not in units:
+                    units.add(record.unit)
+                    yield record
+        except StoreNotFound:  # merged away meanwhile: the rest is in another table
+            continue
+        return
+    raise _too_fast(location)
+
+
+def _read_shards(location: Location) -> Iterator[ShardRecord]:
     revoked_later: list[dict[Site, UnitSet]] = []
     revoked: dict[Site, UnitSet] = {}
-    for entry in reversed(entries):
+    read = _read_all(location)
+    for _, entry in reversed(read):
         revoked_later.append({site: UnitSet(units.runs()) for site, units in revoked.items()})
         for site, units in _revoked(entry).items():
             revoked.setdefault(site, UnitSet()).update(units)
-    for segment, entry, gone in zip(segments, entries, reversed(revoked_later), strict=True):
+    for (segment, entry), gone in zip(read, reversed(revoked_later), strict=True):
         table = _without(_table_of(location, segment, entry), gone)
         for batch in table.to_batches(max_chunksize=4096):
             yield from map(ShardRecord.from_json, batch.to_pylist())
@@ -214,13 +228,15 @@ def read_shards(location: Location) -> Iterator[ShardRecord]:
 class LedgerWriter:
     """Appends to the log, for the driver that holds the lease. Not for two threads at once."""
 
-    def __init__(self, location: Location, state: LedgerState) -> None:
+    def __init__(
+        self, location: Location, state: LedgerState, *, fan_out: int = FAN_OUT
+    ) -> None:
         self._location = location
+        self._fan_out = fan_out
         self.state = state
-        self._segments = _cover(location)
 
     def append(self, entry: Mapping[str, Any]) -> None:
-        """Add one entry, durably; then merge segments where there are enough of one size.
+        """Add one entry, durably.
 
         Raises
         ------
@@ -231,6 +247,7 @@ class LedgerWriter:
         segment = _Segment(number, number)
         try:
             self._location.create(segment.key, seal({"number": number, **entry}))
+            self._refuse_if_overtaken(segment)
         except KeyTaken as error:
             raise LeaseLost(
                 f"Another driver has taken over {self._location.url}; this one "
@@ -239,74 +256,152 @@ class LedgerWriter:
             ) from error
         self.state.apply(entry)
         self.state.last = number
-        self._segments.append(segment)
-        self._merge_where_due()
 
     def commit(self, shards: Iterable[ShardRecord]) -> None:
-        """Make written units visible."""
-        self.append({"kind": "units", "shards": [shard.as_json() for shard in shards]})
+        """Make written units visible; now and then, merge segments of the log.
+
+        Raises
+        ------
+        LeaseLost
+            Another driver has taken over.
+        AlreadyCommitted
+            One of them is committed: its file must not have been written again.
+        SiteNotStored
+            A site was not announced with `add_sites`.
+        """
+        rows = list(shards)
+        for shard in rows:
+            if shard.site not in self.state.covered:
+                raise SiteNotStored(
+                    f"{shard.site} was not announced in {self._location.url}\n"
+                    "hint: call add_sites first"
+                )
+            if shard.unit in self.state.covered[shard.site]:
+                raise already_committed(shard.site, shard.unit, self._location.url)
+        self.append({"kind": "units", "shards": [shard.as_json() for shard in rows]})
+        self._merge_where_due()
+
+    def revoke(self, shards: Iterable[tuple[Site, int]]) -> None:
+        """Take (site, unit) out of the ledger; they are then missing, to be written again."""
+        rows = [{"site": str(site), "unit": unit} for site, unit in shards]
+        if rows:
+            self.append({"kind": "revoke", "shards": rows})
 
     def merge_all(self) -> None:
         """Leave one segment, unless the store is so large that its table would be too."""
+        segments = _cover(self._location)
         records = sum(map(len, self.state.covered.values()))
-        if len(self._segments) > 1 and records <= _MOST_RECORDS_IN_ONE_TABLE:
-            self._merge(list(self._segments))
+        if len(segments) > 1 and records <= _MOST_RECORDS_IN_ONE_TABLE:
+            self._merge(segments)
+
+    def clean(self) -> None:
+        """Remove entries that an interrupted merge has left beside the merged segment."""
+        kept = _cover(self._location)
+        for segment in set(_segments(self._location)) - set(kept):
+            self._location.delete(segment.key)
+
+    def _refuse_if_overtaken(self, own: _Segment) -> None:
+        """The number was free; was that because its entry has long been merged away?"""
+        if any(s.last >= own.last and s != own for s in _segments(self._location)):
+            self._location.delete(own.key)
+            raise KeyTaken(f"{own.key} has been merged away")
 
     def _merge_where_due(self) -> None:
-        while len(self._segments) >= FAN_OUT:
-            tail = self._segments[-FAN_OUT:]
-            if len({segment.level for segment in tail}) > 1:
-                return
-            self._merge(tail)
+        """Merge the newest segments, wherever there are `fan_out` of about one size."""
+        segments = _cover(self._location)
+        size = 1
+        while size < sum(map(len, segments)):
+            start = len(segments)
+            while start and len(segments[start - 1]) <= size:
+                start -= 1
+            if len(segments) - start >= self._fan_out:
+                segments[start:] = [self._merge(segments[start:])]
+            size *= self._fan_out
 
-    def _merge(self, segments: list[_Segment]) -> None:
+    def _merge(self, segments: list[_Segment]) -> _Segment:
         merged = _Segment(segments[0].first, segments[-1].last)
         entries = [_read(self._location, segment) for segment in segments]
         covered, revoked = _net_effect(entries)
         content = _table_bytes(_merged_table(self._location, segments, entries))
+        entry = {
+            "kind": "merged",
+            "number": [merged.first, merged.last],
+            "others": [other for entry in entries for other in _others(entry)],
+            "covered": _as_runs(covered),
+            "revoked": _as_runs(revoked) if merged.first > 1 else {},
+            "table": {"bytes": len(content), "crc32c": crc32c(content)},
+        }
         self._location.write(merged.table_key, [content])
-        self._location.write(
-            merged.key,
-            [
-                seal(
-                    {
-                        "kind": "merged",
-                        "number": [merged.first, merged.last],
-                        "others": [other for entry in entries for other in _others(entry)],
-                        "covered": _as_runs(covered),
-                        "revoked": _as_runs(revoked) if merged.first > 1 else {},
-                        "table": {"bytes": len(content), "crc32c": crc32c(content)},
-                    }
-                )
-            ],
-        )
-        self._segments = [s for s in self._segments if s not in segments] + [merged]
-        self._segments.sort()
-        for segment in segments:  # readers that listed them already read again
+        self._location.write(merged.key, [seal(entry)])
+        for segment in segments:  # readers that listed them already list again
             self._location.delete(segment.key)
             self._location.delete(segment.table_key)
+        return merged
+
+
+def already_committed(site: Site, unit: int, url: str) -> AlreadyCommitted:
+    """The error of writing or committing a unit twice."""
+    return AlreadyCommitted(
+        f"Unit {unit} of {site} is committed in {url}; committed files are never written again\n"
+        "hint: `actlake verify --repair` takes damaged units out of the ledger first"
+    )
+
+
+def _segments(location: Location) -> list[_Segment]:
+    """Every segment that has a file, sorted; also leftovers of an interrupted merge."""
+    names = (_NAME.fullmatch(key) for key in location.list(FOLDER))
+    return sorted(
+        _Segment(int(name["first"]), int(name["last"] or name["first"])) for name in names if name
+    )
 
 
 def _cover(location: Location) -> list[_Segment]:
-    """The segments to replay, in order; leftovers of an interrupted merge are passed over."""
-    found: dict[int, _Segment] = {}
-    for key in location.list(FOLDER):
-        if match := _NAME.fullmatch(key):
-            first = int(match["first"])
-            segment = _Segment(first, int(match["last"] or first))
-            found[first] = max(segment, found.get(first, segment))
-    cover: list[_Segment] = []
-    number = 1
-    while number in found:
-        cover.append(found[number])
-        number = found[number].last + 1
-    beyond = [segment.stem for segment in sorted(found.values()) if segment.first > number]
+    """The segments to replay: the fewest that lie end to end from entry 1 to the last.
+
+    Leftovers of an interrupted merge are passed over.
+    """
+    segments = _segments(location)
+    # Per number that comes next: in how few segments it is reached, and by which last one.
+    reached: dict[int, tuple[int, _Segment | None]] = {1: (0, None)}
+    for segment in segments:
+        if segment.first in reached:
+            steps = reached[segment.first][0] + 1
+            if steps < reached.get(segment.last + 1, (steps + 1, None))[0]:
+                reached[segment.last + 1] = steps, segment
+    number = max(reached)
+    beyond = [segment.stem for segment in segments if segment.last >= number]
     if beyond:
         raise StoreDamaged(
             f"The ledger of {location.url} has no entry {number:08d}, but has {beyond[0]}\n"
             "hint: restore the file; without it nobody knows which units are whole"
         )
-    return cover
+    cover: list[_Segment] = []
+    while (last := reached[number][1]) is not None:
+        cover.append(last)
+        number = last.first
+    return cover[::-1]
+
+
+def _read_all(location: Location) -> list[tuple[_Segment, dict[str, Any]]]:
+    """The log's segments with their entries. Merging may go on meanwhile: then once more."""
+    damage: StoreDamaged | None = None
+    for _ in range(_RETRIES):
+        try:
+            return [(segment, _read(location, segment)) for segment in _cover(location)]
+        except StoreNotFound:
+            damage = None
+        except StoreDamaged as error:  # a gap may be a listing of before and after a merge
+            if damage is not None and str(damage) == str(error):
+                raise
+            damage = error
+    raise _too_fast(location)
+
+
+def _too_fast(location: Location) -> StoreDamaged:
+    return StoreDamaged(
+        f"The ledger of {location.url} changes faster than it can be read\n"
+        "hint: try again; if it happens again, look at the network file system's caching"
+    )
 
 
 def _read(location: Location, segment: _Segment) -> dict[str, Any]:
@@ -378,7 +473,9 @@ def _table_of(location: Location, segment: _Segment, entry: Mapping[str, Any]) -
     try:
         content = location.read(segment.table_key)
     except StoreNotFound as error:
-        raise StoreDamaged(f"{name} is missing") from error
+        if location.size(segment.key) is None:  # merged away with its entry
+            raise
+        raise StoreDamaged(f"{name} is missing\nhint: restore the file from a copy") from error
     if crc32c(content) != entry["table"]["crc32c"]:
         raise StoreDamaged(f"{name} has changed since it was written: it fails its CRC32C")
     return pq.read_table(io.BytesIO(content), schema=_TABLE)

@@ -9,7 +9,7 @@ one wins; the ledger is built on it.
 import errno
 import os
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,7 +17,12 @@ from typing import Any, Protocol
 import zarr
 from zarr.storage import LocalStore
 
-from actlake.storage.errors import StoreError, StoreNotFound, StoreNotWritable
+from actlake.storage.errors import (
+    StoreError,
+    StoreNotFound,
+    StoreNotReadable,
+    StoreNotWritable,
+)
 
 _PARTIAL = ".partial"
 
@@ -51,6 +56,10 @@ class Location(Protocol):
         """Keys directly in `folder` (files only), in no order."""
         ...
 
+    def is_foreign(self, ours: Container[str]) -> bool:
+        """Whether anything lies at the root that is not called by one of these names."""
+        ...
+
     def delete(self, key: str) -> None:
         """Remove `key`, or everything below it; nothing happens when there is nothing."""
         ...
@@ -80,6 +89,11 @@ class LocalFolder:
             return (self.root / key).read_bytes()
         except (FileNotFoundError, NotADirectoryError) as error:
             raise StoreNotFound(f"There is no {key} in {self.url}") from error
+        except PermissionError as error:
+            raise StoreNotReadable(
+                f"{key} in {self.url} may not be read by this user\n"
+                "hint: ask its owner for permission to read"
+            ) from error
 
     def write(self, key: str, parts: Iterable[Any]) -> None:
         """See `Location.write`."""
@@ -92,7 +106,16 @@ class LocalFolder:
             try:
                 os.link(partial, path)
             except FileExistsError as error:
-                raise KeyTaken(f"{key} already exists in {self.url}") from error
+                # NFS may lose the answer of a link that was made, and repeat the question.
+                if partial.stat().st_nlink < 2:
+                    raise KeyTaken(f"{key} already exists in {self.url}") from error
+            except OSError as error:
+                if error.errno in (errno.EPERM, errno.EOPNOTSUPP):
+                    raise StoreNotWritable(
+                        f"The file system of {self.url} has no hard links, by which drivers are "
+                        "kept apart\nhint: put the store on a local disk, NFS, Lustre or GPFS"
+                    ) from error
+                raise
 
     @contextmanager
     def _partial(self, key: str, parts: Iterable[Any]) -> Iterator[tuple[Path, Path]]:
@@ -132,10 +155,15 @@ class LocalFolder:
             if not name.endswith(_PARTIAL):
                 yield f"{folder}/{name}" if folder else name
 
+    def is_foreign(self, ours: Container[str]) -> bool:
+        """See `Location.is_foreign`; hidden files do not count."""
+        names = os.listdir(self.root) if self.root.is_dir() else []
+        return any(name not in ours and not name.startswith(".") for name in names)
+
     def delete(self, key: str) -> None:
         """See `Location.delete`."""
         path = self.root / key
-        if path.is_dir():
+        if path.is_dir() and not path.is_symlink():
             for child in sorted(path.iterdir()):
                 self.delete(f"{key}/{child.name}")
             path.rmdir()
@@ -143,10 +171,15 @@ class LocalFolder:
             path.unlink(missing_ok=True)
 
     def sweep(self, folder: str) -> int:
-        """Remove what killed writers left half-written in `folder`; how many files."""
-        left = [name for name in self._names(folder) if name.endswith(_PARTIAL)]
-        for name in left:
-            (self.root / folder / name).unlink(missing_ok=True)
+        """Remove what killed writers left half-written below `folder`; how many files."""
+        left = [
+            Path(parent) / name
+            for parent, _, names in os.walk(self.root / folder)
+            for name in names
+            if name.endswith(_PARTIAL)
+        ]
+        for path in left:
+            path.unlink(missing_ok=True)
         return len(left)
 
     def local_path(self, key: str) -> Path:
@@ -158,10 +191,16 @@ class LocalFolder:
         return LocalStore(self.root / key, read_only=True)
 
     def _names(self, folder: str) -> Iterator[str]:
-        with suppress(FileNotFoundError), os.scandir(self.root / folder) as entries:
-            for entry in entries:
-                if entry.is_file():
-                    yield entry.name
+        try:
+            with suppress(FileNotFoundError), os.scandir(self.root / folder) as entries:
+                for entry in entries:
+                    if entry.is_file():
+                        yield entry.name
+        except PermissionError as error:
+            raise StoreNotReadable(
+                f"{folder} in {self.url} may not be read by this user\n"
+                "hint: ask its owner for permission to read"
+            ) from error
 
 
 _NOT_WRITABLE = {
@@ -170,6 +209,8 @@ _NOT_WRITABLE = {
     errno.EROFS: "the file system is read-only",
     errno.ENOSPC: "make space",
     errno.EDQUOT: "your disk quota is used up",
+    errno.EFBIG: "allow larger files (`ulimit -f`), or make smaller shards",
+    errno.EIO: "the disk or the network failed; look at the system's log",
     errno.ENOTDIR: "a part of the path is a file",
 }
 

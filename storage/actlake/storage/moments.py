@@ -4,7 +4,6 @@ Kept per unit and per group of rows (split × {kept, excluded}), they give exact
 any split without reading a row, and no test row ever enters a training statistic.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -70,14 +69,6 @@ class Moments:
     def mean_norm(self) -> float:
         """Mean Euclidean norm of a row; NaN of no rows."""
         return self.norm_sum / self.count if self.count else float("nan")
-
-
-def merge_all(parts: Iterable[Moments], *, dim: int) -> Moments:
-    """Of all rows of all `parts`, merged in their order."""
-    total = Moments.empty(dim)
-    for part in parts:
-        total = total.merge(part)
-    return total
 
 
 def moments_by_group(rows: Array, groups: Array, *, num_groups: int) -> list[Moments]:

@@ -5,9 +5,10 @@ beside it. Row ``i`` of every array is about the same token. Nothing here needs 
 """
 
 import io
+import itertools
 import os
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Self
@@ -22,7 +23,7 @@ from actlake.storage.errors import FormatTooNew, SiteNotStored, StoreDamaged, St
 from actlake.storage.extents import Extent, UnitSet
 from actlake.storage.ledger import LedgerState, read_state
 from actlake.storage.location import Location, locate
-from actlake.storage.moments import Moments, is_excluded, merge_all, row_groups
+from actlake.storage.moments import Moments, is_excluded, row_groups
 from actlake.storage.provenance import Provenance
 from actlake.storage.schema import FORMAT, StoreSchema
 from actlake.storage.sealed import unseal
@@ -276,8 +277,11 @@ class ActivationStore:
         local = self.location.local_path(DOCUMENTS)
         try:
             source = str(local) if local else io.BytesIO(self.location.read(DOCUMENTS))
-            return pq.read_table(source, columns=None if columns is None else list(columns))
-        except (FileNotFoundError, pa.ArrowInvalid) as error:
+            # Without partitioning=None a folder called key=value on the path becomes a column.
+            return pq.read_table(
+                source, columns=None if columns is None else list(columns), partitioning=None
+            )
+        except (OSError, pa.ArrowException) as error:
             raise StoreDamaged(
                 f"{DOCUMENTS} of {self.url} cannot be read: {error}\n"
                 "hint: `actlake verify` tells what else is damaged"
@@ -286,9 +290,14 @@ class ActivationStore:
     # Statistics.
 
     def moments(
-        self, site: str | Site, *, split: str | None = None, excluded: bool | None = False
+        self,
+        site: str | Site,
+        *,
+        split: str | None = None,
+        excluded: bool | None = False,
+        units: Iterable[int] | None = None,
     ) -> Moments:
-        """Mean, variance and norms of the committed rows, without reading a row.
+        """Mean, variance and norms of rows, without reading a row.
 
         Parameters
         ----------
@@ -297,30 +306,35 @@ class ActivationStore:
         excluded
             False: without position 0 and special ids, as training sees them. True: only
             those. None: all rows.
+        units
+            Of these units' rows only; by default of all that are committed.
         """
         stored = self.site(site)
         parts = {
-            name: RowArray(self.location, spec, committed=lambda: self.ledger.covered[stored])
+            name: RowArray(self.location, spec)
             for name, spec in self.schema.moments(stored).items()
         }
         splits = range(len(self.schema.splits)) if split is None else [self._split_code(split)]
         kinds = [False, True] if excluded is None else [excluded]
-        units = np.array(list(self.ledger.covered[stored]), np.int64)
-        table = {name: part.take(units) for name, part in parts.items()}
-        return merge_all(
-            (
-                Moments(
-                    int(table["count"][unit, code, kind]),
-                    table["mean"][unit, code, kind],
-                    table["m2"][unit, code, kind],
-                    float(table["norm_sum"][unit, code, kind]),
-                )
-                for unit in range(len(units))
+        total = Moments.empty(self.schema.dim)
+        for block in _blocks(self.ledger.covered[stored] if units is None else units):
+            table = {name: part.take(block) for name, part in parts.items()}
+            groups = (
+                (unit, code, int(kind))
+                for unit in range(len(block))
                 for code in splits
-                for kind in map(int, kinds)
-            ),
-            dim=self.schema.dim,
-        )
+                for kind in kinds
+            )
+            for group in groups:
+                total = total.merge(
+                    Moments(
+                        int(table["count"][group]),
+                        table["mean"][group],
+                        table["m2"][group],
+                        float(table["norm_sum"][group]),
+                    )
+                )
+        return total
 
     def _split_code(self, split: str) -> int:
         if split not in self.schema.splits:
@@ -351,3 +365,10 @@ class ActivationStore:
         """The text of rows ``start <= i < stop``, decoded."""
         ids = self.tokens["id"].read(start, stop).tolist()
         return str(self.tokenizer.decode(ids, skip_special_tokens=False))
+
+
+def _blocks(units: Iterable[int], *, at_once: int = 256) -> Iterator[Array]:
+    """The units in arrays of a bounded length, so that memory stays flat."""
+    remaining = iter(units)
+    while block := list(itertools.islice(remaining, at_once)):
+        yield np.array(block, np.int64)

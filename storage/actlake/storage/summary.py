@@ -13,7 +13,7 @@ from actlake.storage.sites import Site
 if TYPE_CHECKING:  # store.py shows summaries
     from actlake.storage.store import ActivationStore, Coverage
 
-_MOST_UNITS_TO_MERGE = 100_000  # moments of more units than this are not summed up unasked
+_MOST_UNITS_TO_MERGE = 10_000  # four small files each: of more, they are not read unasked
 
 
 @dataclass(frozen=True, slots=True)

@@ -123,14 +123,16 @@ def revoke(lease: Lease, store: ActivationStore, report: VerifyReport) -> int:
         if problem.kind == "metadata" and problem.site is not None:
             for spec in _specs(store, problem.site):
                 lease.location.write(spec.metadata_key, [metadata_json(spec.metadata())])
-    shards = [
-        {"site": str(site), "unit": unit}
-        for site, units in report.damaged.items()
-        for unit in units
-    ]
-    if shards:
-        lease.ledger.append({"kind": "revoke", "shards": shards})
+    shards = [(site, unit) for site, units in report.damaged.items() for unit in units]
+    revoke_shards(lease, shards)
     return len(shards)
+
+
+def revoke_shards(lease: Lease, shards: Iterable[tuple[Site, int]]) -> None:
+    """Take these (site, unit) out of the ledger; the next harvest computes them again."""
+    rows = [{"site": str(site), "unit": unit} for site, unit in shards]
+    if rows:
+        lease.ledger.append({"kind": "revoke", "shards": rows})
 
 
 def undersized(store: ActivationStore) -> Iterator[ShardRecord]:

@@ -1,0 +1,110 @@
+"""The command line: ``actlake <command>``. One table of commands; each is a plain function.
+
+Answers go to stdout, everything else to stderr. An error that actlake refuses is printed
+without a traceback and ends with status 1; Ctrl-C with 130; a stop on request with 143.
+"""
+
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from actlake.storage import ActlakeError
+
+Run = Callable[[Sequence[str]], int]
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """One word after ``actlake``."""
+
+    does: str
+    load: Callable[[], Run]
+    """Imports the command only when it is run: torch alone takes seconds."""
+
+
+def _harvest() -> Run:
+    from actlake.jobs.harvest.command import main
+
+    return main
+
+
+def _info() -> Run:
+    from actlake.jobs.stores import info
+
+    return info
+
+
+def _verify() -> Run:
+    from actlake.jobs.stores import verify
+
+    return verify
+
+
+def _demo() -> Run:
+    from actlake.jobs.demo import main
+
+    return main
+
+
+COMMANDS = {
+    "demo": Command("the whole path on a small real model, on this machine, in minutes", _demo),
+    "harvest": Command("fill a store with a model's activations on a text", _harvest),
+    "info": Command("what a store holds, and how much of it", _info),
+    "verify": Command("whether a store is sound, byte by byte; --repair mends it", _verify),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command that the process was called with, and exit."""
+    raise SystemExit(run(sys.argv[1:] if argv is None else list(argv)))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run a command; its exit status."""
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        _print(usage())
+        return 0
+    name, *rest = arguments
+    if name not in COMMANDS:
+        from actlake.storage.errors import nearest
+
+        _print(f"actlake: there is no command {name!r}\n{nearest(name, COMMANDS)}", err=True)
+        return 2
+    _configure_logging()
+    try:
+        return COMMANDS[name].load()(rest)
+    except ActlakeError as error:
+        _print(f"actlake {name}: {error}", err=True)
+        return 1
+    except KeyboardInterrupt:
+        _print(f"actlake {name}: interrupted; the same command goes on from here", err=True)
+        return 130
+
+
+def usage() -> str:
+    """What ``actlake --help`` prints."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {command.does}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        [
+            "Activation datasets for interpretability.",
+            "",
+            "usage: actlake COMMAND [options]",
+            "",
+            *lines,
+            "",
+            "`actlake COMMAND --help` says more, with examples.",
+        ]
+    )
+
+
+def _configure_logging() -> None:
+    level = os.environ.get("ACTLAKE_LOG", "INFO").upper()
+    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
+    logging.getLogger("actlake").setLevel(level)
+
+
+def _print(text: str, *, err: bool = False) -> None:
+    print(text, file=sys.stderr if err else sys.stdout)

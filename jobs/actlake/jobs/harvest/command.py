@@ -1,0 +1,61 @@
+"""``actlake harvest``: read the config, call `harvest`, say how it ended."""
+
+from collections.abc import Sequence
+
+from rich.console import Console
+
+from actlake.jobs.harvest.config import HarvestConfig
+from actlake.jobs.harvest.job import HarvestResult, harvest, plan
+from actlake.platform.config import read_command
+
+_EXAMPLES = (
+    "actlake harvest --config examples/harvest_smollm2.yaml",
+    "actlake harvest --config examples/harvest_smollm2.yaml --plan",
+    "actlake harvest --config examples/harvest_smollm2.yaml --corpus.max_tokens 20000 "
+    "--sites resid_post.3,resid_post.6 --replicas 2",
+    "actlake harvest --store runs/pythia --model.name EleutherAI/pythia-70m "
+    "--sites resid_post.3 --corpus.source.path 'texts/**/*.txt'",
+)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command; its exit status."""
+    config, flags = read_command(
+        HarvestConfig,
+        arguments,
+        command="actlake harvest",
+        description=(
+            "Run a corpus through a language model and store the activations at chosen sites. "
+            "Killed at any moment, the same command goes on where it stopped."
+        ),
+        examples=_EXAMPLES,
+        flags={"plan": "Print what would be done and needed, and stop."},
+    )
+    out = Console()
+    if "plan" in flags:
+        out.print(str(plan(config)), highlight=False)
+        return 0
+    result = harvest(config)
+    out.print(closing_line(result), highlight=False)
+    if result.stopped:
+        return 143
+    return 0 if result.complete else 1
+
+
+def closing_line(result: HarvestResult) -> str:
+    """How a harvest ended, for a person."""
+    if result.failed:
+        units = ", ".join(map(str, sorted(result.failed)[:5]))
+        unit, reasons = next(iter(result.failed.items()))
+        return (
+            f"{len(result.failed)} units were given up ({units}); unit {unit}: {reasons[-1]}\n"
+            f"{result.store} is valid without them; the same command tries them again"
+        )
+    if result.stopped:
+        return f"Stopped; {result.store} is valid, and the same command goes on from here"
+    if not result.units_done:
+        return f"{result.store} is complete already; nothing was done"
+    rate = result.rows / result.seconds if result.seconds else 0.0
+    return f"{result.store} is complete: {result.units_done:,} units in {result.seconds:,.0f} s" + (
+        f" ({rate:,.0f} tokens/s)" if rate and rate < 1e9 else ""
+    )

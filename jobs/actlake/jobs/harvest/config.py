@@ -1,0 +1,101 @@
+"""What a harvest is: which text, through which model, into which store, on what."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from actlake.platform.cluster import ClusterConfig
+from actlake.platform.corpus import CorpusConfig
+from actlake.platform.models import ModelConfig
+from actlake.platform.tracking import TrackingConfig
+from actlake.storage import ActlakeError, Site
+from actlake.storage.dtypes import ActivationDtype
+from actlake.storage.layout import Compression
+
+
+class InvalidHarvest(ActlakeError, ValueError):
+    """A harvest cannot have these sizes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StorageConfig:
+    """How rows are stored; fixed when the store is made."""
+
+    dtype: ActivationDtype = "float16"
+    """Element type on disk. float16 holds numbers up to 65,504; a unit with larger ones is
+    refused. bfloat16 has float32's range and three digits; float32 twice the bytes."""
+
+    compression: Compression = "none"
+    """``zstd`` saves about 7 % of float16 and 20 % of bfloat16, and the store can then not be
+    memory-mapped: random reads become hundreds of times slower."""
+
+    nonfinite: Literal["refuse", "count"] = "refuse"
+    """What happens to infinities and NaNs: the harvest stops, or they are stored and counted."""
+
+    unit_rows: int | None = None
+    """At most so many rows in a unit of work, a shard file; null: up to 128 MiB a site, 30
+    seconds of work, and at least 16 units a store."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HarvestConfig:
+    """Run a corpus through a model and store the activations at chosen sites."""
+
+    store: str
+    """Where the store is, or will be: a path that all workers see."""
+
+    model: ModelConfig
+    """The language model."""
+
+    sites: tuple[Site, ...]
+    """Places in the model, such as resid_post.6; layers above the last one are not run. A
+    finished store is extended by naming more of them."""
+
+    corpus: CorpusConfig = field(default_factory=CorpusConfig)
+    """The text."""
+
+    storage: StorageConfig = field(default_factory=StorageConfig)
+    """How rows are stored."""
+
+    replicas: int = 1
+    """Copies of the model that work side by side."""
+
+    stages: int = 1
+    """Pieces a copy is cut into by layers, each in a process (and on a GPU) of its own."""
+
+    threads: int | None = None
+    """CPU threads of each process; null: the machine's cores shared among them. Part of what
+    decides the last bits, so a resumed harvest needs the same."""
+
+    batch_tokens: int = 2048
+    """Tokens that go through the model at once, padding included. 2,048 keeps a CPU busy; a GPU
+    wants 16,384 or more."""
+
+    unit_timeout_s: float | None = None
+    """A replica that finishes no unit for so long is taken for hung and replaced."""
+
+    allow_other_numerics: bool = False
+    """Go on with a store that was begun with another torch, device, dtype or batch budget. Its
+    units then differ in the last bits; which was computed how is recorded."""
+
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    """The Ray cluster; by default one is started here for the time of the harvest."""
+
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    """Where the harvest's own numbers go."""
+
+    def __post_init__(self) -> None:
+        if not self.sites:
+            raise InvalidHarvest(
+                "A harvest needs at least one site\nhint: such as --sites resid_post.6"
+            )
+        sizes = {
+            "replicas": self.replicas,
+            "stages": self.stages,
+            "threads": self.threads,
+            "batch_tokens": self.batch_tokens,
+            "unit_timeout_s": self.unit_timeout_s,
+            "storage.unit_rows": self.storage.unit_rows,
+        }
+        for name, size in sizes.items():
+            if size is not None and size <= 0:
+                raise InvalidHarvest(f"{name} must be more than 0, and is {size}")

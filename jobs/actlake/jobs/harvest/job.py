@@ -1,0 +1,370 @@
+"""Fill a store: lay the text down, run it through the model, commit unit after unit.
+
+    harvest(HarvestConfig(
+        store="runs/smollm2",
+        model=ModelConfig(name="HuggingFaceTB/SmolLM2-135M"),
+        sites=(Site(4), Site(9), Site(14)),
+    ))
+
+Killed at any moment and called again, it goes on with the units that are missing; on the same
+numerics the finished store is the same to the byte. A finished store is left as it is.
+"""
+
+import hashlib
+import logging
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+
+from rich.console import Console
+
+from actlake.jobs.harvest.config import HarvestConfig
+from actlake.jobs.harvest.plan import (
+    UNITS_IN_FLIGHT,
+    HarvestPlan,
+    plan_harvest,
+    plan_stages,
+    stored_sites,
+)
+from actlake.jobs.harvest.preparation import harvest_request, prepare_store, scratch_store
+from actlake.jobs.harvest.progress import HarvestProgress, Tally
+from actlake.jobs.harvest.worker import HarvestWorker, UnitReceipt
+from actlake.platform.cluster import (
+    PoolEvent,
+    PoolResult,
+    ReplicaSpec,
+    Resources,
+    Session,
+    StageSpec,
+    UnitTiming,
+    run_units,
+    session,
+)
+from actlake.platform.config import to_dict
+from actlake.platform.corpus import Progress
+from actlake.platform.models import ResolvedModel, resolve_model
+from actlake.platform.tracking import TrackedRun, Tracker, open_tracker
+from actlake.storage import ActivationStore, Lease, Site, UnitSet, add_sites, open_store
+from actlake.storage.create import MANIFEST
+from actlake.storage.location import locate
+from actlake.storage.resume import use_numerics
+from actlake.storage.summary import summarize
+from actlake.storage.verify import revoke_shards, undersized
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class HarvestResult:
+    """How a harvest ended."""
+
+    store: str
+    rows: int
+    """Rows of the store."""
+    units_done: int
+    """Units computed by this call; 0 when the store was complete already."""
+    failed: dict[int, tuple[str, ...]]
+    """Units that were given up, with the reason of each attempt. The store is valid without
+    them, and another call tries them again."""
+    stopped: bool
+    """Ended early because it was asked to; another call goes on."""
+    seconds: float
+
+    @property
+    def complete(self) -> bool:
+        """Whether all sites that were asked for are whole."""
+        return not (self.failed or self.stopped)
+
+
+def plan(config: HarvestConfig) -> HarvestPlan:
+    """What `harvest` would do now, in numbers. Reads the text if there is no store yet.
+
+    Raises
+    ------
+    ActlakeError
+        Whatever `harvest` would refuse before the model runs.
+    """
+    model, threads = _resolve(config)
+    location = locate(config.store)
+    if location.size(MANIFEST) is not None:
+        store = open_store(location)
+        return _plan(config, model, store, threads=threads)
+    with scratch_store(config, model, threads=threads, progress=_silent) as store:
+        return _plan(config, model, store, threads=threads)
+
+
+def harvest(
+    config: HarvestConfig, *, console: Console | None = None, progress: Progress | None = None
+) -> HarvestResult:
+    """Fill the store of a config, or go on filling it.
+
+    Parameters
+    ----------
+    console
+        Where the plan and the progress are shown; by default standard error.
+    progress
+        Called while the text is laid out.
+
+    Raises
+    ------
+    StoreLocked
+        Another harvest is writing to this store.
+    StoreMismatch
+        The store holds other rows, or was computed with other numerics.
+    ActlakeError
+        Anything else that is refused; the message says what, and what to do.
+    """
+    console = console or Console(stderr=True)
+    model, threads = _resolve(config)
+    with ExitStack() as stack:
+        lease = stack.enter_context(Lease.acquire(locate(config.store)))
+        store = prepare_store(lease, config, model, threads=threads, progress=progress or _silent)
+        add_sites(lease, store, config.sites, harvest_request(config, threads=threads))
+        store.refresh()
+        _revoke_undersized(lease, store)
+        console.print(str(_plan(config, model, store, threads=threads)), highlight=False)
+        if not any(_missing(store, config.sites).values()):
+            logger.info("Nothing to do: all %d units are committed", store.schema.num_units)
+            lease.ledger.merge_all()
+            return HarvestResult(store.url, store.schema.rows, 0, {}, False, 0.0)
+        cluster = stack.enter_context(session(config.cluster))
+        tracker = stack.enter_context(_tracker(config, store))
+        run = _Run(config, model, lease, store, cluster, tracker, console, threads)
+        return run.run()
+
+
+class _Run:
+    """One call of `harvest`, from the first unit to the last."""
+
+    def __init__(
+        self,
+        config: HarvestConfig,
+        model: ResolvedModel,
+        lease: Lease,
+        store: ActivationStore,
+        cluster: Session,
+        tracker: Tracker,
+        console: Console,
+        threads: int,
+    ) -> None:
+        self._config = config
+        self._model = model
+        self._lease = lease
+        self._store = store
+        self._cluster = cluster
+        self._tracker = tracker
+        self._threads = threads
+        done = store.committed(config.sites)
+        self._tally = Tally(
+            total_rows=store.schema.rows,
+            total_units=store.schema.num_units,
+            rows_before=_rows_of(store, done),
+            units_before=len(done),
+        )
+        self._progress = HarvestProgress(self._tally, store.location, console=console)
+
+    def run(self) -> HarvestResult:
+        results: list[PoolResult] = []
+        with self._progress.showing():
+            for sites, units in phases(_missing(self._store, self._config.sites)):
+                results.append(self._run_phase(sites, units))
+                if results[-1].stopped:
+                    break
+        self._store.refresh()
+        complete = all(result.complete for result in results)
+        if complete:
+            self._lease.ledger.merge_all()
+        self._tracker.summary(
+            {
+                "rows": self._store.schema.rows,
+                "fingerprint": self._store.fingerprint,
+                "complete": complete,
+                **{
+                    f"mean_norm/{line.site}": line.mean_norm
+                    for line in summarize(self._store).sites
+                },
+            }
+        )
+        return HarvestResult(
+            store=self._store.url,
+            rows=self._store.schema.rows,
+            units_done=self._tally.units,
+            failed={unit: why for result in results for unit, why in result.failed.items()},
+            stopped=any(result.stopped for result in results),
+            seconds=self._tally.seconds,
+        )
+
+    def _run_phase(self, sites: tuple[Site, ...], units: UnitSet) -> PoolResult:
+        return run_units(
+            self._cluster,
+            iter(units),
+            self._replica(sites),
+            replicas=min(self._config.replicas, len(units)),
+            on_done=self._commit,
+            in_flight=UNITS_IN_FLIGHT + self._config.stages - 1,
+            unit_timeout_s=self._config.unit_timeout_s,
+            on_event=self._hear,
+        )
+
+    def _replica(self, sites: tuple[Site, ...]) -> ReplicaSpec:
+        on_cpu = self._model.device.value == "cpu"
+        resources = Resources(cpus=self._threads) if on_cpu else Resources(cpus=1, gpus=1)
+        layers_of_stages = [
+            layers
+            for layers in plan_stages(self._model, self._config)
+            if any(site.layer >= layers.start for site in sites)
+        ]
+        return ReplicaSpec(
+            stages=tuple(
+                StageSpec(
+                    make=HarvestWorker,
+                    kwargs={
+                        "store_url": self._store.url,
+                        "token": self._lease.token,
+                        "model": self._model,
+                        "layers": layers,
+                        "sites": sites,
+                        "batch_tokens": self._config.batch_tokens,
+                        "threads": self._threads,
+                    },
+                    resources=resources,
+                    threads=self._threads,
+                )
+                for layers in layers_of_stages
+            )
+        )
+
+    def _commit(self, unit: int, receipts: Sequence[UnitReceipt], timing: UnitTiming) -> None:
+        """Make one unit visible, in the driver's thread, and count it."""
+        numbers = [
+            use_numerics(
+                self._lease, receipt.numerics, allow_other=self._config.allow_other_numerics
+            )
+            for receipt in receipts
+        ]
+        records = [
+            replace(record, numerics=number)
+            for receipt, number in zip(receipts, numbers, strict=True)
+            for record in receipt.records
+        ]
+        self._lease.ledger.commit(records)
+        tally = self._tally
+        rows = len(self._store.schema.unit_extent(unit))
+        tally.rows += rows
+        tally.units += 1
+        tally.rows_by_replica[timing.replica] += rows
+        tally.num_bytes += sum(receipt.num_bytes for receipt in receipts)
+        tally.num_tokens += receipts[0].num_tokens
+        tally.compute_s += sum(receipt.compute_s for receipt in receipts)
+        tally.write_s += sum(receipt.write_s for receipt in receipts)
+        tally.nonfinite += sum(record.infinite + record.nan for record in records)
+        self._progress.update()
+        self._tracker.log(
+            tally.numbers() | _norms(self._store, unit, [record.site for record in records]),
+            step=tally.rows_before + tally.rows,
+        )
+
+    def _hear(self, event: PoolEvent) -> None:
+        if event.kind == "replica_up" and self._tally.units == 0:
+            self._tally.restart_clock()
+        elif event.kind == "unit_requeued":
+            self._tally.requeued += 1
+        self._progress.update()
+
+
+def phases(missing: dict[Site, UnitSet]) -> Iterator[tuple[tuple[Site, ...], UnitSet]]:
+    """Cut what is missing into runs of the same sites: usually one, more after a repair.
+
+    First the units that all sites lack, with all sites at once; then what each site lacks
+    alone. So no committed shard is ever written again.
+    """
+    sites = tuple(sorted(missing))
+    together = UnitSet(missing[sites[0]].runs())
+    for site in sites[1:]:
+        together = together.intersection(missing[site])
+    if together:
+        yield sites, together
+    for site in sites:
+        alone = UnitSet(missing[site].runs())
+        alone.difference_update(together)
+        if alone:
+            yield (site,), alone
+
+
+def _resolve(config: HarvestConfig) -> tuple[ResolvedModel, int]:
+    """The model and the threads, and every refusal that needs no text and no weights."""
+    is_here = config.cluster.address is None and "RAY_ADDRESS" not in os.environ
+    model = resolve_model(config.model, here=is_here)
+    model.check_sites(config.sites)
+    model.check_context(config.corpus.context_length)
+    plan_stages(model, config)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    share = max(1, (cores or 1) // (config.replicas * config.stages))
+    return model, config.threads or share
+
+
+def _plan(
+    config: HarvestConfig, model: ResolvedModel, store: ActivationStore, *, threads: int
+) -> HarvestPlan:
+    missing = _missing(store, config.sites)
+    pending = UnitSet()
+    for units in missing.values():
+        pending.update(units)
+    return plan_harvest(config, model, store.schema, pending_units=len(pending), threads=threads)
+
+
+def _missing(store: ActivationStore, sites: Iterable[Site]) -> dict[Site, UnitSet]:
+    total = store.schema.num_units
+    stored = stored_sites(tuple(sites))
+    covered = store.ledger.covered
+    return {site: UnitSet(covered.get(site, UnitSet()).gaps(total)) for site in stored}
+
+
+def _revoke_undersized(lease: Lease, store: ActivationStore) -> None:
+    """Take back what the ledger has and the disk has not: a file lost or cut short."""
+    lost = [(record.site, record.unit) for record in undersized(store)]
+    if lost:
+        logger.warning(
+            "%d committed shards are missing or cut short and are computed again, the first: "
+            "%s, unit %d", len(lost), *lost[0],
+        )  # fmt: skip
+        revoke_shards(lease, lost)
+        store.refresh()
+
+
+def _rows_of(store: ActivationStore, units: UnitSet) -> int:
+    return sum(
+        min(stop * store.schema.geometry.unit_rows, store.schema.rows)
+        - start * store.schema.geometry.unit_rows
+        for start, stop in units.runs()
+    )
+
+
+def _norms(store: ActivationStore, unit: int, sites: Iterable[Site]) -> dict[str, float]:
+    """Mean norm of a unit's rows, position 0 and special ids left out."""
+    norms = {}
+    for site in sites:
+        moments = store.moments(site, units=[unit])
+        if moments.count:
+            norms[f"norm/{site}"] = moments.mean_norm
+    return norms
+
+
+def _tracker(config: HarvestConfig, store: ActivationStore) -> TrackedRun:
+    folder = store.location.local_path("log")
+    assert folder is not None
+    sites = ",".join(map(str, stored_sites(config.sites)))
+    identity = hashlib.sha256(f"{store.fingerprint} {sites}".encode()).hexdigest()[:12]
+    return open_tracker(
+        config.tracking,
+        run_id=f"harvest-{identity}",
+        folder=folder,
+        job_type="harvest",
+        config_dict=to_dict(config),
+        resume_step=_rows_of(store, store.committed(config.sites)),
+    )
+
+
+def _silent(*, documents: int, rows: int) -> None:
+    """Say nothing while the text is laid out."""

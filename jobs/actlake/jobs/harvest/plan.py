@@ -1,0 +1,122 @@
+"""What a harvest will do and need, before it does it. Pure arithmetic on what is known."""
+
+from dataclasses import dataclass
+
+from actlake.jobs.harvest.config import HarvestConfig
+from actlake.platform.models import (
+    ResolvedModel,
+    layer_bytes,
+    num_layers_needed,
+    split_layers,
+    stage_bytes,
+)
+from actlake.storage import Site, StoreSchema
+from actlake.storage.summary import human_bytes
+
+UNIT_SECONDS = 30.0
+UNITS_IN_FLIGHT = 2
+# Guesses of the speed a forward pass reaches, only to choose the size of a unit: the same
+# machine or not, the same store must come out, so nothing is measured.
+_CPU_THREAD_FLOPS = 30e9
+_GPU_FLOPS = 50e12
+
+
+@dataclass(frozen=True, slots=True)
+class HarvestPlan:
+    """The whole harvest in numbers."""
+
+    sites: tuple[Site, ...]
+    """As stored."""
+    stages: tuple[range, ...]
+    """Layers of each stage; those above the last site are not run."""
+    stage_param_bytes: tuple[int, ...]
+    stage_buffer_bytes: tuple[int, ...]
+    """Rows of the units in flight, in each stage's memory."""
+    replicas: int
+    threads: int
+    device: str
+    rows: int
+    units: int
+    pending_units: int
+    """Units that are not committed for all sites yet."""
+    unit_rows: int
+    num_bytes: int
+    """Of activations, when all sites are complete."""
+
+    def __str__(self) -> str:
+        """A few lines for a person."""
+        lines = [
+            f"sites     {', '.join(map(str, self.sites))}",
+            f"rows      {self.rows:,} tokens, {human_bytes(self.num_bytes)} of activations",
+            f"units     {self.units:,} of {self.unit_rows:,} rows, {len(self.sites)} shard files "
+            f"each; {self.pending_units:,} to do",
+            f"actors    {self.replicas} replica(s) x {len(self.stages)} stage(s) on {self.device}"
+            + (f", {self.threads} thread(s) each" if self.device == "cpu" else ", a GPU each"),
+        ]
+        for layers, weights, buffers in zip(
+            self.stages, self.stage_param_bytes, self.stage_buffer_bytes, strict=True
+        ):
+            lines.append(
+                f"  layers {layers.start}–{layers.stop - 1}: {human_bytes(weights)} of weights, "
+                f"up to {human_bytes(buffers)} of rows in flight"
+            )
+        return "\n".join(lines)
+
+
+def plan_stages(model: ResolvedModel, config: HarvestConfig) -> list[range]:
+    """Layers of each stage, balanced by bytes of parameters.
+
+    Raises
+    ------
+    InvalidSplit
+        There are fewer layers to run than stages.
+    """
+    needed = num_layers_needed(config.sites)
+    return split_layers(needed, config.stages, weights=layer_bytes(model, needed))
+
+
+def plan_harvest(
+    config: HarvestConfig,
+    model: ResolvedModel,
+    schema: StoreSchema,
+    *,
+    pending_units: int,
+    threads: int,
+) -> HarvestPlan:
+    """Put the numbers together."""
+    stages = plan_stages(model, config)
+    sites = stored_sites(config.sites)
+    unit_bytes = min(schema.geometry.unit_rows, schema.rows) * schema.row_bytes
+    return HarvestPlan(
+        sites=sites,
+        stages=tuple(stages),
+        stage_param_bytes=tuple(stage_bytes(model, layers) for layers in stages),
+        stage_buffer_bytes=tuple(
+            sum(site.layer in layers for site in sites) * unit_bytes * UNITS_IN_FLIGHT
+            for layers in stages
+        ),
+        replicas=config.replicas,
+        threads=threads,
+        device=model.device.value,
+        rows=schema.rows,
+        units=schema.num_units,
+        pending_units=pending_units,
+        unit_rows=schema.geometry.unit_rows,
+        num_bytes=schema.rows * schema.row_bytes * len(sites),
+    )
+
+
+def stored_sites(sites: tuple[Site, ...]) -> tuple[Site, ...]:
+    """The tensors to store, each once, sorted."""
+    return tuple(sorted({site.stored for site in sites}))
+
+
+def unit_rows_at_most(config: HarvestConfig, model: ResolvedModel, *, threads: int) -> int:
+    """So many rows that a unit takes about half a minute, if the guessed speeds are right."""
+    if config.storage.unit_rows is not None:
+        return config.storage.unit_rows
+    layers = num_layers_needed(config.sites)
+    flops_per_token = 24 * model.dim**2 * layers  # 2 x the 12 d² weights of a usual block
+    on_cpu = model.device.value == "cpu"
+    speed = _CPU_THREAD_FLOPS * threads if on_cpu else _GPU_FLOPS
+    return max(1, int(UNIT_SECONDS * speed / flops_per_token))

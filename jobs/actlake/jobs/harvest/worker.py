@@ -1,0 +1,206 @@
+"""Run units through one stage of the model and write the stage's sites.
+
+A plain class that knows nothing of Ray: `actlake.platform.cluster` puts it in an actor, tests
+call it. The first stage reads tokens from the store; later ones receive hidden states. Every
+stage writes its own sites straight to the store, and only receipts go to the driver.
+"""
+
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from actlake.jobs.harvest.batches import Array, Batch, unit_batches
+from actlake.jobs.harvest.buffers import UnitBuffers
+from actlake.platform.cluster import Send
+from actlake.platform.models import ResolvedModel, load_stage
+from actlake.storage import Extent, Site, Token, open_store, write_unit
+from actlake.storage.ledger import ShardRecord
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnitReceipt:
+    """What one stage did for one unit."""
+
+    records: list[ShardRecord]
+    """To be committed by the driver."""
+    num_bytes: int
+    """Bytes written."""
+    num_tokens: int
+    """Tokens computed: the unit's rows, and the beginnings of contexts that straddle in."""
+    compute_s: float
+    write_s: float
+    numerics: dict[str, Any]
+    """What the bits depend on, read where they were made."""
+
+
+@dataclass(slots=True)
+class _Open:
+    """A unit on its way through a stage."""
+
+    batches: list[Batch]
+    buffers: UnitBuffers | None
+    compute_s: float = 0.0
+
+    def complete(self) -> None:
+        if self.buffers is not None:
+            self.buffers.complete()
+
+
+class HarvestWorker:
+    """One stage of a harvest; see `actlake.platform.cluster.StageWorker`.
+
+    Computing is locked, writing is not: while one unit is written, the next is computed.
+    """
+
+    def __init__(
+        self,
+        *,
+        store_url: str,
+        token: Token,
+        model: ResolvedModel,
+        layers: range,
+        sites: tuple[Site, ...],
+        batch_tokens: int,
+        threads: int,
+    ) -> None:
+        self._store = open_store(store_url)
+        self._token = token
+        token.check(self._store.location)
+        self._batch_tokens = batch_tokens
+        self._stage = load_stage(model, layers, sites, threads=threads)
+        self._numerics = numerics_here(model, threads=threads, batch_tokens=batch_tokens)
+        self._lock = threading.Lock()
+        self._open: dict[int, _Open] = {}
+
+    def run(self, unit: int, send: Send | None) -> UnitReceipt:
+        """First stage: all batches of a unit, through the layers, then on to the next stage."""
+        with self._lock:
+            work = self._begin(unit)
+            for number, batch in enumerate(work.batches):
+                leaving_BLD = self._compute(work, batch, torch.from_numpy(batch.ids))
+                if send is not None:
+                    assert leaving_BLD is not None
+                    send((number, _packed(leaving_BLD)))
+            work.complete()
+        return self._write(unit, work)
+
+    def receive(self, unit: int, message: tuple[int, Array], send: Send | None) -> None:
+        """Later stages: one batch's hidden state, (B, L, D)."""
+        number, packed = message
+        with self._lock:
+            if unit not in self._open:
+                self._open[unit] = self._begin(unit)
+            work = self._open[unit]
+            hidden_BLD = _unpacked(packed, self._stage.model.dtype.value)
+            leaving_BLD = self._compute(work, work.batches[number], hidden_BLD)
+        if send is not None:
+            assert leaving_BLD is not None
+            send((number, _packed(leaving_BLD)))
+
+    def finish(self, unit: int) -> UnitReceipt:
+        """Later stages: write the unit."""
+        with self._lock:
+            work = self._open.pop(unit)
+            work.complete()
+        return self._write(unit, work)
+
+    def _begin(self, unit: int) -> _Open:
+        extent = self._store.schema.unit_extent(unit)
+        contexts = self._store.contexts_of(extent)
+        starts = self._store.contexts["start"].read(contexts.start, contexts.stop + 1)
+        ids = self._store.tokens["id"].read(int(starts[0]), extent.stop)
+        batches = list(unit_batches(starts, ids, extent, batch_tokens=self._batch_tokens))
+        return _Open(batches, self._new_buffers(extent))
+
+    def _new_buffers(self, extent: Extent) -> UnitBuffers | None:
+        if not self._stage.sites:
+            return None
+        schema = self._store.schema
+        return UnitBuffers(
+            self._stage.sites,
+            num_rows=len(extent),
+            dim=schema.dim,
+            dtype=schema.dtype,
+            device=self._stage.device,
+        )
+
+    def _compute(self, work: _Open, batch: Batch, inputs: Tensor) -> Tensor | None:
+        started = time.monotonic()
+        if work.buffers is None:
+            leaving_BLD = self._stage.run(inputs, _nothing)
+        else:
+            work.buffers.begin(batch)
+            leaving_BLD = self._stage.run(inputs, work.buffers.put)
+        work.compute_s += time.monotonic() - started
+        return leaving_BLD
+
+    def _write(self, unit: int, work: _Open) -> UnitReceipt:
+        started = time.monotonic()
+        records: list[ShardRecord] = []
+        if work.buffers is not None:
+            rows = work.buffers.to_host()
+            work.buffers = None
+            records = write_unit(self._store, unit, rows, token=self._token)
+        return UnitReceipt(
+            records=records,
+            num_bytes=sum(record.rows_bytes + record.moments_bytes for record in records),
+            num_tokens=sum(batch.num_tokens for batch in work.batches),
+            compute_s=work.compute_s,
+            write_s=time.monotonic() - started,
+            numerics=self._numerics,
+        )
+
+
+def numerics_here(model: ResolvedModel, *, threads: int, batch_tokens: int) -> dict[str, Any]:
+    """All that may change the last bits of an activation, as far as this machine can tell."""
+    import transformers
+
+    device = model.device.value
+    hardware = (
+        torch.cuda.get_device_name(device)
+        if device.startswith("cuda")
+        else f"{torch.backends.cpu.get_cpu_capability()} {_cpu_model()}".strip()
+    )
+    return {
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "device": device.partition(":")[0],
+        "hardware": hardware,
+        "dtype": model.dtype_name,
+        "attention": model.attention.value,
+        "threads": threads if device == "cpu" else 0,
+        "batch_tokens": batch_tokens,
+    }
+
+
+def _cpu_model() -> str:
+    """The processor's name where Linux tells it: kernels are chosen by it."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, "")
+
+
+def _packed(hidden_BLD: Tensor) -> Array:
+    """A hidden state as a NumPy array on the host; bfloat16, which NumPy lacks, as its bits."""
+    host_BLD = hidden_BLD.to("cpu")
+    values: Array = (
+        host_BLD.view(torch.int16) if host_BLD.dtype == torch.bfloat16 else host_BLD
+    ).numpy()
+    return values
+
+
+def _unpacked(values: Array, dtype: torch.dtype) -> Tensor:
+    """The tensor of `_packed`, copied: what arrives is read-only shared memory."""
+    host_BLD = torch.from_numpy(np.array(values))
+    return host_BLD.view(dtype) if dtype == torch.bfloat16 else host_BLD
+
+
+def _nothing(site: Site, acts_BLD: Tensor) -> None:
+    raise AssertionError(f"a stage without sites saw {site}")

@@ -1,0 +1,91 @@
+"""``actlake info`` and ``actlake verify``: look at a store."""
+
+import argparse
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn
+
+from actlake.storage import VerifyReport, open_store
+from actlake.storage import verify as verify_store
+from actlake.storage.summary import human_bytes, summarize
+from actlake.storage.verify import stored_bytes
+
+
+def info(arguments: Sequence[str]) -> int:
+    """Print what a store holds; 0 when every unit of every site is committed, else 3."""
+    parser = _parser(
+        "info",
+        "What a store holds, and how much of it is committed. Exit status 3: not all of it.",
+        ("actlake info runs/smollm2",),
+    )
+    store = open_store(parser.parse_args(arguments).store)
+    summary = summarize(store)
+    summary.print(Console())
+    return 0 if summary.is_complete else 3
+
+
+def verify(arguments: Sequence[str]) -> int:
+    """Check every byte of a store; 0 when it is whole, 1 when not."""
+    parser = _parser(
+        "verify",
+        "Read every byte of a store and check it: checksums, non-finite values, statistics, "
+        "tokens against documents. Names the site and unit of what is damaged.",
+        ("actlake verify runs/smollm2", "actlake verify runs/smollm2 --repair"),
+    )
+    parser.add_argument(
+        "--repair", action="store_true", help="compute damaged units again, with the same model"
+    )
+    options = parser.parse_args(arguments)
+    store = open_store(options.store)
+    out, bar = Console(), Console(stderr=True)
+    with Progress(
+        BarColumn(),
+        DownloadColumn(),
+        TimeRemainingColumn(),
+        console=bar,
+        disable=not bar.is_terminal,
+    ) as progress:
+        task = progress.add_task("", total=stored_bytes(store))
+        report = verify_store(store, progress=lambda n: progress.advance(task, n))
+    out.print(report_text(report), highlight=False, markup=False)
+    if report.is_whole or not options.repair:
+        return 0 if report.is_whole else 1
+
+    from actlake.jobs.harvest import repair
+
+    results = repair(store, report)
+    again = verify_store(open_store(options.store))
+    out.print(
+        f"Repaired {sum(r.units_done for r in results)} units. " + report_text(again),
+        highlight=False,
+        markup=False,
+    )
+    return 0 if again.is_whole else 1
+
+
+def report_text(report: VerifyReport) -> str:
+    """What `verify` found, for a person."""
+    read = f"{report.shards:,} shards and {human_bytes(report.num_bytes)} read"
+    lines = [
+        f"Whole: {read}, every checksum right."
+        if report.is_whole
+        else f"Damaged: {len(report.problems):,} problems; {read}."
+    ]
+    lines += [f"  {problem}" for problem in report.problems]
+    lines += [
+        f"  {site}: {len(units):,} units not committed (not a fault; the harvest goes on with them)"
+        for site, units in report.missing.items()
+    ]
+    return "\n".join(lines)
+
+
+def _parser(name: str, description: str, examples: Sequence[str]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=f"actlake {name}",
+        description=description,
+        epilog="examples:\n" + "\n".join(f"  {example}" for example in examples),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("store", help="path or URL of the store")
+    return parser

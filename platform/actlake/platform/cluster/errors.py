@@ -1,0 +1,43 @@
+"""What can go wrong with a cluster, on one page.
+
+    ClusterError                a cluster, or work on it          (ActlakeError)
+    ├── InvalidClusterConfig    sizes or names that cannot be     (ValueError)
+    ├── ClusterUnreachable      nobody answers, or not to us      (ConnectionError)
+    ├── NotEnoughResources      the work can never be placed      (RuntimeError)
+    ├── ReplicaStartFailed      replicas die before they work     (RuntimeError)
+    ├── ReplicasKeepDying       replicas die without a result     (RuntimeError)
+    └── WorkerFailed            a worker's error that cannot travel as itself  (RuntimeError)
+
+What a worker raises itself (a `StoreError`, a `ValueError`) is not in this list: it reaches
+the caller of `run_units` as the same exception.
+"""
+
+from actlake.storage.errors import ActlakeError
+
+
+class ClusterError(ActlakeError):
+    """Something about a cluster, or about work on it."""
+
+
+class InvalidClusterConfig(ClusterError, ValueError):
+    """A cluster, a replica or a pool cannot have these sizes."""
+
+
+class ClusterUnreachable(ClusterError, ConnectionError):
+    """There is no cluster at that address, or it does not accept us."""
+
+
+class NotEnoughResources(ClusterError, RuntimeError):
+    """The cluster can never hold what is asked of it."""
+
+
+class ReplicaStartFailed(ClusterError, RuntimeError):
+    """Replicas could not be started, several times in a row."""
+
+
+class ReplicasKeepDying(ClusterError, RuntimeError):
+    """Replica after replica was lost and not one unit was finished in between."""
+
+
+class WorkerFailed(ClusterError, RuntimeError):
+    """A worker raised something that cannot be sent between processes; its words are kept."""

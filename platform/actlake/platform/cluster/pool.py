@@ -1,0 +1,428 @@
+"""The driver's loop: units to replicas, receipts to the caller, dead replicas replaced.
+
+Ray's own pools lose the unit whose worker dies, and its retries cannot restart a chain of
+actors as one. So the driver owns the list of what is to be done:
+
+1. `Schedule` says which unit goes to which replica.
+2. A replica that loses any of its processes, or is silent for too long, is fenced (killed
+   whole) and replaced; its units go back to the front, each a bounded number of times.
+3. A unit counts when `on_done` has returned for it, in the driver's thread, once.
+
+A unit may be *executed* more than once, so executing it twice must leave what once leaves.
+If the driver dies, Ray ends its actors; what was counted is the caller's to remember.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+import ray
+
+from actlake.platform.cluster.errors import (
+    ClusterError,
+    InvalidClusterConfig,
+    ReplicasKeepDying,
+    ReplicaStartFailed,
+)
+from actlake.platform.cluster.losses import LOST, cause_of, reason
+from actlake.platform.cluster.replica import Ref, Replica
+from actlake.platform.cluster.resources import check_demand
+from actlake.platform.cluster.schedule import Attempt, Schedule
+from actlake.platform.cluster.session import Session
+from actlake.platform.cluster.stage import Receipt, ReplicaSpec
+from actlake.storage.errors import ActlakeError
+
+logger = logging.getLogger(__name__)
+
+STARTS_IN_A_ROW = 3
+"""Replicas that may fail to start, one after another, before the run gives up."""
+
+_POLL_S = 0.25  # how soon a stop or a time-out is noticed; results are noticed at once
+
+EventKind = Literal[
+    "replica_starting", "replica_up", "replica_lost", "unit_requeued", "unit_failed", "stopping"
+]
+
+
+@dataclass(frozen=True, slots=True)
+class PoolEvent:
+    """Something that happened beside units being done."""
+
+    kind: EventKind
+    at_s: float
+    """Seconds since `run_units` was called."""
+    replica: int | None = None
+    """Replicas are numbered from 0; a replacement has a number of its own."""
+    unit: int | None = None
+    reason: str = ""
+
+    def __str__(self) -> str:
+        words = self.kind.replace("_", " ").capitalize()
+        where = "" if self.replica is None else f", replica {self.replica}"
+        which = "" if self.unit is None else f", unit {self.unit}"
+        why = f": {self.reason}" if self.reason else ""
+        return f"{words}{where}{which} (after {self.at_s:.1f} s){why}"
+
+
+@dataclass(frozen=True, slots=True)
+class UnitTiming:
+    """Where and how long a finished unit took."""
+
+    replica: int
+    attempt: int
+    """1 when it went well at once."""
+    seconds: float
+    """From being handed out to the last stage's receipt, waiting in the replica included."""
+
+
+@dataclass(frozen=True, slots=True)
+class PoolResult:
+    """How a run ended. ``done + len(failed)`` is all units, unless it was stopped."""
+
+    done: int
+    """Units for which `on_done` has returned."""
+    failed: Mapping[int, tuple[str, ...]]
+    """Units set aside, with the reason of each attempt."""
+    stopped: bool
+    """Ended early because `Session.stop` was set."""
+    requeued: int
+    replicas_lost: int
+    seconds: float
+
+    @property
+    def complete(self) -> bool:
+        """Every unit is done."""
+        return not (self.failed or self.stopped)
+
+
+OnDone: TypeAlias = Callable[[int, list[Receipt], UnitTiming], None]
+OnEvent: TypeAlias = Callable[[PoolEvent], None]
+
+
+def run_units(
+    session: Session,
+    units: Iterable[int],
+    replica: ReplicaSpec,
+    *,
+    replicas: int,
+    on_done: OnDone,
+    in_flight: int = 2,
+    max_attempts: int = 3,
+    unit_timeout_s: float | None = None,
+    start_timeout_s: float = 1800.0,
+    drain_s: float = 60.0,
+    on_event: OnEvent | None = None,
+) -> PoolResult:
+    """Do every unit on `replicas` copies of a chain of stages; return when all is settled.
+
+    Nothing is left running when this returns or raises. Setting `session.stop` ends the run
+    early: nothing new is handed out and what is in flight is finished.
+
+    Parameters
+    ----------
+    session
+        The cluster.
+    units
+        Distinct numbers, read one at a time: may be a generator of any length.
+    replica
+        The chain.
+    replicas
+        How many copies work side by side.
+    on_done
+        Called in this thread once per unit, with the receipts of all stages in order. This is
+        where a unit is committed. If it raises, the run ends and the exception is raised.
+    in_flight
+        Units a replica holds at once: 2 let writing overlap computing; chains do best with
+        one more than they have stages.
+    max_attempts
+        How often a unit may lose its replica before it is set aside (`PoolResult.failed`).
+    unit_timeout_s
+        A replica that holds units and has finished none for so long counts as lost.
+    start_timeout_s
+        A replica that is not ready after so long, waiting for a place included, has failed.
+    drain_s
+        How long a stop waits for what is in flight.
+    on_event
+        Told about replicas and units lost, in this thread.
+
+    Returns
+    -------
+    PoolResult
+        Incomplete if units were set aside or the session was stopped.
+
+    Raises
+    ------
+    NotEnoughResources
+        The cluster can never hold these replicas.
+    ReplicaStartFailed
+        Replicas failed to start three times in a row. An `ActlakeError` from a worker's
+        constructor is raised as it is, at the first time.
+    ReplicasKeepDying
+        Many replicas were lost in a row without one unit finished.
+    Exception
+        Whatever a worker raised while doing a unit: bad data, or a bug. It is not retried.
+    """
+    for name, value in (("replicas", replicas), ("in_flight", in_flight)):
+        if value < 1:
+            raise InvalidClusterConfig(f"{name} must be at least 1, not {value}")
+    if max_attempts < 1:
+        raise InvalidClusterConfig(f"max_attempts must be at least 1, not {max_attempts}")
+    check_demand(session.nodes(), replica.demand, placement=replica.placement, replicas=replicas)
+    pool = _Pool(
+        session=session,
+        spec=replica,
+        wanted=replicas,
+        schedule=Schedule(units, in_flight=in_flight, max_attempts=max_attempts),
+        in_flight=in_flight,
+        losses_allowed=4 * max_attempts + replicas,
+        unit_timeout_s=unit_timeout_s,
+        start_timeout_s=start_timeout_s,
+        drain_s=drain_s,
+        on_done=on_done,
+        on_event=on_event,
+    )
+    return pool.run()
+
+
+@dataclass(slots=True)
+class _Member:
+    """A replica of the pool and what its clock says."""
+
+    replica: Replica
+    since: float
+    """When it was started; once it is up, when it last finished a unit."""
+    starting: set[Ref]
+
+    @property
+    def up(self) -> bool:
+        return not self.starting
+
+
+@dataclass(slots=True)
+class _Flight:
+    """A unit on its way through a replica."""
+
+    member: _Member
+    attempt: Attempt
+    dispatched: float
+    receipts: list[Receipt] = field(default_factory=list)
+
+
+@dataclass(slots=True, kw_only=True)
+class _Pool:
+    session: Session
+    spec: ReplicaSpec
+    wanted: int
+    schedule: Schedule
+    in_flight: int
+    losses_allowed: int
+    unit_timeout_s: float | None
+    start_timeout_s: float
+    drain_s: float
+    on_done: OnDone
+    on_event: OnEvent | None
+
+    members: dict[int, _Member] = field(default_factory=dict)
+    started: int = 0
+    starts_failed_in_a_row: int = 0
+    lost: int = 0
+    lost_in_a_row: int = 0
+    watched: dict[Ref, _Flight | _Member] = field(default_factory=dict)
+    began: float = field(default_factory=time.monotonic)
+    next_check: float = 0.0
+    stopped_at: float | None = None
+
+    def run(self) -> PoolResult:
+        try:
+            while not self.over():
+                self.staff()
+                self.deal()
+                self.listen()
+                self.check_clocks()
+            return self.result()
+        finally:
+            for member in self.members.values():
+                member.replica.fence()
+
+    def over(self) -> bool:
+        if self.stopped_at is None and self.session.stop.is_set():
+            self.stopped_at = time.monotonic()
+            self.tell("stopping")
+        if self.stopped_at is None:
+            return self.schedule.finished
+        return self.schedule.idle or time.monotonic() - self.stopped_at > self.drain_s
+
+    def result(self) -> PoolResult:
+        return PoolResult(
+            done=self.schedule.done_count,
+            failed=self.schedule.failed,
+            stopped=self.stopped_at is not None and not self.schedule.finished,
+            requeued=self.schedule.requeued_count,
+            replicas_lost=self.lost,
+            seconds=time.monotonic() - self.began,
+        )
+
+    def staff(self) -> None:
+        """Start replicas until there are as many as wanted, while there is work to hand out."""
+        while self.stopped_at is None and self.schedule.waiting and len(self.members) < self.wanted:
+            replica = Replica(self.started, self.spec, in_flight=self.in_flight)
+            member = _Member(replica, time.monotonic(), set(replica.starting))
+            self.members[replica.number] = member
+            self.watched.update(dict.fromkeys(replica.starting, member))
+            self.started += 1
+            self.tell("replica_starting", replica=replica.number)
+
+    def deal(self) -> None:
+        """Hand out units to every replica that has room."""
+        if self.stopped_at is not None:
+            return
+        for number, member in self.members.items():
+            while member.up and (attempt := self.schedule.take(number)):
+                ref = member.replica.run(attempt.unit)
+                self.watched[ref] = _Flight(member, attempt, time.monotonic())
+
+    def listen(self) -> None:
+        """Wait for one answer, or a moment."""
+        assert self.watched, "a pool that is not over waits for a start or a unit"
+        answered, _ = ray.wait(
+            list(self.watched), num_returns=1, timeout=_POLL_S, fetch_local=False
+        )
+        for ref in answered:
+            match self.watched.pop(ref):
+                case _Member() as member:
+                    self.hear_start(member, ref)
+                case _Flight() as flight:
+                    self.hear_stage(flight, ref)
+
+    def hear_start(self, member: _Member, ref: Ref) -> None:
+        try:
+            ray.get(ref)
+        except ray.exceptions.RayError as error:
+            cause = cause_of(error)
+            if isinstance(cause, ActlakeError):
+                raise cause from None
+            self.start_failed(member, cause)
+            return
+        member.starting.remove(ref)
+        if member.up:
+            number = member.replica.number
+            member.since = time.monotonic()
+            self.starts_failed_in_a_row = 0
+            self.schedule.join(number)
+            self.tell("replica_up", replica=number)
+
+    def hear_stage(self, flight: _Flight, ref: Ref) -> None:
+        try:
+            receipt, messages = ray.get(ref)
+        except LOST as lost:
+            self.lose(flight.member, reason(lost))
+            return
+        except ray.exceptions.RayError as error:
+            raise _as_ours(error) from None
+        flight.receipts.append(receipt)
+        unit, number = flight.attempt.unit, flight.member.replica.number
+        stage = len(flight.receipts)
+        if stage < len(self.spec.stages):
+            rest = flight.member.replica.finish(unit, stage=stage, messages=messages)
+            self.watched[rest] = flight
+            return
+        now = time.monotonic()
+        timing = UnitTiming(number, flight.attempt.number, now - flight.dispatched)
+        self.on_done(unit, flight.receipts, timing)
+        self.schedule.done(number, unit)
+        flight.member.since = now
+        self.lost_in_a_row = 0
+
+    def start_failed(self, member: _Member, cause: Exception) -> None:
+        self.starts_failed_in_a_row += 1
+        self.lose(member, f"did not start: {reason(cause)}")
+        if self.starts_failed_in_a_row >= STARTS_IN_A_ROW:
+            raise ReplicaStartFailed(
+                f"Replicas failed to start {self.starts_failed_in_a_row} times in a row, the "
+                f"last one with\n  {reason(cause)}\n"
+                f"each asks for {' then '.join(map(str, self.spec.demand))}; free now is "
+                f"{self.session.free()}\n"
+                "hint: is there enough memory for a worker, and is the cluster's other work done?"
+            ) from cause
+
+    def lose(self, member: _Member, why: str) -> None:
+        """Fence a replica and take its units back."""
+        number = member.replica.number
+        member.replica.fence()
+        del self.members[number]
+        self.watched = {
+            ref: watched
+            for ref, watched in self.watched.items()
+            if watched is not member
+            and not (isinstance(watched, _Flight) and watched.member is member)
+        }
+        self.lost += 1
+        self.tell("replica_lost", replica=number, reason=why)
+        leaving = self.schedule.leave(number, why)
+        for unit in leaving.requeued:
+            self.tell("unit_requeued", replica=number, unit=unit, reason=why)
+        for unit in leaving.failed:
+            self.tell("unit_failed", replica=number, unit=unit, reason=why)
+        if leaving.requeued or leaving.failed:
+            self.lost_in_a_row += 1
+        if self.lost_in_a_row > self.losses_allowed:
+            raise ReplicasKeepDying(
+                f"{self.lost_in_a_row} replicas were lost in a row and not one unit was finished "
+                f"in between, the last one by\n  {why}\n"
+                f"set aside so far: {len(self.schedule.failed)} units\n"
+                "hint: this is the machines, the memory or the code rather than single units; "
+                "run one unit in one process to see"
+            )
+
+    def check_clocks(self) -> None:
+        now = time.monotonic()
+        if now < self.next_check:
+            return
+        self.next_check = now + _POLL_S
+        for member in list(self.members.values()):
+            number = member.replica.number
+            if not member.up:
+                if now - member.since > self.start_timeout_s:
+                    self.start_failed(
+                        member, TimeoutError(f"not ready after {self.start_timeout_s:g} s")
+                    )
+            elif self.unit_timeout_s is not None and self.schedule.held(number):
+                silent_since = max(member.since, self.oldest(member))
+                if now - silent_since > self.unit_timeout_s:
+                    self.lose(member, f"no unit finished within {self.unit_timeout_s:g} s")
+
+    def oldest(self, member: _Member) -> float:
+        return min(
+            flight.dispatched
+            for flight in self.watched.values()
+            if isinstance(flight, _Flight) and flight.member is member
+        )
+
+    def tell(
+        self,
+        kind: EventKind,
+        *,
+        replica: int | None = None,
+        unit: int | None = None,
+        reason: str = "",
+    ) -> None:
+        event = PoolEvent(kind, time.monotonic() - self.began, replica, unit, reason)
+        level = logging.WARNING if kind in ("replica_lost", "unit_failed") else logging.INFO
+        logger.log(level, "%s", event)
+        if self.on_event is not None:
+            self.on_event(event)
+
+
+def _as_ours(error: Exception) -> Exception:
+    """A worker's exception as it was raised; an error of Ray's own in our words."""
+    cause = cause_of(error)
+    if isinstance(cause, ray.exceptions.ObjectStoreFullError):
+        return ClusterError(
+            f"The object store is full of messages between stages\n{reason(cause)}\n"
+            "hint: a larger `object_store_mb`, fewer `messages_in_flight`, or smaller batches"
+        )
+    if isinstance(cause, ray.exceptions.RayError):
+        return ClusterError(f"The cluster failed at a unit\n{reason(cause)}")
+    return cause

@@ -1,0 +1,266 @@
+"""A connection to Ray: an embedded cluster of this process, or one that is already running.
+
+    with session(ClusterConfig(num_cpus=4)) as cluster:
+        result = run_units(cluster, units, replica, replicas=2, on_done=commit)
+
+What Ray would do by itself and is not done here: join whatever cluster a file of the machine
+names; start without authentication although its ports listen on all interfaces, or write a
+world-readable token into the home folder; report usage; start a dashboard.
+"""
+
+import logging
+import os
+import secrets
+import shutil
+import socket
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from actlake.platform.cluster.errors import ClusterUnreachable, InvalidClusterConfig
+from actlake.platform.cluster.interrupts import current_handlers, stop_flag
+from actlake.platform.cluster.resources import Resources, total
+
+logger = logging.getLogger(__name__)
+
+LOCAL = "local"
+"""The address of a cluster that lives and dies with this process."""
+
+_LONGEST_TEMP_DIR = 30  # Ray appends some 70 bytes; the path of a Unix socket may have 107
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterConfig:
+    """Which Ray to use, and how large an embedded one is."""
+
+    address: str | None = None
+    """``local`` starts an embedded cluster; ``host:port`` joins a running one. None: what
+    `$RAY_ADDRESS` names (Ray sets it inside a submitted job), or ``local``."""
+
+    num_cpus: int | None = None
+    """Embedded only: logical CPUs to hand out; None is one per core. It may be more than there
+    are: actors reserve CPUs for being placed, and compute with `StageSpec.threads`."""
+
+    num_gpus: int | None = None
+    """Embedded only: GPUs to hand out; None is all that Ray finds."""
+
+    object_store_mb: int = 256
+    """Embedded only: shared memory for what stages send each other, in MiB."""
+
+    worker_output: bool = False
+    """Show on this terminal what workers print and log."""
+
+    connect_timeout_s: float = 10.0
+    """How long a running cluster may take to accept a connection."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_cpus", "object_store_mb", "connect_timeout_s"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise InvalidClusterConfig(f"ClusterConfig.{name} must be positive, not {value}")
+        if self.object_store_mb < 80:
+            raise InvalidClusterConfig(
+                f"ClusterConfig.object_store_mb is {self.object_store_mb}; Ray needs at least 80"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """A cluster that is there. Made by `session`."""
+
+    address: str
+    """``host:port`` of the cluster's head."""
+
+    embedded: bool
+    """It was started by this session and ends with it."""
+
+    stop: threading.Event = field(default_factory=threading.Event)
+    """Set by SIGTERM and Ctrl-C: whoever works should finish what is in flight and return."""
+
+    def nodes(self) -> list[Resources]:
+        """What each living node has, in use or not."""
+        return [_resources(node["Resources"]) for node in ray.nodes() if node["Alive"]]
+
+    def free(self) -> Resources:
+        """What nobody has reserved at this moment, over all nodes."""
+        return _resources(ray.available_resources())
+
+    def __str__(self) -> str:
+        nodes = self.nodes()
+        return f"Ray at {self.address}: {len(nodes)} node(s), {total(nodes)}"
+
+
+@contextmanager
+def session(config: ClusterConfig | None = None) -> Iterator[Session]:
+    """Connect to Ray, or start an embedded cluster, for the length of a ``with`` block.
+
+    Starting takes about 5 s, ending 1.5 s. Within a process that is connected already, that
+    connection is used and left as it is. In the main thread, SIGTERM and SIGINT set
+    `Session.stop` until the block ends; a second Ctrl-C raises `KeyboardInterrupt`.
+
+    Raises
+    ------
+    ClusterUnreachable
+        Nobody answers at the address, or our token is not accepted.
+    InvalidClusterConfig
+        The address is not one that can be connected to.
+    """
+    config = config or ClusterConfig()
+    handlers = current_handlers()
+    if ray.is_initialized():
+        here = Session(ray.get_runtime_context().gcs_address, embedded=False)
+        with stop_flag(here.stop, restore=handlers):
+            yield here
+        return
+    address = _address(config)
+    began = time.monotonic()
+    with _embedded(config) if address == LOCAL else _joined(address, config):
+        here = Session(ray.get_runtime_context().gcs_address, embedded=address == LOCAL)
+        logger.info("%s, after %.1f s", here, time.monotonic() - began)
+        # Ray's shutdown comes after the handlers are back, so that Ctrl-C ends it too.
+        with stop_flag(here.stop, restore=handlers):
+            yield here
+
+
+def _address(config: ClusterConfig) -> str:
+    address = config.address or os.environ.get("RAY_ADDRESS") or LOCAL
+    if "://" in address:
+        raise InvalidClusterConfig(
+            f"{address!r} is not the address of a cluster's head\n"
+            f"it comes from {'the config' if config.address else '$RAY_ADDRESS'}; there can be "
+            f"'{LOCAL}' or 'host:port' (Ray's own port, 6379 by default)\n"
+            "hint: a http:// address is a dashboard's, for submitting jobs; a job that runs on "
+            "the cluster connects by itself"
+        )
+    return address
+
+
+@contextmanager
+def _embedded(config: ClusterConfig) -> Iterator[None]:
+    _use_token(_own_token())
+    folder = tempfile.mkdtemp(prefix="rt", dir=_short_folder())
+    try:
+        with _initialized(
+            LOCAL,
+            config,
+            num_cpus=config.num_cpus or os.cpu_count(),
+            num_gpus=config.num_gpus,
+            object_store_memory=config.object_store_mb * 2**20,
+            include_dashboard=False,
+            _temp_dir=folder,
+        ):
+            yield
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _joined(address: str, config: ClusterConfig) -> Iterator[None]:
+    if "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ:
+        _use_token(None)
+    _knock(address, config.connect_timeout_s)
+    with _initialized(address, config):
+        yield
+
+
+@contextmanager
+def _initialized(address: str, config: ClusterConfig, **options: Any) -> Iterator[None]:
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # the pool hears of every one
+    # Workers would inherit the driver's W&B service and then find their run "in use".
+    os.environ.pop("WANDB_SERVICE", None)
+    try:
+        ray.init(
+            address=address,
+            namespace="actlake",
+            log_to_driver=config.worker_output,
+            logging_level=logging.ERROR,
+            **options,
+        )
+    except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
+        ray.shutdown()
+        raise ClusterUnreachable(_refusal(address, error)) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _refusal(address: str, error: Exception) -> str:
+    words = " ".join(str(error).split())[:500]
+    if "ersion mismatch" in words:
+        hint = f"install the cluster's version of Ray here (this is {ray.__version__})"
+    elif address == LOCAL:
+        hint = "is there room in memory, in the temporary folder and in /dev/shm?"
+    else:
+        hint = (
+            "a cluster with authentication needs RAY_AUTH_MODE=token and its token in "
+            "RAY_AUTH_TOKEN or a file named by RAY_AUTH_TOKEN_PATH"
+        )
+    return f"Ray at {address!r} cannot be used\n{type(error).__name__}: {words}\nhint: {hint}"
+
+
+def _knock(address: str, timeout_s: float) -> None:
+    """Ray itself waits for minutes at an address where nobody is."""
+    host, _, port = address.rpartition(":")
+    if not (host and port.isdecimal()):
+        raise InvalidClusterConfig(
+            f"{address!r} is not the address of a cluster's head\n"
+            f"there can be '{LOCAL}' or 'host:port' (Ray's own port, 6379 by default)"
+        )
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=timeout_s).close()
+    except OSError as error:
+        raise ClusterUnreachable(
+            f"There is no cluster at {address!r}: {error}\n"
+            "hint: `ray status` on the head says whether it runs; the port is Ray's own (6379 "
+            "by default), not the dashboard's (8265)"
+        ) from error
+
+
+def _use_token(token: str | None) -> None:
+    """Turn on token authentication, for this process and those it starts."""
+    os.environ["RAY_AUTH_MODE"] = "token"
+    if token is not None:
+        os.environ["RAY_AUTH_TOKEN"] = token
+    # Ray reads its settings when it is imported, which has been before this.
+    ray._raylet.Config.initialize("")
+
+
+@cache
+def _own_token() -> str:
+    """The token in the environment, or a random one that lasts as long as this process.
+
+    One for all embedded clusters of the process, because Ray reads it once and keeps it.
+    """
+    return os.environ.get("RAY_AUTH_TOKEN") or secrets.token_hex(32)
+
+
+def _short_folder() -> Path:
+    """A temporary folder whose name leaves room for Ray's sockets."""
+    folder = Path(tempfile.gettempdir())
+    if len(os.fsencode(folder)) <= _LONGEST_TEMP_DIR:
+        return folder
+    short = Path(os.sep, "tmp")
+    if os.access(short, os.W_OK):
+        return short
+    raise InvalidClusterConfig(
+        f"The temporary folder {folder} has too long a name for Ray's sockets\n"
+        f"hint: set TMPDIR to a folder with a name of at most {_LONGEST_TEMP_DIR} bytes"
+    )
+
+
+def _resources(amounts: dict[str, float]) -> Resources:
+    return Resources(
+        cpus=amounts.get("CPU", 0),
+        gpus=amounts.get("GPU", 0),
+        memory_mb=amounts.get("memory", 0) / 2**20,
+    )

@@ -1,0 +1,44 @@
+"""Corpora: documents in, tokenised contexts out.
+
+    report = lay_out(CorpusConfig(source=Files(path="texts/**/*.txt")), tokenizer, builder)
+
+`lay_out` reads a source, tokenises it in batches and gives documents and contexts to a sink, in
+an order that depends on nothing but config, text and tokenizer. A document's split is decided
+before it is laid out, and a context holds one split.
+"""
+
+from actlake.platform.corpus.config import (
+    Builtin,
+    CorpusConfig,
+    Documents,
+    Files,
+    HubDataset,
+    Packed,
+    SplitByColumn,
+    SplitByHash,
+)
+from actlake.platform.corpus.errors import CorpusError
+from actlake.platform.corpus.lay_out import CorpusSink, Progress, lay_out
+from actlake.platform.corpus.provenance import corpus_provenance
+from actlake.platform.corpus.report import CorpusReport
+from actlake.platform.corpus.splits import split_of
+from actlake.platform.corpus.tokenise import Tokenizer
+
+__all__ = [
+    "CorpusConfig",
+    "Files",
+    "HubDataset",
+    "Builtin",
+    "Packed",
+    "Documents",
+    "SplitByHash",
+    "SplitByColumn",
+    "lay_out",
+    "CorpusReport",
+    "CorpusSink",
+    "Progress",
+    "Tokenizer",
+    "corpus_provenance",
+    "split_of",
+    "CorpusError",
+]

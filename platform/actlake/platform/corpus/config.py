@@ -1,0 +1,245 @@
+"""What a corpus is made of: where its text is, how it is laid out, how it is divided.
+
+    corpus:
+      source: {path: "texts/**/*.txt"}             # or {dataset: ...}, or {builtin: demo}
+      layout: {kind: packed}                       # or {kind: documents, long_documents: split}
+      context_length: 256
+      splits: {fractions: {train: 0.9, test: 0.1}} # or {column: split, names: [train, test]}
+
+Configs are inert: nothing is opened or resolved here.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from actlake.platform.corpus.errors import InvalidCorpusConfig
+
+FileFormat = Literal["text", "jsonl", "parquet"]
+Bos = Literal["never", "context", "document"]
+LongDocuments = Literal["split", "truncate", "refuse"]
+Undecodable = Literal["refuse", "skip"]
+
+_SPLIT_NAME = re.compile(r"[A-Za-z0-9_-]+")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Files:
+    """Text, JSONL or Parquet files; the format follows from each file's suffix.
+
+    ``.txt``, ``.text``, ``.md``, ``.rst``: a file is a document, its id the path below the
+    pattern's root. ``.jsonl``, ``.ndjson``, ``.parquet``: a line or row is a document. Text and
+    JSONL may be compressed (``.gz``, ``.zst``).
+    """
+
+    path: str | tuple[str, ...]
+    """A file, a folder (all files below it) or a pattern such as ``texts/**/*.txt``; or several.
+    Files are read in the order of their paths; hidden ones are left out."""
+
+    format: Literal["auto"] | FileFormat = "auto"
+    """How to read the files; `auto` goes by suffix and refuses a suffix it does not know."""
+
+    text_column: str = "text"
+    """Column of JSONL and Parquet that holds the text."""
+
+    id_column: str | None = None
+    """Column of JSONL and Parquet that holds a document's id; null: a hash of the text."""
+
+    columns: tuple[str, ...] | None = None
+    """Columns of JSONL and Parquet kept beside the text; null keeps all."""
+
+    undecodable: Undecodable = "refuse"
+    """What to do with a text that is not UTF-8 or a line that is not JSON: `refuse` the corpus,
+    or `skip` the document, counted and named in the report."""
+
+    def __post_init__(self) -> None:
+        if not self.path or "" in self.paths:
+            raise InvalidCorpusConfig("A corpus needs a path\nhint: set corpus.source.path")
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """All patterns, also when there is one."""
+        return (self.path,) if isinstance(self.path, str) else tuple(self.path)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HubDataset:
+    """A data set that the Hugging Face package `datasets` can stream, a row a document.
+
+    Needs ``pip install "actlake[datasets]"``.
+    """
+
+    dataset: str
+    """Its name on the hub, such as ``roneneldan/TinyStories``, or a local folder of data files."""
+
+    subset: str | None = None
+    """Its configuration, where it has several."""
+
+    dataset_split: str = "train"
+    """Which of the data set's own splits is read."""
+
+    revision: str | None = None
+    """Commit, tag or branch on the hub; null is the default branch as it is on that day."""
+
+    text_column: str = "text"
+    """Column that holds the text."""
+
+    id_column: str | None = None
+    """Column that holds a document's id; null: a hash of the text."""
+
+    columns: tuple[str, ...] | None = None
+    """Columns kept beside the text; null keeps all."""
+
+    def __post_init__(self) -> None:
+        if not self.dataset:
+            raise InvalidCorpusConfig("A data set needs a name\nhint: set corpus.source.dataset")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Builtin:
+    """Text that is on every machine: the standard library's reference prose, a topic a document."""
+
+    builtin: Literal["demo"] = "demo"
+    """`demo`: Python's `pydoc_data.topics`, about 0.5 MB of English, depending on the version."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Packed:
+    """Documents follow each other, joined by a separator, and are cut into full contexts.
+
+    A context holds one split only; each split's last one may be short. A separator belongs to
+    the document it ends.
+    """
+
+    kind: Literal["packed"] = "packed"
+    """Which layout this is."""
+
+    separator: str = "eos"
+    """`eos`: the tokenizer's end of text; `none`; or a token as written in the vocabulary, such
+    as ``<|endoftext|>``."""
+
+    def __post_init__(self) -> None:
+        if not self.separator:
+            raise InvalidCorpusConfig("The separator is empty\nhint: for no separator write none")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Documents:
+    """Each document begins a context of its own."""
+
+    kind: Literal["documents"] = "documents"
+    """Which layout this is."""
+
+    long_documents: LongDocuments = "split"
+    """A document longer than a context is continued in further ones (`split`), loses its end,
+    counted (`truncate`), or stops the run (`refuse`)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitByHash:
+    """A document's split follows from its id and the seed, whatever else is in the corpus."""
+
+    fractions: Mapping[str, float] = field(default_factory=lambda: {"train": 0.9, "test": 0.1})
+    """Share of the documents, by name of the split; they sum to 1. Their order plays no part."""
+
+    seed: int = 0
+    """Another seed divides the documents another way."""
+
+    allow_empty: tuple[str, ...] = ()
+    """Splits that may end without rows; any other empty one is an error."""
+
+    def __post_init__(self) -> None:
+        _check_names(self.fractions)
+        if any(not 0 <= share <= 1 for share in self.fractions.values()) or not math.isclose(
+            math.fsum(self.fractions.values()), 1.0, abs_tol=1e-9
+        ):
+            raise InvalidCorpusConfig(
+                f"Fractions of splits are between 0 and 1 and sum to 1, not {dict(self.fractions)}"
+                "\nhint: set corpus.splits.fractions, such as {train: 0.9, test: 0.1}"
+            )
+        _check_allowed(self.allow_empty, self.fractions)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Splits with a share, in order of name."""
+        return tuple(sorted(name for name, share in self.fractions.items() if share > 0))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitByColumn:
+    """A document's split is written in one of its columns."""
+
+    column: str
+    """Name of that column; it is not kept a second time beside the text."""
+
+    names: tuple[str, ...]
+    """All splits there are; a document with another one is refused."""
+
+    allow_empty: tuple[str, ...] = ()
+    """Splits that may end without rows; any other empty one is an error."""
+
+    def __post_init__(self) -> None:
+        _check_names(self.names)
+        if len(set(self.names)) != len(self.names):
+            raise InvalidCorpusConfig(f"A split is named twice in {', '.join(self.names)}")
+        _check_allowed(self.allow_empty, self.names)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorpusConfig:
+    """Which text, in which contexts, divided how. Equal configs on equal text give equal rows."""
+
+    source: Files | HubDataset | Builtin = field(default_factory=Builtin)
+    """Where the text is."""
+
+    layout: Packed | Documents = field(default_factory=Packed)
+    """How documents become contexts."""
+
+    context_length: int = 256
+    """Most tokens the model sees at once, the beginning-of-text token included; at least 2."""
+
+    bos: Bos = "never"
+    """Where the tokenizer's beginning-of-text token is put: nowhere, at the start of every
+    context, or at the start of every document."""
+
+    splits: SplitByHash | SplitByColumn = field(default_factory=SplitByHash)
+    """How documents are divided into splits; decided before they are laid out."""
+
+    max_tokens: int | None = None
+    """Most rows there may be; the document that exceeds them is cut and reading stops. Null: all
+    of the text."""
+
+    keep_text: bool = True
+    """Keep each document's text beside its tokens, whole also where its tokens are cut."""
+
+    def __post_init__(self) -> None:
+        if self.context_length < 2:
+            raise InvalidCorpusConfig(
+                f"A context of {self.context_length} tokens is too short: the first token of a "
+                "context is left out of statistics\nhint: set corpus.context_length to 2 or more"
+            )
+        if self.max_tokens is not None and self.max_tokens < 1:
+            raise InvalidCorpusConfig(
+                f"max_tokens is {self.max_tokens}; a corpus has at least one\n"
+                "hint: for all of the text leave corpus.max_tokens out"
+            )
+
+
+def _check_names(names: Mapping[str, float] | tuple[str, ...]) -> None:
+    if not names:
+        raise InvalidCorpusConfig("There is no split\nhint: for one split: {fractions: {train: 1}}")
+    for name in names:
+        if not _SPLIT_NAME.fullmatch(name):
+            raise InvalidCorpusConfig(
+                f"A split cannot be called {name!r}\nhint: use letters, digits, _ and -"
+            )
+
+
+def _check_allowed(allowed: tuple[str, ...], names: Mapping[str, float] | tuple[str, ...]) -> None:
+    for name in allowed:
+        if name not in names:
+            raise InvalidCorpusConfig(
+                f"allow_empty names the split {name!r}\nhint: there is {', '.join(names)}"
+            )

@@ -1,0 +1,71 @@
+"""Stream a data set with the Hugging Face package `datasets`, which only this file imports."""
+
+from collections.abc import Iterable, Iterator
+from pathlib import PurePath
+from typing import Any
+
+from actlake.platform.corpus.config import HubDataset
+from actlake.platform.corpus.errors import CorpusNotFound, MissingExtra, UnreadableFile
+from actlake.platform.corpus.passages import ColumnPlan, Row, check_columns
+
+
+def read_hub_dataset(source: HubDataset, plan: ColumnPlan) -> Iterator[Row]:
+    """Each row, in the data set's order; nothing is downloaded ahead of use.
+
+    Raises
+    ------
+    MissingExtra
+        `datasets` is not installed.
+    CorpusNotFound
+        There is no such data set, subset, split or revision, or the hub does not answer.
+    ColumnMissing
+        It lacks a column that `plan` names.
+    UnreadableFile
+        The hub stops answering, or a data file is damaged.
+    """
+    stream, name = _open(source), dataset_name(source)
+    if stream.column_names is not None:
+        check_columns(name, stream.column_names, plan)
+    if plan.needed is not None:
+        stream = stream.select_columns(list(plan.needed))
+    rows: Iterable[dict[str, Any]] = stream
+    number = 0
+    try:
+        for number, fields in enumerate(rows):
+            yield Row(f"{name}:row {number}", name, fields)
+    except (OSError, ValueError) as error:
+        raise UnreadableFile(
+            f"The data set {name} cannot be read on from row {number}: {error}\n"
+            "hint: run again when the hub answers, or mend the data file"
+        ) from error
+
+
+def dataset_name(source: HubDataset) -> str:
+    """What the data set is called in a store: of a local folder the last part only."""
+    local = PurePath(source.dataset).is_absolute() or source.dataset.startswith((".", "~"))
+    name = PurePath(source.dataset).name if local else source.dataset
+    return "/".join(part for part in (name, source.subset, source.dataset_split) if part)
+
+
+def _open(source: HubDataset) -> Any:
+    try:
+        from datasets import load_dataset
+    except ImportError as error:
+        raise MissingExtra(
+            f"The data set {source.dataset!r} needs the package datasets, which is not installed\n"
+            'hint: pip install "actlake[datasets]"'
+        ) from error
+    try:
+        return load_dataset(
+            source.dataset,
+            source.subset,
+            split=source.dataset_split,
+            revision=source.revision,
+            streaming=True,
+        )
+    except (OSError, ValueError) as error:
+        raise CorpusNotFound(
+            f"The data set {source.dataset!r} (subset {source.subset!r}, split "
+            f"{source.dataset_split!r}, revision {source.revision!r}) cannot be opened: {error}\n"
+            "hint: check its name on the hub and your connection, or give a local folder"
+        ) from error

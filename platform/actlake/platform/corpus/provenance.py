@@ -1,0 +1,25 @@
+"""What of a corpus config decides the rows, without anything of this machine."""
+
+from dataclasses import asdict
+from typing import Any
+
+from actlake.platform.corpus.config import Builtin, CorpusConfig, Files, HubDataset
+from actlake.platform.corpus.demo_text import demo_text_digest
+from actlake.platform.corpus.hub_dataset import dataset_name
+from actlake.platform.corpus.paths import portable
+
+
+def corpus_provenance(config: CorpusConfig) -> dict[str, Any]:
+    """The config as plain JSON; of a path only the part below its root.
+
+    The text itself is known by the checksums of the rows. The demo text has a hash here, since
+    it differs between versions of Python.
+    """
+    plain: dict[str, Any] = asdict(config)
+    if isinstance(config.source, Files):
+        plain["source"]["path"] = [portable(pattern) for pattern in config.source.paths]
+    elif isinstance(config.source, HubDataset):
+        plain["source"]["dataset"] = dataset_name(config.source)
+    elif isinstance(config.source, Builtin):
+        plain["source"]["sha256"] = demo_text_digest()
+    return plain

@@ -1,0 +1,55 @@
+"""Open a corpus: one table from source to reader."""
+
+from collections.abc import Iterator
+
+from actlake.platform.corpus.config import CorpusConfig, Files, HubDataset, SplitByColumn
+from actlake.platform.corpus.demo_text import read_demo_text
+from actlake.platform.corpus.hub_dataset import read_hub_dataset
+from actlake.platform.corpus.jsonl import read_jsonl
+from actlake.platform.corpus.parquet import read_parquet
+from actlake.platform.corpus.passages import ColumnPlan, Passage, Unreadable, passages, refuse
+from actlake.platform.corpus.paths import SourceFile, find_files
+from actlake.platform.corpus.text_files import read_text_file
+
+
+def read_corpus(config: CorpusConfig) -> Iterator[Passage | Unreadable]:
+    """Every document of the source, in its fixed order, one at a time.
+
+    Raises
+    ------
+    CorpusError
+        Whatever a reader refuses; see `actlake.platform.corpus.errors`.
+    """
+    source = config.source
+    also = (config.splits.column,) if isinstance(config.splits, SplitByColumn) else ()
+    if isinstance(source, Files):
+        yield from _read_files(source, _plan(source, also))
+    elif isinstance(source, HubDataset):
+        plan = _plan(source, also)
+        yield from _refusing(passages(read_hub_dataset(source, plan), plan))
+    else:
+        yield from read_demo_text()
+
+
+def _plan(source: Files | HubDataset, also: tuple[str, ...]) -> ColumnPlan:
+    return ColumnPlan(text=source.text_column, id=source.id_column, keep=source.columns, also=also)
+
+
+def _read_files(source: Files, plan: ColumnPlan) -> Iterator[Passage | Unreadable]:
+    for file in find_files(source.paths, source.format):
+        found = _read_file(file, plan)
+        yield from found if source.undecodable == "skip" else _refusing(found)
+
+
+def _read_file(file: SourceFile, plan: ColumnPlan) -> Iterator[Passage | Unreadable]:
+    if file.format == "text":
+        return read_text_file(file)
+    rows = read_jsonl(file) if file.format == "jsonl" else read_parquet(file, plan)
+    return passages(rows, plan)
+
+
+def _refusing(found: Iterator[Passage | Unreadable]) -> Iterator[Passage]:
+    for item in found:
+        if isinstance(item, Unreadable):
+            raise refuse(item)
+        yield item

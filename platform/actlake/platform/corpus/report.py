@@ -1,0 +1,97 @@
+"""What laying out a corpus did, counted."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+EXAMPLES_AT_MOST = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CorpusReport:
+    """Counts that add up; nothing left out is left uncounted.
+
+        documents_seen == documents + empty_documents + skipped_documents
+        tokens_seen    == text_tokens + truncated_tokens + cut_tokens
+        rows           == text_tokens + separators + bos_tokens == sum of rows_per_split
+
+    Documents after the token budget was reached are not seen.
+    """
+
+    documents: int
+    """Documents with at least one row."""
+    empty_documents: int
+    """Documents without a token; they have no rows and no ordinal."""
+    skipped_documents: int
+    """Places that could not be decoded, where that was allowed."""
+    repeated_documents: int
+    """Documents named after their content that equal an earlier one; their rows are kept."""
+
+    rows: int
+    """Tokens laid out, of every kind."""
+    contexts: int
+    text_tokens: int
+    """Tokens of the text itself."""
+    separators: int
+    bos_tokens: int
+    truncated_tokens: int
+    """Tokens beyond the context, of documents that were truncated."""
+    cut_tokens: int
+    """Tokens that the last document lost to the budget."""
+
+    rows_per_split: Mapping[str, int]
+    """Every split that was asked for is here, also with 0."""
+    documents_per_split: Mapping[str, int]
+
+    truncated_documents: int
+    continued_documents: int
+    """Documents longer than a context that go on in further ones (layout `documents`)."""
+    budget_reached: bool
+    """Whether `max_tokens` ended the reading."""
+
+    empty_examples: tuple[str, ...]
+    """Where the first few empty documents are."""
+    skipped_examples: tuple[str, ...]
+    """Where the first few skipped documents are, and why."""
+
+    @property
+    def documents_seen(self) -> int:
+        """Documents that were read, whatever became of them."""
+        return self.documents + self.empty_documents + self.skipped_documents
+
+    @property
+    def tokens_seen(self) -> int:
+        """Tokens of the text of all documents that have rows."""
+        return self.text_tokens + self.truncated_tokens + self.cut_tokens
+
+    def __str__(self) -> str:
+        """A few lines for a person."""
+        lines = [
+            f"{self.documents:,} documents, {self.rows:,} rows in {self.contexts:,} contexts",
+            *(
+                f"  {split}: {rows:,} rows of {self.documents_per_split[split]:,} documents"
+                for split, rows in self.rows_per_split.items()
+            ),
+            f"  {self.text_tokens:,} of text, {self.separators:,} separators, "
+            f"{self.bos_tokens:,} beginnings of text",
+        ]
+        if self.budget_reached:
+            lines.append(f"  stopped at the budget; {self.cut_tokens:,} tokens cut from the last")
+        if self.truncated_documents:
+            lines.append(
+                f"  {self.truncated_documents:,} documents truncated by "
+                f"{self.truncated_tokens:,} tokens"
+            )
+        if self.continued_documents:
+            lines.append(f"  {self.continued_documents:,} documents go on in further contexts")
+        if self.repeated_documents:
+            lines.append(f"  {self.repeated_documents:,} documents equal an earlier one")
+        lines += _named("empty", self.empty_documents, self.empty_examples)
+        lines += _named("skipped", self.skipped_documents, self.skipped_examples)
+        return "\n".join(lines)
+
+
+def _named(what: str, count: int, examples: tuple[str, ...]) -> list[str]:
+    if not count:
+        return []
+    more = ", …" if count > len(examples) else ""
+    return [f"  {count:,} documents {what}: {', '.join(examples)}{more}"]

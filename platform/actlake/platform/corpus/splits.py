@@ -1,0 +1,56 @@
+"""Which split a document belongs to: a pure function of the document, never of its neighbours."""
+
+import hashlib
+from collections.abc import Mapping
+
+from actlake.platform.corpus.config import SplitByColumn, SplitByHash
+from actlake.platform.corpus.errors import ColumnMissing, InvalidColumn
+from actlake.storage.corpus import Scalar
+from actlake.storage.errors import nearest
+
+
+def split_of(key: str, fractions: Mapping[str, float], seed: int = 0) -> str:
+    """The split of the document called `key`, by hash.
+
+    The hash of seed and key is a point in [0, 1); the splits share that interval by their
+    fractions, in order of name. A split without a share gets nothing.
+    """
+    digest = hashlib.sha256(f"actlake split 1\n{seed}\n{key}".encode()).digest()
+    # 53 bits, so that the point is exact in float64 and below 1.
+    point = (int.from_bytes(digest[:8], "big") >> 11) / 2**53
+    names = sorted(name for name, share in fractions.items() if share > 0)
+    reached = 0.0
+    for name in names[:-1]:
+        reached += fractions[name]
+        if point < reached:
+            return name
+    return names[-1]
+
+
+def split_of_document(
+    splits: SplitByHash | SplitByColumn, key: str, columns: Mapping[str, Scalar], place: str
+) -> str:
+    """The split of a document, as the config says.
+
+    Raises
+    ------
+    ColumnMissing
+        The split is in a column, and the document has none of that name.
+    InvalidColumn
+        The column names no split that there is.
+    """
+    if isinstance(splits, SplitByHash):
+        return split_of(key, splits.fractions, splits.seed)
+    if splits.column not in columns:
+        raise ColumnMissing(
+            f"{place} has no column {splits.column!r}, which corpus.splits.column names\n"
+            f"It has: {', '.join(map(repr, columns)) or 'none'}\n"
+            "hint: text files and the demo text have no columns; divide them by fractions"
+        )
+    value = columns[splits.column]
+    if not isinstance(value, str) or value not in splits.names:
+        raise InvalidColumn(
+            f"{place}: the split column {splits.column!r} holds {value!r}\n"
+            + nearest(str(value), splits.names)
+        )
+    return value

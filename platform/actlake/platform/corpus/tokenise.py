@@ -1,0 +1,174 @@
+"""Texts to tokens, many at once; what comes out does not depend on how many.
+
+The Rust tokenizer uses all cores on a batch (`TOKENIZERS_PARALLELISM=false` forbids it).
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from actlake.platform.corpus.config import Bos, CorpusConfig, Packed
+from actlake.platform.corpus.errors import CorpusError, TokenizerUnfit
+from actlake.platform.corpus.passages import Passage, Unreadable
+
+Int32s = np.ndarray[tuple[int], np.dtype[np.int32]]
+
+# A million characters are about 250,000 tokens; as encodings with offsets they take some 50 MB.
+_CHARACTERS_AT_ONCE = 1_000_000
+
+
+class Tokenizer(Protocol):
+    """What is used of a transformers tokenizer."""
+
+    @property
+    def is_fast(self) -> bool:
+        """Whether it is the Rust one."""
+        ...
+
+    @property
+    def bos_token_id(self) -> int | None:
+        """Beginning of text."""
+        ...
+
+    @property
+    def eos_token_id(self) -> int | None:
+        """End of text."""
+        ...
+
+    def get_vocab(self) -> dict[str, int]:
+        """Token to id, special ones included."""
+        ...
+
+    def __call__(self, text: list[str], **options: bool) -> Any:
+        """Encode a batch; ``input_ids`` and ``offset_mapping``, a list a text."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class JoiningTokens:
+    """The ids of the tokens that stand beside the text; None where none is wanted."""
+
+    bos: int | None
+    separator: int | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Tokenised:
+    """A passage and its tokens."""
+
+    passage: Passage
+    ids: Int32s
+    """(n,) token ids."""
+    chars: Int32s
+    """(n,) start character of each in the text."""
+
+
+def joining_tokens(config: CorpusConfig, tokenizer: Tokenizer) -> JoiningTokens:
+    """Look up the separator and the beginning of text, where the config wants them.
+
+    Raises
+    ------
+    TokenizerUnfit
+        The tokenizer has no such token, or is a slow one, which does not know where in the text
+        a token begins.
+    """
+    if not tokenizer.is_fast:
+        raise TokenizerUnfit(
+            f"{type(tokenizer).__name__} is a slow tokenizer and does not say where in the text a "
+            "token begins\nhint: load the model's fast one (tokenizer.json)"
+        )
+    separator = config.layout.separator if isinstance(config.layout, Packed) else "none"
+    return JoiningTokens(_bos(config.bos, tokenizer), _separator(separator, tokenizer))
+
+
+def tokenise(
+    items: Iterable[Passage | Unreadable], tokenizer: Tokenizer, *, batch_documents: int = 256
+) -> Iterator[Tokenised | Unreadable]:
+    """Tokenise in batches, in order; what is unreadable passes through in its place.
+
+    No special tokens are added. An error of `items` is raised only after all that came before
+    it, as if there were no batches.
+    """
+    for batch, error in _batches(items, batch_documents):
+        texts = [item.text for item in batch if isinstance(item, Passage)]
+        tokens = iter(_encode(texts, tokenizer))
+        for item in batch:
+            if isinstance(item, Passage):
+                ids, chars = next(tokens)
+                yield Tokenised(item, ids, chars)
+            else:
+                yield item
+        if error is not None:
+            raise error
+
+
+def _batches(
+    items: Iterable[Passage | Unreadable], documents: int
+) -> Iterator[tuple[list[Passage | Unreadable], CorpusError | None]]:
+    batch: list[Passage | Unreadable] = []
+    characters = 0
+    try:
+        for item in items:
+            batch.append(item)
+            characters += len(item.text) if isinstance(item, Passage) else 0
+            if len(batch) >= documents or characters >= _CHARACTERS_AT_ONCE:
+                yield batch, None
+                batch, characters = [], 0
+    except CorpusError as error:
+        yield batch, error
+        return
+    yield batch, None
+
+
+def _encode(texts: list[str], tokenizer: Tokenizer) -> list[tuple[Int32s, Int32s]]:
+    if not texts:
+        return []
+    # verbose=False: a document may be longer than the model's limit; the layout cuts it.
+    encoded = tokenizer(
+        texts,
+        add_special_tokens=False,
+        return_offsets_mapping=True,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+        verbose=False,
+    )
+    return [
+        (
+            np.array(ids, np.int32),
+            np.fromiter((start for start, _ in offsets), np.int32, len(offsets)),
+        )
+        for ids, offsets in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
+    ]
+
+
+def _bos(policy: Bos, tokenizer: Tokenizer) -> int | None:
+    if policy == "never":
+        return None
+    if tokenizer.bos_token_id is None:
+        raise TokenizerUnfit(
+            f"The tokenizer has no beginning-of-text token, which corpus.bos: {policy} needs\n"
+            "hint: set corpus.bos to never; the model was trained without one"
+        )
+    return tokenizer.bos_token_id
+
+
+def _separator(wanted: str, tokenizer: Tokenizer) -> int | None:
+    if wanted == "none":
+        return None
+    if wanted == "eos":
+        if tokenizer.eos_token_id is None:
+            raise TokenizerUnfit(
+                "The tokenizer has no end-of-text token, which separates packed documents\n"
+                "hint: set corpus.layout.separator to a token of its vocabulary or to none, or "
+                "corpus.layout.kind to documents"
+            )
+        return tokenizer.eos_token_id
+    vocabulary = tokenizer.get_vocab()
+    if wanted not in vocabulary:
+        raise TokenizerUnfit(
+            f"The separator {wanted!r} is no token of the tokenizer's {len(vocabulary)}\n"
+            "hint: write a token as it stands in the vocabulary, eos or none"
+        )
+    return vocabulary[wanted]

@@ -1,0 +1,186 @@
+"""Load a stage: only the weights of its layers, straight to the device.
+
+The model's own class is built with stand-ins outside the layers, and transformers' own
+`from_pretrained` fills it. So everything it knows of checkpoints (shards, tied weights, merged
+experts, keys of older releases) holds here too, and what has a stand-in is never read.
+"""
+
+import logging
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from actlake.platform.models.anatomy import Anatomy, model_class
+from actlake.platform.models.errors import HubUnreachable, InvalidSplit, WeightsMismatch
+from actlake.platform.models.quiet import no_progress_bars
+from actlake.platform.models.source import ResolvedModel
+from actlake.platform.models.stage import ModelStage
+from actlake.platform.models.sums import check_sums
+from actlake.storage.sites import Site
+
+logger = logging.getLogger(__name__)
+
+
+def load_stage(
+    model: ResolvedModel, layers: range, sites: Iterable[Site], *, threads: int | None = None
+) -> ModelStage:
+    """Load the weights of some layers, straight to the model's device, and hook their sites.
+
+    Parameters
+    ----------
+    model
+        From `resolve_model`.
+    layers
+        The layers of this stage, from those of `split_layers`.
+    sites
+        All sites of the harvest; the stage takes those that lie in its layers and learns
+        from the others whether a later stage needs the hidden state.
+    threads
+        Threads torch computes with, in the whole process; as they are if left out.
+
+    Raises
+    ------
+    SiteNotInModel
+        The model does not have one of the sites; checked before weights are read.
+    InvalidSplit
+        The model does not have these layers, or no wanted site lies in or above them.
+    WeightsMismatch
+        Weights of these layers are missing, unreadable or have another shape.
+    ModelNotSupported
+        The family adds its sublayers to the stream in a way that `wiring` does not know.
+    """
+    sites = list(sites)
+    model.check_sites(sites)
+    _check_layers(model, layers, sites)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    module = _load_module(model, layers)
+    stage = ModelStage(module, model, layers, sites)
+    check_sums(stage)
+    logger.info(
+        "Loaded layers [%d, %d) of %s: %.0f MB of parameters on %s, handing out %s",
+        layers.start, layers.stop, model.name, stage.param_bytes / 1e6, stage.device,
+        ", ".join(map(str, stage.sites)) or "no site",
+    )  # fmt: skip
+    return stage
+
+
+def _check_layers(model: ResolvedModel, layers: range, sites: list[Site]) -> None:
+    if not (layers.step == 1 and 0 <= layers.start < layers.stop <= model.num_layers):
+        raise InvalidSplit(
+            f"Layers [{layers.start}, {layers.stop}) are not layers of {model.name}, which has "
+            f"[0, {model.num_layers})\n"
+            f"hint: let `split_layers` divide them"
+        )
+    if all(site.stored.layer < layers.start for site in sites):
+        raise InvalidSplit(
+            f"No wanted site lies in or above layers [{layers.start}, {layers.stop}): "
+            f"{', '.join(map(str, sites)) or 'there are none'}\n"
+            f"hint: divide only the layers up to the last site's"
+        )
+
+
+def _load_module(model: ResolvedModel, layers: range) -> nn.Module:
+    from safetensors import SafetensorError
+
+    config = model.hf_config
+    cls = model_class(config, location=model.location, trust_remote_code=model.trust_remote_code)
+    device = model.device.value
+    try:
+        with no_progress_bars():
+            module, info = _stage_class(cls, model.anatomy, layers).from_pretrained(
+                model.location,
+                config=config,
+                revision=model.commit or "main",
+                dtype=model.dtype.value,
+                attn_implementation=model.attention.value,
+                device_map=None if device == "cpu" else {"": torch.device(device)},
+                use_safetensors=True,
+                key_mapping=NESTED_DECODER if model.nested else None,
+                output_loading_info=True,
+            )
+    except (RuntimeError, SafetensorError) as error:
+        raise _mismatch(model, layers, str(error)) from error
+    except OSError as error:
+        raise _unfetched(model, error) from error
+    if info["missing_keys"]:
+        raise _mismatch(model, layers, "missing: " + _some(info["missing_keys"]))
+    assert isinstance(module, nn.Module)
+    return module.requires_grad_(False)
+
+
+class Absent(nn.Module):
+    """Stands where a block or the embedding is not loaded; its output is never read.
+
+    It keeps what the original knows of itself besides its modules and weights, since some
+    families' loops ask each block what kind it is.
+    """
+
+    def __init__(self, original: nn.Module) -> None:
+        super().__init__()
+        known = {name: value for name, value in vars(original).items() if name[0] != "_"}
+        vars(self).update(known)
+
+    def forward(self, hidden: Tensor, *args: object, **kwargs: object) -> tuple[Tensor]:
+        """Hand on what came, in the form every family's loop over blocks accepts."""
+        return (hidden,)
+
+
+# Where checkpoints of models with more than text keep the decoder's weights.
+NESTED_DECODER = {r"^(model\.)?language_model\.(model\.)?": ""}
+
+
+def _stage_class(cls: type[Any], anatomy: Anatomy, layers: range) -> type[Any]:
+    """The model's class, with stand-ins outside `layers`; loads nothing for those."""
+
+    def __init__(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
+        cls.__init__(self, config, *args, **kwargs)
+        _leave_out(self, anatomy, layers)
+
+    # Under any other module name transformers takes it for code of the user's own and does not
+    # merge the experts of mixtral and qwen3_moe: they stay random, without an error.
+    names = {"__module__": cls.__module__, "__qualname__": cls.__qualname__}
+    ignored = {"_keys_to_ignore_on_load_unexpected": [r".*"]}
+    return type(cls.__name__, (cls,), {"__init__": __init__, **names, **ignored})
+
+
+def _leave_out(module: nn.Module, anatomy: Anatomy, layers: range) -> None:
+    # Layers keep their places in the list: some families look up layer_types[i].
+    blocks = module.get_submodule(anatomy.blocks)
+    assert isinstance(blocks, nn.ModuleList)
+    for layer in range(len(blocks)):
+        if layer not in layers:
+            blocks[layer] = Absent(blocks[layer])
+    if layers.start > 0:
+        embedding = module.get_submodule(anatomy.embedding)
+        module.set_submodule(anatomy.embedding, Absent(embedding))
+
+
+def _mismatch(model: ResolvedModel, layers: range, what: str) -> WeightsMismatch:
+    return WeightsMismatch(
+        f"The weights of layers [{layers.start}, {layers.stop}) of {model.name} do not fit its "
+        f"configuration ({model.family}, {model.num_layers} layers of width {model.dim})\n"
+        f"{what}\n"
+        f"hint: check that config.json belongs to these weights, and copy or download them again"
+    )
+
+
+def _unfetched(model: ResolvedModel, error: OSError) -> HubUnreachable | WeightsMismatch:
+    if model.commit is None:
+        return WeightsMismatch(
+            f"The weights of {model.name} cannot be read: {error}\n"
+            f"hint: copy the folder again, with its .safetensors files"
+        )
+    return HubUnreachable(
+        f"The weights of {model.name} at {model.commit} cannot be fetched: {error}\n"
+        f"hint: check the connection, and that the repository has .safetensors files; others "
+        f"are not read"
+    )
+
+
+def _some(keys: Iterable[str], *, at_most: int = 5) -> str:
+    names = sorted(keys)
+    more = f" and {len(names) - at_most} more" if len(names) > at_most else ""
+    return ", ".join(names[:at_most]) + more

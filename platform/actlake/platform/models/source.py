@@ -1,0 +1,288 @@
+"""Which model, at which exact revision, in which numerics: `ModelConfig` and what it resolves to.
+
+    model = resolve_model(ModelConfig(name="EleutherAI/pythia-70m"))
+    model.check_sites([Site(3, "resid_post")])
+    stage = load_stage(model, range(0, 4), sites)
+
+Resolving reads configuration and hashes, never weights, and gives plain data that can be
+printed, recorded and sent to other processes.
+"""
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from actlake.platform.models.anatomy import (
+    Anatomy,
+    dissect,
+    max_positions_of,
+    model_class,
+    num_layers_of,
+)
+from actlake.platform.models.errors import (
+    ContextTooLong,
+    InvalidModelConfig,
+    ModelNotFound,
+    ModelNotSupported,
+    SiteNotInModel,
+)
+from actlake.platform.models.locate import locate
+from actlake.platform.models.numerics import (
+    Attention,
+    Dtype,
+    Resolved,
+    check_attention,
+    check_device,
+    check_dtype,
+    resolve_attention,
+    resolve_device,
+    resolve_dtype,
+)
+from actlake.platform.models.wiring import STREAM, is_parallel
+from actlake.storage.sites import POINTS, Site
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Which language model to run, and how."""
+
+    name: str
+    """An id of the Hugging Face hub (``EleutherAI/pythia-70m``), a folder written by
+    ``save_pretrained``, or a ``.gguf`` file. A folder of that name comes before the hub."""
+
+    revision: str = ""
+    """Branch, tag or commit on the hub; empty for the main branch. The commit it stands for
+    is looked up once and recorded."""
+
+    dtype: Dtype = "auto"
+    """What the model computes in. ``auto``: float32 on CPUs, bfloat16 on GPUs that have it.
+    The store's dtype is another setting."""
+
+    device: str = "auto"
+    """``cpu``, ``cuda``, ``cuda:1``, …, or ``auto``: CUDA where torch sees it."""
+
+    attention: Attention = "auto"
+    """How attention is computed: ``sdpa``, torch's fused way, or ``eager``, which all families
+    have. ``auto``: the fused way where the family has it (Gemma 2 does not)."""
+
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model. It can do anything that you can do."""
+
+    def __post_init__(self) -> None:
+        if not self.name.strip():
+            raise InvalidModelConfig(
+                "The model's name is empty\n"
+                "hint: give an id of the hub, a folder or a .gguf file as model.name"
+            )
+        check_dtype(self.dtype)
+        check_device(self.device)
+        check_attention(self.attention)
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedModel:
+    """A model that was found: where, which one, how it is built and how it will run.
+
+    Plain data: it can be pickled, and holds neither weights nor open files.
+    """
+
+    name: str
+    """As it was asked for."""
+
+    revision: str
+    """The commit on the hub, or ``sha256:…`` of a folder's configuration and weights, or of
+    a GGUF file. Equal revisions are equal models."""
+
+    location: str
+    """The folder, or the id of the hub, to load from. A machine's matter: not for records."""
+
+    commit: str | None
+    """The commit to load from the hub; None for a folder."""
+
+    nested: bool
+    """Whether it is the decoder of a model that also reads images or sound."""
+
+    family: str
+    """What transformers calls ``model_type``, such as ``llama``."""
+
+    num_layers: int
+
+    dim: int
+    """Width of the residual stream."""
+
+    vocab_size: int
+
+    max_positions: int | None
+    """Longest context, in tokens; None where positions have no end."""
+
+    dtype: Resolved[torch.dtype]
+    device: Resolved[str]
+    attention: Resolved[str]
+    trust_remote_code: bool
+    anatomy: Anatomy
+
+    @property
+    def parallel(self) -> bool:
+        """Whether blocks add attention and MLP at once, so that there is no ``resid_mid``."""
+        return all(is_parallel(wiring) for wiring in self.anatomy.wirings)
+
+    @property
+    def dtype_name(self) -> str:
+        """The dtype as it is written in configs and records, such as ``float32``."""
+        return str(self.dtype.value).removeprefix("torch.")
+
+    @property
+    def hf_config(self) -> Any:
+        """A fresh Hugging Face configuration of the decoder, with the attention set."""
+        config = _read_config(self.location, self.commit, self.trust_remote_code)
+        decoder = config.get_text_config(decoder=True)
+        decoder._attn_implementation = self.attention.value
+        return decoder
+
+    def sites(self) -> list[Site]:
+        """All sites that can be stored, in order; ``resid_pre.l`` stands under its stored name."""
+        named = (
+            Site(layer, point)
+            for layer, wiring in enumerate(self.anatomy.wirings)
+            for point in wiring
+        )
+        return sorted({site.stored for site in named})
+
+    def check_sites(self, sites: Iterable[Site]) -> None:
+        """Refuse sites the model does not have. Weights are not needed for it.
+
+        Raises
+        ------
+        SiteNotInModel
+            A layer is out of range, or the family's blocks have no such point.
+        """
+        for site in sites:
+            self._check_site(site)
+
+    def _check_site(self, site: Site) -> None:
+        if site.layer >= self.num_layers:
+            raise SiteNotInModel(
+                f"There is no site {site}: {self.name} has {self.num_layers} layers\n"
+                f"hint: layers are counted from 0, so the last is {self.num_layers - 1}"
+            )
+        wiring = self.anatomy.wirings[site.layer]
+        if site.point in wiring:
+            return
+        there = ", ".join(point for point in POINTS if point in wiring)
+        raise SiteNotInModel(
+            f"There is no site {site} in {self.name} (family {self.family}): "
+            f"{self._why_not(site)}\n"
+            f"Layer {site.layer} has {there}\n"
+            f"hint: choose among those"
+        )
+
+    def _why_not(self, site: Site) -> str:
+        wiring = self.anatomy.wirings[site.layer]
+        if is_parallel(wiring) and site.point == "resid_mid":
+            return "its blocks add attention and MLP in parallel, with no stream between them"
+        if wiring.keys() == STREAM.keys():
+            return "actlake does not know the modules inside this family's blocks"
+        return "no module of its blocks carries that tensor by itself"
+
+    def check_context(self, num_tokens: int) -> None:
+        """Refuse a context longer than the model's positions.
+
+        Raises
+        ------
+        ContextTooLong
+            The model was built for fewer tokens at once.
+        """
+        if self.max_positions is not None and num_tokens > self.max_positions:
+            raise ContextTooLong(
+                f"Contexts of {num_tokens} tokens are longer than the {self.max_positions} "
+                f"positions of {self.name}\n"
+                f"hint: use a context length of at most {self.max_positions}"
+            )
+
+
+def resolve_model(config: ModelConfig, *, here: bool = True) -> ResolvedModel:
+    """Find the model and decide how it will run, without reading its weights.
+
+    On the hub only the configuration is fetched. Files of a folder are hashed, at about
+    1.8 GB/s. A GGUF file is converted, once per machine.
+
+    Parameters
+    ----------
+    config
+        What was asked for.
+    here
+        Whether it is to run on this machine; False lets a driver without a GPU resolve a
+        model for actors that have one.
+
+    Raises
+    ------
+    ModelNotFound
+        There is no such model, or no such revision.
+    HubUnreachable
+        It would have to be downloaded and cannot be.
+    ModelNotSupported
+        It is not a decoder, or its blocks need more than the hidden state.
+    InvalidModelConfig
+        The device is not here, or the family does not have that attention.
+    WeightsMismatch
+        The folder's weights are not all there.
+    """
+    located = locate(config.name, config.revision)
+    device = resolve_device(config.device, here=here)
+    dtype = resolve_dtype(config.dtype, device.value)
+    whole = _read_config(located.location, located.commit, config.trust_remote_code)
+    decoder = whole.get_text_config(decoder=True)
+    cls = model_class(
+        decoder, location=located.location, trust_remote_code=config.trust_remote_code
+    )
+    attention = resolve_attention(config.attention, decoder.model_type, cls)
+    decoder._attn_implementation = attention.value
+    model = ResolvedModel(
+        name=config.name,
+        revision=located.revision,
+        location=located.location,
+        commit=located.commit,
+        nested=decoder is not whole,
+        family=decoder.model_type,
+        num_layers=num_layers_of(decoder),
+        dim=int(decoder.hidden_size),
+        vocab_size=int(decoder.vocab_size),
+        max_positions=max_positions_of(decoder),
+        dtype=dtype,
+        device=device,
+        attention=attention,
+        trust_remote_code=config.trust_remote_code,
+        anatomy=dissect(decoder, cls),
+    )
+    logger.info(
+        "Model %s: %s, %d layers of width %d, revision %.19s, dtype %s, device %s, attention %s",
+        model.name, model.family, model.num_layers, model.dim, model.revision, dtype, device,
+        attention,
+    )  # fmt: skip
+    return model
+
+
+def _read_config(location: str, commit: str | None, trust_remote_code: bool) -> Any:
+    """The configuration of the whole model; a new one each time, as loading changes it."""
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(
+            location, revision=commit or "main", trust_remote_code=trust_remote_code
+        )
+    except ValueError as error:
+        raise ModelNotSupported(
+            f"transformers cannot read the configuration of {location!r}: {error}\n"
+            f"hint: a newer transformers may know the family; code that comes with the model "
+            f"is run only with trust_remote_code: true"
+        ) from error
+    except OSError as error:
+        raise ModelNotFound(
+            f"The config.json of {location!r} cannot be read: {error}\n"
+            f"hint: copy or download the model again"
+        ) from error

@@ -1,0 +1,200 @@
+"""Sessions: how they begin, what they hear, and that nothing of them is left."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from actlake.platform.cluster import (
+    ClusterConfig,
+    ClusterUnreachable,
+    InvalidClusterConfig,
+    Session,
+    session,
+)
+from actlake.platform.cluster.interrupts import current_handlers, stop_flag
+from actlake.platform.cluster.session import _address, _joined
+
+SLOW_UNITS = """
+import json, os, sys, time
+from ray import cloudpickle
+from actlake.platform.cluster import *
+
+class Slow:
+    def run(self, unit, send):
+        print("in a unit", flush=True)
+        time.sleep(3.6)  # Ray's own handler would end the driver after 3 s
+        return os.environ.get("WANDB_SERVICE"), os.environ["OMP_NUM_THREADS"]
+
+cloudpickle.register_pickle_by_value(sys.modules["__main__"])
+receipts = []
+with session(ClusterConfig(address="local", num_cpus=1, worker_output=True)) as cluster:
+    result = run_units(
+        cluster, range(5), ReplicaSpec(stages=(StageSpec(make=Slow, threads=3),)),
+        replicas=1, in_flight=1, on_done=lambda unit, receipts_, timing: receipts.extend(receipts_),
+    )
+print(json.dumps({"stopped": result.stopped, "done": result.done, "receipts": receipts}))
+"""
+
+JOIN = """
+import sys
+from actlake.platform.cluster import ClusterConfig, session
+with session(ClusterConfig(address=sys.argv[1])) as cluster:
+    print(cluster.embedded, cluster.nodes()[0].cpus)
+"""
+
+
+@pytest.fixture
+def short_folder() -> Iterator[Path]:
+    """Pytest's own folders have names too long for Ray's sockets."""
+    folder = Path(tempfile.mkdtemp(prefix="t"))
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.mark.ray
+def test_signals_let_a_run_finish_its_unit_and_nothing_is_left_behind(
+    short_folder: Path, tmp_path: Path
+) -> None:
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith("RAY_")
+    } | {
+        "HOME": str(tmp_path),
+        "TMPDIR": str(short_folder),
+        "WANDB_SERVICE": "of the driver",
+        "RAY_ADDRESS": "203.0.113.1:6379",
+    }
+    driver = subprocess.Popen(
+        [sys.executable, "-c", SLOW_UNITS],
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert driver.stdout is not None
+    assert "in a unit" in driver.stdout.readline()
+    started = psutil.Process(driver.pid).children(recursive=True)
+
+    os.killpg(driver.pid, signal.SIGINT)  # as a terminal does: the workers get it as well
+    driver.send_signal(signal.SIGTERM)
+    output = driver.communicate(timeout=60)[0]
+
+    said = json.loads(output.splitlines()[-1])
+    assert said == {"stopped": True, "done": 1, "receipts": [[None, "3"]]}
+    assert driver.returncode == 0
+    _, left = psutil.wait_procs(started, timeout=10)
+    assert left == []
+    assert list(short_folder.iterdir()) == []
+    assert not (tmp_path / ".ray").exists()
+
+
+@pytest.mark.ray
+def test_another_process_with_the_token_joins_and_leaves(ray_session: Session) -> None:
+    joined = subprocess.run(
+        [sys.executable, "-c", JOIN, ray_session.address],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert joined.stdout == "False 4.0\n", joined.stderr
+    assert ray_session.nodes()[0].cpus == 4
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_another_process_without_the_token_is_refused(ray_session: Session, tmp_path: Path) -> None:
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+
+    refused = subprocess.run(
+        [sys.executable, "-c", JOIN, ray_session.address],
+        env=environment | {"HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert refused.returncode == 1
+    assert "ClusterUnreachable" in refused.stderr
+    assert "hint: a cluster with authentication needs RAY_AUTH_MODE=token" in refused.stderr
+
+
+def test_an_address_where_nobody_is_says_so_at_once() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        began = time.monotonic()
+
+        with pytest.raises(ClusterUnreachable, match="There is no cluster at"):
+            _joined(address, ClusterConfig()).__enter__()
+
+    assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize("address", ["http://127.0.0.1:8265", "ray://head:10001"])
+def test_an_address_of_another_kind_is_refused_with_where_it_came_from(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", address)
+
+    with pytest.raises(InvalidClusterConfig, match=r"\$RAY_ADDRESS"):
+        _address(ClusterConfig())
+
+
+def test_an_address_in_the_config_goes_before_the_environment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+
+    assert _address(ClusterConfig(address="local")) == "local"
+    assert _address(ClusterConfig()) == "10.0.0.1:6379"
+
+
+@pytest.mark.parametrize("field", ["num_cpus", "object_store_mb", "connect_timeout_s"])
+def test_zero_of_anything_is_refused_by_name(field: str) -> None:
+    with pytest.raises(InvalidClusterConfig, match=field):
+        ClusterConfig(**{field: 0})
+
+
+def test_the_first_interrupt_sets_the_flag_and_the_second_interrupts() -> None:
+    stop = threading.Event()
+    before = current_handlers()
+
+    with pytest.raises(KeyboardInterrupt), stop_flag(stop, restore=before):  # noqa: PT012
+        signal.raise_signal(signal.SIGINT)
+        assert stop.is_set()
+        signal.raise_signal(signal.SIGINT)
+
+    assert current_handlers() == before
+
+
+def test_a_termination_repeated_only_sets_the_flag() -> None:
+    stop = threading.Event()
+
+    with stop_flag(stop, restore=current_handlers()):
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+
+    assert stop.is_set()
+
+
+@pytest.mark.ray
+def test_a_session_within_a_session_uses_the_same_cluster_and_leaves_it(
+    ray_session: Session,
+) -> None:
+    with session(ClusterConfig()) as inner:
+        assert inner.address == ray_session.address
+        assert not inner.embedded
+
+    assert ray_session.nodes()[0].cpus == 4
