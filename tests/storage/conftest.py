@@ -21,7 +21,7 @@ from actlake.storage import (
     write_unit,
 )
 from actlake.storage.dtypes import numpy_dtype
-from actlake.storage.location import LocalFolder
+from actlake.storage.location import locate
 
 SITES = (Site(0), Site(3))
 
@@ -75,7 +75,7 @@ class Known:
             **request,
         )
         with (
-            Lease.acquire(LocalFolder(folder)) as lease,
+            Lease.acquire(locate(folder)) as lease,
             StoreBuilder(
                 lease,
                 wanted,
@@ -94,7 +94,7 @@ class Known:
         self, folder: Path, sites: tuple[Site, ...] = SITES, *, skip: tuple[int, ...] = ()
     ) -> None:
         """Write and commit the units of `sites`, but for those to skip."""
-        with Lease.acquire(LocalFolder(folder)) as lease:
+        with Lease.acquire(locate(folder)) as lease:
             store = open_store(folder)
             add_sites(lease, store, sites, {})
             store.refresh()
@@ -140,7 +140,7 @@ def tree() -> Callable[[Path], dict[str, bytes]]:
         return {
             str(path.relative_to(folder)): path.read_bytes()
             for path in sorted(folder.rglob("*"))
-            if path.is_file() and path.relative_to(folder).parts[0] not in ("ledger", "log")
+            if path.is_file() and path.relative_to(folder).parts[0] not in ("ledger", "log", "partial")
         }
 
     return contents

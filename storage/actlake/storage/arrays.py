@@ -8,11 +8,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from actlake.storage.errors import RowsNotCommitted, RowsOutOfRange
-from actlake.storage.extents import UnitSet, num_blocks
+from actlake.storage.errors import RowsNotCommitted, RowsOutOfRange, StoreDamaged
+from actlake.storage.extents import Extent, UnitSet, num_blocks
 from actlake.storage.layout import ROWS, ArraySpec
 from actlake.storage.location import Location, open_zarr_array
-from actlake.storage.mapped import CannotMap, MappedShards
+from actlake.storage.mapped import REPAIR_HINT, CannotMap, MappedShards, missing_shard
 
 Array = np.ndarray[Any, Any]
 Path = Literal["auto", "mapped", "zarr"]
@@ -47,6 +47,7 @@ class RowArray:
         self._location = location
         self._committed = committed
         self._wanted_path = path
+        self._found = UnitSet()  # shards whose files were there when they were first read
 
     # What it is.
 
@@ -115,14 +116,13 @@ class RowArray:
             raise self._not_committed(absent)
         out: Array
         if self._mapped is None or not self._touch(self._mapped, self._present(start, stop)):
-            out = np.asarray(self._zarr[start:stop])
+            out = self._through_zarr(lambda zarr: zarr[start:stop], self._present(start, stop))
         else:
             out = np.empty((stop - start, *self.shape[1:]), self.dtype)
             self._copy_chunks(self._mapped, start, stop, out)
         for unit in absent:
-            extent = self.spec.shard_extent(unit)
-            first, last = max(extent.start, start), min(extent.stop, stop)
-            out[first - start : last - start] = np.nan
+            gap = self.spec.shard_extent(unit).intersect(Extent(start, stop))
+            out[gap.start - start : gap.stop - start] = self.spec.fill
         return out
 
     def take(
@@ -214,7 +214,9 @@ class RowArray:
 
     def _gather(self, rows: Array, shards: Array, *, check: bool) -> Array:
         if self._mapped is None or not self._touch(self._mapped, shards):
-            return np.asarray(self._zarr.get_orthogonal_selection((rows,)))
+            return self._through_zarr(
+                lambda zarr: zarr.get_orthogonal_selection((rows,)), np.unique(shards)
+            )
         inside = rows - shards * self.spec.shard_length
         chunks = inside // self.spec.chunk_length
         if check:
@@ -223,6 +225,25 @@ class RowArray:
             shards, chunks, inside - chunks * self.spec.chunk_length
         ]
         return gathered
+
+    def _through_zarr(self, select: Callable[[Any], Any], shards: Array) -> Array:
+        """What zarr-python reads, with its errors in our words.
+
+        Zarr takes a file that is missing for one that was never written, and gives fill values;
+        here those shards are committed, so that is damage.
+        """
+        for shard in shards.tolist():
+            if shard not in self._found:
+                if self._location.size(self.spec.shard_key(shard)) is None:
+                    raise missing_shard(self._location, self.spec, shard)
+                self._found.add(shard)
+        try:
+            return np.asarray(select(self._zarr))
+        except (ValueError, RuntimeError) as error:  # a checksum, or zstd's own complaint
+            names = ", ".join(self.spec.shard_key(shard) for shard in shards[:3].tolist())
+            raise StoreDamaged(
+                f"{names} in {self._location.url}: {error}\n{REPAIR_HINT}"
+            ) from error
 
     def _touch(self, mapped: MappedShards, shards: Array) -> bool:
         """Map these shards; where the system allows no more mappings, go over to Zarr."""
@@ -275,7 +296,7 @@ class RowArray:
     def _take_around(self, rows: Array, absent: Array, *, check: bool, out: Array | None) -> Array:
         if out is None:
             out = np.empty((len(rows), *self.shape[1:]), self.dtype)
-        out[absent] = np.nan
+        out[absent] = self.spec.fill
         out[~absent] = self.take(rows[~absent], check=check)
         return out
 

@@ -4,6 +4,8 @@
 that the next one removes. When it is there, the rows are fixed for good.
 """
 
+import hashlib
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +21,7 @@ from actlake.storage.corpus import Context, Document
 from actlake.storage.dtypes import ActivationDtype, numpy_dtype
 from actlake.storage.errors import InvalidSchema, StoreExists
 from actlake.storage.layout import MANIFEST as MANIFEST
-from actlake.storage.layout import ROWS, ArraySpec, Compression, group_metadata, metadata_json
+from actlake.storage.layout import ROWS, ArraySpec, Compression
 from actlake.storage.lease import Lease
 from actlake.storage.provenance import Provenance, fingerprint
 from actlake.storage.schema import FORMAT, Geometry, Layout, StoreSchema, plan_geometry
@@ -98,6 +100,11 @@ class StoreBuilder:
     def add_context(self, context: Context) -> None:
         """Add a context: its tokens become the next rows."""
         n = len(context)
+        if not n == len(context.documents) == len(context.chars):
+            raise InvalidSchema(
+                f"A context of {n} tokens has {len(context.documents)} documents and "
+                f"{len(context.chars)} characters; each token needs one of each"
+            )
         if not 1 <= n <= self._request.context_length:
             raise InvalidSchema(
                 f"A context of {n} tokens does not fit the store's context length, "
@@ -173,23 +180,23 @@ class StoreBuilder:
             ),
         )
         self._write_everything_but_the_manifest(schema)
-        corpus = {"files": self._files}
+        contents = {name: column.sha256 for name, column in self._columns.items()}
+        contents["documents"] = self._documents.sha256
         manifest = {
             "format": FORMAT,
             "schema": schema.as_json(),
             "provenance": self._provenance.as_json(),
-            "fingerprint": fingerprint(self._provenance, corpus_files=_of_the_rows(self._files)),
+            "fingerprint": fingerprint(self._provenance, contents=contents),
         }
-        self._location.write(CORPUS, [seal(corpus)])
+        self._location.write(CORPUS, [seal({"files": self._files, "sha256": contents})])
         self._location.write(MANIFEST, [seal(manifest)])
         return schema
 
     def _write_everything_but_the_manifest(self, schema: StoreSchema) -> None:
         for spec in (*schema.tokens().values(), *schema.context_arrays().values()):
             self._columns[spec.name].finish(spec)
-            self._write(spec.metadata_key, [metadata_json(spec.metadata())])
-        for group in ("", "/tokens", "/contexts", "/acts", "/moments"):
-            self._write(f"{ROWS}{group}/zarr.json", [metadata_json(group_metadata())])
+        for key, data in schema.common_metadata().items():
+            self._location.write(key, [data])
         self._write(DOCUMENTS, [self._documents.as_parquet()])
 
     def _write(self, key: str, parts: list[Any]) -> None:
@@ -233,9 +240,17 @@ class _Column:
         self._waiting: list[np.ndarray[Any, Any]] = []
         self._num_waiting = 0
         self._num_written = 0
+        self._digest = hashlib.sha256()
+
+    @property
+    def sha256(self) -> str:
+        """Of the values that were appended, little-endian, however they are cut into files."""
+        return self._digest.hexdigest()
 
     def append(self, values: np.ndarray[Any, Any]) -> None:
-        self._waiting.append(np.asarray(values, numpy_dtype(self._dtype)))
+        values = np.ascontiguousarray(values, numpy_dtype(self._dtype))
+        self._digest.update(values.tobytes())
+        self._waiting.append(values)
         self._num_waiting += len(values)
         _, shard = self._cut
         if self._num_waiting >= shard:
@@ -278,6 +293,12 @@ class _DocumentSpool:
         self._waiting: list[dict[str, Any]] = []
         self._batches: list[Path] = []
         self._count = 0
+        self._digest = hashlib.sha256()
+
+    @property
+    def sha256(self) -> str:
+        """Of the documents' rows as JSON lines, however Parquet encodes them."""
+        return self._digest.hexdigest()
 
     def __len__(self) -> int:
         return self._count
@@ -289,22 +310,22 @@ class _DocumentSpool:
                 f"A document column cannot be called {sorted(taken)[0]!r}: the store has one of "
                 "its own\nhint: rename it in the corpus"
             )
-        self._waiting.append(
-            {
-                "id": document.id,
-                "source": document.source,
-                "split": document.split,
-                "text": document.text,
-                **document.columns,
-            }
-        )
+        row = {
+            "id": document.id,
+            "source": document.source,
+            "split": document.split,
+            "text": document.text,
+            **document.columns,
+        }
+        self._digest.update(json.dumps(row, sort_keys=True).encode() + b"\n")
+        self._waiting.append(row)
         self._count += 1
         if len(self._waiting) >= _DOCUMENTS_AT_ONCE:
             self._spill()
         return self._count - 1
 
-    def as_parquet(self) -> bytes:
-        """The whole table's file; columns that some documents lack are null there."""
+    def as_parquet(self) -> np.ndarray[Any, Any]:
+        """The whole table's file, mapped; columns that some documents lack are null there."""
         self._spill()
         schema = self._schema()
         sink = Path(self._folder.name) / "documents.parquet"
@@ -316,7 +337,7 @@ class _DocumentSpool:
                 for field in lacking:
                     table = table.append_column(field, pa.nulls(len(table), field.type))
                 writer.write_table(table.select(schema.names).cast(schema))
-        return sink.read_bytes()
+        return np.memmap(sink, np.uint8, "r")
 
     def close(self) -> None:
         self._folder.cleanup()
@@ -360,9 +381,3 @@ def _with_all_keys(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Arrow takes the columns from the first row alone."""
     keys = dict.fromkeys(key for row in rows for key in row)
     return [{key: row.get(key) for key in keys} for row in rows]
-
-
-def _of_the_rows(files: Mapping[str, Any]) -> dict[str, Any]:
-    """The checksums that say which tokens and documents the rows are."""
-    data = {key: value for key, value in files.items() if not key.endswith("zarr.json")}
-    return {key: data[key] for key in sorted(data) if not key.startswith(TOKENIZER)}

@@ -45,7 +45,7 @@ class ArraySpec:
     shard_length: int
     chunk_length: int
     dimension_names: tuple[str, ...]
-    fill_value: float | int | str
+    fill_value: int | Literal["NaN"]
     compression: Compression = "none"
     attributes: Mapping[str, Any] = field(default_factory=dict)
 
@@ -57,6 +57,11 @@ class ArraySpec:
     def numpy_dtype(self) -> np.dtype[Any]:
         """Element type in memory."""
         return numpy_dtype(self.dtype)
+
+    @property
+    def fill(self) -> float | int:
+        """The fill value as a number: what rows that are not there read as."""
+        return math.nan if self.fill_value == "NaN" else int(self.fill_value)
 
     @property
     def row_bytes(self) -> int:
@@ -147,9 +152,14 @@ class ArraySpec:
         }
 
 
-def group_metadata(attributes: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def group_key(name: str) -> str:
+    """Key of a group's ``zarr.json`` in the store; the root group is ``""``."""
+    return f"{ROWS}/{name}/zarr.json" if name else f"{ROWS}/zarr.json"
+
+
+def group_metadata() -> dict[str, Any]:
     """What ``zarr.json`` says of a group."""
-    return {"zarr_format": 3, "node_type": "group", "attributes": dict(attributes or {})}
+    return {"zarr_format": 3, "node_type": "group", "attributes": {}}
 
 
 def metadata_json(metadata: Mapping[str, Any]) -> bytes:

@@ -20,13 +20,21 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from actlake.storage.errors import LeaseLost, StoreDamaged, StoreLocked, StoreNotFound
+from actlake.storage.errors import (
+    LeaseLost,
+    StoreDamaged,
+    StoreExists,
+    StoreLocked,
+    StoreNotFound,
+)
+from actlake.storage.layout import MANIFEST
 from actlake.storage.ledger import FOLDER, LedgerState, LedgerWriter, read_state
-from actlake.storage.location import LocalFolder, Location
+from actlake.storage.location import STAGING, Location
 from actlake.storage.sealed import seal, unseal
 
 BEAT_S = 5.0
 GIVE_UP_S = 30.0
+_OURS = frozenset({FOLDER, STAGING, "log"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +56,8 @@ class Token:
             The heartbeat file of this epoch is not there, or is another driver's: the path is
             local to another machine, or the lease was taken over.
         """
+        if max(_epochs(location), default=0) > self.epoch:
+            raise LeaseLost(f"The lease (epoch {self.epoch}) of {location.url} was taken over")
         try:
             beat = unseal(location.read(_beat_key(self.epoch)), name=_beat_key(self.epoch))
         except StoreNotFound as error:
@@ -88,28 +98,37 @@ class Lease:
         ------
         StoreLocked
             Another driver is alive.
+        StoreExists
+            The place holds other things, and no store.
         StoreNotWritable
             The place cannot be written.
         """
         state = read_state(location)
-        if state.epoch:
-            _wait_until_over(location, state, give_up_s=give_up_s)
+        if not state.last and location.size(MANIFEST) is None and location.is_foreign(_OURS):
+            raise StoreExists(
+                f"{location.url} holds other files, and no activation store\n"
+                "hint: give an empty folder, or one that does not exist yet"
+            )
+        was_released = not state.epoch or _wait_until_over(location, state, give_up_s=give_up_s)
         writer = LedgerWriter(location, state)
         token = Token(state.epoch + 1, secrets.token_hex(8))
         try:
             writer.append({"kind": "open", "epoch": token.epoch, "owner": _this_process()})
         except LeaseLost as error:
             raise _locked(location, read_state(location)) from error
-        if isinstance(location, LocalFolder):
-            location.sweep(FOLDER)
-        return cls(location, writer, token)
+        lease = cls(location, writer, token)
+        lease._clear_up(after_kill=not was_released)
+        return lease
 
     def release(self) -> None:
         """Give the lease back; the next driver need not wait."""
         if not self._stop.is_set():
             self._stop.set()
             self._thread.join()
-            self._write_beat(released=True)
+            # Where the disk is full this cannot be said, and the next driver finds out by itself.
+            with suppress(OSError):
+                self._write_beat(released=True)
+                self.location.sweep()
 
     def __enter__(self) -> Self:
         return self
@@ -121,6 +140,15 @@ class Lease:
         trace: TracebackType | None,
     ) -> None:
         self.release()
+
+    def _clear_up(self, *, after_kill: bool) -> None:
+        """Remove what drivers before this one and their writers have left behind."""
+        for epoch in _epochs(self.location):
+            if epoch < self.token.epoch:
+                self.location.delete(_beat_key(epoch))
+        self.location.sweep()
+        if after_kill:
+            self.ledger.clean()
 
     def _keep_beating(self) -> None:
         while not self._stop.wait(BEAT_S):
@@ -134,24 +162,35 @@ class Lease:
         self.location.write(_beat_key(self.token.epoch), [seal(content)])
 
 
+_BEAT = f"{FOLDER}/lease-"
+
+
 def _beat_key(epoch: int) -> str:
-    return f"{FOLDER}/lease-{epoch:06d}"
+    return f"{_BEAT}{epoch:06d}"
 
 
-def _wait_until_over(location: Location, state: LedgerState, *, give_up_s: float) -> None:
-    """Return when the last driver is known to be gone, or has been silent for long enough."""
-    if _is_gone(state.owner):
-        return
+def _epochs(location: Location) -> list[int]:
+    """Epochs whose heartbeat file is there."""
+    return [int(key.removeprefix(_BEAT)) for key in location.list(FOLDER) if key.startswith(_BEAT)]
+
+
+def _wait_until_over(location: Location, state: LedgerState, *, give_up_s: float) -> bool:
+    """Return when the last driver has released its lease (True), or is given up (False).
+
+    It is given up at once when its process is known to be gone, else when it has been silent
+    for long enough.
+    """
     before = _read_beat(location, state.epoch)
     deadline = time.monotonic() + give_up_s
     while not before.get("released", False):
-        if time.monotonic() >= deadline:
-            return
+        if _is_gone(state.owner) or time.monotonic() >= deadline:
+            return False
         time.sleep(min(BEAT_S, give_up_s) / 4)
         now = _read_beat(location, state.epoch)
         if now.get("beat") != before.get("beat") and not now.get("released", False):
             raise _locked(location, state)
         before = now
+    return True
 
 
 def _read_beat(location: Location, epoch: int) -> Mapping[str, Any]:
@@ -176,6 +215,7 @@ def _this_process() -> dict[str, Any]:
     return {
         "host": socket.gethostname(),
         "boot": _boot_id(),
+        "pids": _pid_namespace(),
         "pid": os.getpid(),
         "started": _start_ticks(os.getpid()),
     }
@@ -184,13 +224,18 @@ def _this_process() -> dict[str, Any]:
 def _is_gone(owner: Mapping[str, Any]) -> bool:
     """Whether the process is certainly dead: it was of this machine's present life, and is no more.
 
-    Its start time is compared too, since a process number is used again.
+    Its start time is compared too, since a process number is used again, and its container,
+    since each counts its processes by itself.
     """
-    boot = _boot_id()
-    if not boot or owner.get("boot") != boot:
+    here = {"boot": _boot_id(), "pids": _pid_namespace()}
+    if not all(here.values()) or any(owner.get(name) != value for name, value in here.items()):
         return False
-    started = _start_ticks(owner["pid"])
-    return started is None or started != owner["started"]
+    with suppress(PermissionError):  # another user's, and alive
+        try:
+            os.kill(owner["pid"], 0)
+        except ProcessLookupError:
+            return True
+    return _start_ticks(owner["pid"]) not in (owner["started"], _UNREADABLE)
 
 
 def _boot_id() -> str:
@@ -199,12 +244,23 @@ def _boot_id() -> str:
     return ""
 
 
-def _start_ticks(pid: int) -> int | None:
-    """When the process started, in clock ticks since boot; None when there is none."""
+def _pid_namespace() -> str:
+    """What the numbers of processes are relative to: differs between containers."""
+    with suppress(OSError):
+        return str(Path("/proc/self/ns/pid").readlink())
+    return ""
+
+
+_UNREADABLE = -1
+_ZOMBIE = -2
+
+
+def _start_ticks(pid: int) -> int:
+    """When the process started, in clock ticks since boot."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
-        return None
+        return _UNREADABLE
     after_name = stat.rpartition(")")[2].split()
     is_zombie = after_name[0] == "Z"
-    return None if is_zombie else int(after_name[19])
+    return _ZOMBIE if is_zombie else int(after_name[19])

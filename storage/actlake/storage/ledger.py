@@ -18,6 +18,7 @@ interrupted is passed over.
 import io
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -228,9 +229,7 @@ def _read_shards(location: Location) -> Iterator[ShardRecord]:
 class LedgerWriter:
     """Appends to the log, for the driver that holds the lease. Not for two threads at once."""
 
-    def __init__(
-        self, location: Location, state: LedgerState, *, fan_out: int = FAN_OUT
-    ) -> None:
+    def __init__(self, location: Location, state: LedgerState, *, fan_out: int = FAN_OUT) -> None:
         self._location = location
         self._fan_out = fan_out
         self.state = state
@@ -279,7 +278,8 @@ class LedgerWriter:
             if shard.unit in self.state.covered[shard.site]:
                 raise already_committed(shard.site, shard.unit, self._location.url)
         self.append({"kind": "units", "shards": [shard.as_json() for shard in rows]})
-        self._merge_where_due()
+        with suppress(StoreNotFound):  # a driver that is being fenced merges at the same time
+            self._merge_where_due()
 
     def revoke(self, shards: Iterable[tuple[Site, int]]) -> None:
         """Take (site, unit) out of the ledger; they are then missing, to be written again."""
@@ -301,7 +301,7 @@ class LedgerWriter:
             self._location.delete(segment.key)
 
     def _refuse_if_overtaken(self, own: _Segment) -> None:
-        """The number was free; was that because its entry has long been merged away?"""
+        """Look whether the number was only free because its entry has been merged away."""
         if any(s.last >= own.last and s != own for s in _segments(self._location)):
             self._location.delete(own.key)
             raise KeyTaken(f"{own.key} has been merged away")
@@ -309,14 +309,15 @@ class LedgerWriter:
     def _merge_where_due(self) -> None:
         """Merge the newest segments, wherever there are `fan_out` of about one size."""
         segments = _cover(self._location)
-        size = 1
-        while size < sum(map(len, segments)):
+        most = 1
+        while most < sum(map(len, segments)):
             start = len(segments)
-            while start and len(segments[start - 1]) <= size:
+            while start and len(segments[start - 1]) <= most:
                 start -= 1
-            if len(segments) - start >= self._fan_out:
+            of_this_size = [s for s in segments[start:] if len(s) > most // self._fan_out]
+            if len(of_this_size) >= self._fan_out:
                 segments[start:] = [self._merge(segments[start:])]
-            size *= self._fan_out
+            most *= self._fan_out
 
     def _merge(self, segments: list[_Segment]) -> _Segment:
         merged = _Segment(segments[0].first, segments[-1].last)
@@ -326,7 +327,7 @@ class LedgerWriter:
         entry = {
             "kind": "merged",
             "number": [merged.first, merged.last],
-            "others": [other for entry in entries for other in _others(entry)],
+            "others": _without_old_drivers([o for entry in entries for o in _others(entry)]),
             "covered": _as_runs(covered),
             "revoked": _as_runs(revoked) if merged.first > 1 else {},
             "table": {"bytes": len(content), "crc32c": crc32c(content)},
@@ -420,6 +421,12 @@ def _others(entry: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     if entry["kind"] == "merged":
         return list(entry["others"])
     return [] if entry["kind"] in ("units", "revoke") else [entry]
+
+
+def _without_old_drivers(others: list[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Of the drivers, only the last says anything about the state."""
+    last = max((i for i, other in enumerate(others) if other["kind"] == "open"), default=-1)
+    return [o for i, o in enumerate(others) if o["kind"] != "open" or i == last]
 
 
 def _revoked(entry: Mapping[str, Any]) -> dict[Site, UnitSet]:

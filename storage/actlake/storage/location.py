@@ -24,6 +24,7 @@ from actlake.storage.errors import (
     StoreNotWritable,
 )
 
+STAGING = "partial"
 _PARTIAL = ".partial"
 
 
@@ -64,6 +65,10 @@ class Location(Protocol):
         """Remove `key`, or everything below it; nothing happens when there is nothing."""
         ...
 
+    def sweep(self) -> None:
+        """Remove what killed writers have left half-written."""
+        ...
+
     def local_path(self, key: str) -> Path | None:
         """The file of `key` where it can be memory-mapped, else None."""
         ...
@@ -74,11 +79,19 @@ class Location(Protocol):
 
 
 class LocalFolder:
-    """A folder of a POSIX file system."""
+    """A folder of a POSIX file system.
 
-    def __init__(self, root: Path) -> None:
+    Parameters
+    ----------
+    staging
+        Folder, below `root` and on the same file system, where files lie while they are
+        written, so that no reader of the others meets them; by default beside the file to be.
+    """
+
+    def __init__(self, root: Path, *, staging: str | None = None) -> None:
         self.root = root.expanduser().absolute()
         self.url = str(self.root)
+        self._staging = staging
 
     def __repr__(self) -> str:
         return f"LocalFolder({self.url!r})"
@@ -121,9 +134,11 @@ class LocalFolder:
     def _partial(self, key: str, parts: Iterable[Any]) -> Iterator[tuple[Path, Path]]:
         """A durable file beside the one to be; the body names it, then the folder is synced."""
         path = self.root / key
-        partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}{_PARTIAL}")
+        folder = path.parent if self._staging is None else self.root / self._staging
+        partial = folder / f"{path.name}.{uuid.uuid4().hex}{_PARTIAL}"
         try:
             _make_folder(path.parent)
+            folder.mkdir(exist_ok=True)
             with partial.open("xb", buffering=0) as file:
                 for part in parts:
                     _write_all(file.fileno(), part)
@@ -157,8 +172,8 @@ class LocalFolder:
 
     def is_foreign(self, ours: Container[str]) -> bool:
         """See `Location.is_foreign`; hidden files do not count."""
-        names = os.listdir(self.root) if self.root.is_dir() else []
-        return any(name not in ours and not name.startswith(".") for name in names)
+        paths = self.root.iterdir() if self.root.is_dir() else ()
+        return any(path.name not in ours and path.name[0] != "." for path in paths)
 
     def delete(self, key: str) -> None:
         """See `Location.delete`."""
@@ -170,17 +185,14 @@ class LocalFolder:
         else:
             path.unlink(missing_ok=True)
 
-    def sweep(self, folder: str) -> int:
-        """Remove what killed writers left half-written below `folder`; how many files."""
-        left = [
-            Path(parent) / name
-            for parent, _, names in os.walk(self.root / folder)
-            for name in names
-            if name.endswith(_PARTIAL)
-        ]
-        for path in left:
-            path.unlink(missing_ok=True)
-        return len(left)
+    def sweep(self) -> None:
+        """See `Location.sweep`; only where there is a staging folder."""
+        if self._staging is not None:
+            folder = self.root / self._staging
+            for name in self._names(self._staging):
+                (folder / name).unlink(missing_ok=True)
+            with suppress(OSError):  # there is none, or somebody is writing
+                folder.rmdir()
 
     def local_path(self, key: str) -> Path:
         """See `Location.local_path`."""
@@ -204,6 +216,7 @@ class LocalFolder:
 
 
 _NOT_WRITABLE = {
+    errno.ENOENT: "the folder was removed meanwhile, or another driver has cleared up in it",
     errno.EACCES: "check the permissions of the folder",
     errno.EPERM: "check the permissions of the folder",
     errno.EROFS: "the file system is read-only",
@@ -216,7 +229,7 @@ _NOT_WRITABLE = {
 
 
 def locate(url: "str | os.PathLike[str] | Location") -> Location:
-    """The location of a path or URL.
+    """The location of the store at a path or URL.
 
     Raises
     ------
@@ -228,9 +241,9 @@ def locate(url: "str | os.PathLike[str] | Location") -> Location:
     text = os.fspath(url)
     scheme, colon, rest = text.partition("://")
     if not colon:
-        return LocalFolder(Path(text))
+        return LocalFolder(Path(text), staging=STAGING)
     if scheme == "file":
-        return LocalFolder(Path(rest))
+        return LocalFolder(Path(rest), staging=STAGING)
     raise StoreError(
         f"Cannot open {text}: there is no reader for {scheme}:// yet\n"
         "hint: give a path on a file system that all workers share"

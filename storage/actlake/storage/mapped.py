@@ -18,12 +18,13 @@ from typing import Any
 
 import numpy as np
 
-from actlake.storage.errors import StoreDamaged, StoreError
+from actlake.storage.errors import StoreDamaged, StoreError, StoreNotReadable
 from actlake.storage.layout import ArraySpec
 from actlake.storage.location import Location
 from actlake.storage.sealed import crc32c
 
 Array = np.ndarray[Any, Any]
+REPAIR_HINT = "hint: `actlake verify` names all that is damaged; --repair computes it again"
 _FAILED = ctypes.c_void_p(-1).value
 _MAP_FIXED = 0x10  # the same on Linux and macOS; Python's mmap module does not name it
 
@@ -113,7 +114,7 @@ class MappedShards:
         if crc32c(payload) != int.from_bytes(checksum.tobytes(), "little"):
             raise StoreDamaged(
                 f"Chunk {chunk} of {spec.shard_key(shard)} in {self._location.url} fails its "
-                "CRC32C\nhint: `actlake verify --repair` computes its unit again"
+                f"CRC32C\n{REPAIR_HINT}"
             )
         self._checked[shard, chunk] = True
 
@@ -126,18 +127,28 @@ class MappedShards:
         try:
             handle = os.open(path, os.O_RDONLY)
         except FileNotFoundError as error:
-            raise StoreDamaged(f"{key} is missing from {self._location.url}") from error
+            raise missing_shard(self._location, self._spec, shard) from error
+        except PermissionError as error:
+            raise StoreNotReadable(
+                f"{key} in {self._location.url} may not be read by this user\n"
+                "hint: ask its owner for permission to read"
+            ) from error
         try:
             size = os.fstat(handle).st_size
             if size != expected:
                 raise StoreDamaged(
                     f"{key} in {self._location.url} has {size:,} bytes; its rows need "
-                    f"{expected:,}\nhint: `actlake verify --repair` computes its unit again"
+                    f"{expected:,}\n{REPAIR_HINT}"
                 )
             self._region.place(handle, size, at=shard * self._stride)
         finally:
             os.close(handle)
         self._mapped[shard] = True
+
+
+def missing_shard(location: Location, spec: ArraySpec, shard: int) -> StoreDamaged:
+    """The error of a committed shard whose file is gone."""
+    return StoreDamaged(f"{spec.shard_key(shard)} is missing from {location.url}\n{REPAIR_HINT}")
 
 
 class _Region:

@@ -37,7 +37,7 @@ class Provenance:
         return cls(**{name: dict(data[name]) for name in ("model", "tokenizer", "corpus")})
 
 
-def fingerprint(provenance: Provenance, *, corpus_files: Mapping[str, JSON]) -> str:
+def fingerprint(provenance: Provenance, *, contents: Mapping[str, str]) -> str:
     """Short hash of everything that changes the rows, and of nothing else.
 
     Two stores with one fingerprint hold the same tokens in the same order, seen by the same
@@ -45,10 +45,10 @@ def fingerprint(provenance: Provenance, *, corpus_files: Mapping[str, JSON]) -> 
 
     Parameters
     ----------
-    corpus_files
-        Checksums of the token and document files, as in ``corpus.json``.
+    contents
+        SHA-256 of the tokens, contexts and documents, as in ``corpus.json``.
     """
-    payload = json.dumps([provenance.as_json(), corpus_files], sort_keys=True)
+    payload = json.dumps([provenance.as_json(), contents], sort_keys=True)
     return hashlib.sha256(payload.encode()).hexdigest()[:16]
 
 

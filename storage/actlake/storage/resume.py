@@ -1,4 +1,4 @@
-"""Going on with a store: is it the one that was asked for, and computed the same way?
+"""Going on with a store: whether it is the one that was asked for, computed the same way.
 
 The same path, request and provenance: the harvest goes on, or finds that it is done. Anything
 else is an error that shows the difference, before a byte is written.

@@ -5,14 +5,20 @@ in, not what the row says, so the fingerprint leaves it out.
 """
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, Self
 
 from actlake.storage.dtypes import ActivationDtype, check_activation_dtype, numpy_dtype
 from actlake.storage.errors import FormatTooNew, InvalidSchema
 from actlake.storage.extents import Extent, block_extent, num_blocks
-from actlake.storage.layout import ArraySpec, Compression
+from actlake.storage.layout import (
+    ArraySpec,
+    Compression,
+    group_key,
+    group_metadata,
+    metadata_json,
+)
 from actlake.storage.sites import Site
 
 FORMAT = 1
@@ -78,9 +84,7 @@ class StoreSchema:
             "context_length": self.context_length,
             **{f"geometry.{name}": size for name, size in asdict(self.geometry).items()},
         }
-        for name, size in sizes.items():
-            if size < 1:
-                raise InvalidSchema(f"{name} must be at least 1, and is {size}")
+        _check_positive(sizes)
         if not self.splits or len(set(self.splits)) != len(self.splits):
             raise InvalidSchema(f"Splits must be named, each once; there is {self.splits!r}")
         if len(self.splits) > 127:
@@ -146,7 +150,7 @@ class StoreSchema:
 
     def moments(self, site: Site) -> dict[str, ArraySpec]:
         """``moments/<site>/*``: statistics of each unit, one shard a unit."""
-        shapes: dict[str, tuple[str, tuple[int, ...], int | str]] = {
+        shapes: dict[str, tuple[str, tuple[int, ...], int | Literal["NaN"]]] = {
             "count": ("int64", (), -1),
             "mean": ("float64", (self.dim,), "NaN"),
             "m2": ("float64", (self.dim,), "NaN"),
@@ -165,6 +169,17 @@ class StoreSchema:
             )
             for name, (dtype, tail, fill) in shapes.items()
         }
+
+    def common_metadata(self) -> dict[str, bytes]:
+        """Every ``zarr.json`` that does not depend on the sites, by its key."""
+        groups = ("", "tokens", "contexts", "acts", "moments")
+        specs = [*self.tokens().values(), *self.context_arrays().values()]
+        return _metadata(groups, specs)
+
+    def site_metadata(self, site: Site) -> dict[str, bytes]:
+        """Every ``zarr.json`` of one site, by its key."""
+        specs = [self.activations(site), *self.moments(site).values()]
+        return _metadata((f"moments/{site}",), specs)
 
     def _index_array(self, name: str, dtype: str, length: int, dimension: str) -> ArraySpec:
         return ArraySpec(
@@ -193,6 +208,7 @@ class StoreSchema:
             It has fields that this version does not know.
         """
         unknown = set(data) - {field.name for field in fields(cls)}
+        unknown |= set(data["geometry"]) - {field.name for field in fields(Geometry)}
         if unknown:
             raise FormatTooNew(
                 f"The store's schema has unknown fields: {', '.join(sorted(unknown))}\n"
@@ -223,8 +239,22 @@ def plan_geometry(
     Both lengths are multiples of `context_length`. A unit is at most `shard_bytes` (or one
     chunk, or `unit_rows_at_most` for slow models), and less in a small store, so that it has
     about 16 units.
+
+    Raises
+    ------
+    InvalidSchema
+        A size is not positive.
     """
     check_activation_dtype(dtype)
+    sizes = {
+        "dim": dim,
+        "rows": rows,
+        "context_length": context_length,
+        "chunk_bytes": chunk_bytes,
+        "shard_bytes": shard_bytes,
+        "unit_rows_at_most": 1 if unit_rows_at_most is None else unit_rows_at_most,
+    }
+    _check_positive(sizes)
     row_bytes = dim * numpy_dtype(dtype).itemsize
     chunk_rows = max(1, chunk_bytes // row_bytes // context_length) * context_length
     most = min(
@@ -237,6 +267,12 @@ def plan_geometry(
     return Geometry(chunk_rows=chunk_rows, unit_rows=max(1, most // chunk_rows) * chunk_rows)
 
 
-def with_sizes(schema: StoreSchema, *, rows: int, contexts: int, documents: int) -> StoreSchema:
-    """The same schema for another amount of text."""
-    return replace(schema, rows=rows, contexts=contexts, documents=documents)
+def _metadata(groups: Iterable[str], specs: Iterable[ArraySpec]) -> dict[str, bytes]:
+    files = {spec.metadata_key: metadata_json(spec.metadata()) for spec in specs}
+    return files | {group_key(name): metadata_json(group_metadata()) for name in groups}
+
+
+def _check_positive(sizes: Mapping[str, int]) -> None:
+    for name, size in sizes.items():
+        if size < 1:
+            raise InvalidSchema(f"{name} must be at least 1, and is {size}")

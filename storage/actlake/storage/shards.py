@@ -97,7 +97,7 @@ def read_index(spec: ArraySpec, data: Buffer, *, name: str) -> np.ndarray[Any, A
 
 def _encode_chunk(spec: ArraySpec, rows: np.ndarray[Any, Any]) -> Buffer:
     if len(rows) < spec.chunk_length:
-        padded = np.full(spec.chunk_shape, _fill(spec), spec.numpy_dtype)
+        padded = np.full(spec.chunk_shape, spec.fill, spec.numpy_dtype)
         padded[: len(rows)] = rows
         rows = padded
     raw = rows.reshape(-1).view(np.uint8).data
@@ -109,7 +109,3 @@ def _encode_chunk(spec: ArraySpec, rows: np.ndarray[Any, Any]) -> Buffer:
 def _decode_chunk(spec: ArraySpec, payload: Buffer) -> np.ndarray[Any, Any]:
     raw = payload if spec.compression == "none" else Zstd().decode(bytes(payload))
     return np.frombuffer(raw, spec.numpy_dtype).reshape(spec.chunk_shape)
-
-
-def _fill(spec: ArraySpec) -> Any:
-    return np.nan if spec.fill_value == "NaN" else spec.fill_value

@@ -15,9 +15,8 @@ import pyarrow as pa
 from actlake.storage.create import CORPUS, DOCUMENTS
 from actlake.storage.errors import StoreDamaged, StoreNotFound
 from actlake.storage.extents import UnitSet, block_extent, num_blocks
-from actlake.storage.layout import ArraySpec, metadata_json
 from actlake.storage.lease import Lease
-from actlake.storage.ledger import ShardRecord, read_shards
+from actlake.storage.ledger import ShardRecord, read_shards, read_state
 from actlake.storage.moments import moments_by_group
 from actlake.storage.sealed import crc32c, unseal
 from actlake.storage.shards import decode_shard
@@ -87,12 +86,13 @@ def verify(
     problems += _corpus_files(store, counted)
     if not problems:
         problems += _corpus_contents(store)
+    corpus_is_whole = not problems
     problems += _metadata(store)
     shards, seen = 0, {site: UnitSet() for site in store.sites}
     try:
         for record in read_shards(store.location):
-            seen[record.site].add(record.unit)
-            problems += _shard(store, record, counted)
+            seen.setdefault(record.site, UnitSet()).add(record.unit)
+            problems += _shard(store, record, counted, with_moments=corpus_is_whole)
             shards += 1
     except StoreDamaged as error:
         problems.append(Problem("ledger", str(error)))
@@ -120,9 +120,9 @@ def revoke(lease: Lease, store: ActivationStore, report: VerifyReport) -> int:
     (site, unit) were revoked.
     """
     for problem in report.problems:
-        if problem.kind == "metadata" and problem.site is not None:
-            for spec in _specs(store, problem.site):
-                lease.location.write(spec.metadata_key, [metadata_json(spec.metadata())])
+        if problem.kind == "metadata":
+            for key, data in _metadata_files(store, problem.site).items():
+                lease.location.write(key, [data])
     shards = [(site, unit) for site, units in report.damaged.items() for unit in units]
     revoke_shards(lease, shards)
     return len(shards)
@@ -130,9 +130,7 @@ def revoke(lease: Lease, store: ActivationStore, report: VerifyReport) -> int:
 
 def revoke_shards(lease: Lease, shards: Iterable[tuple[Site, int]]) -> None:
     """Take these (site, unit) out of the ledger; the next harvest computes them again."""
-    rows = [{"site": str(site), "unit": unit} for site, unit in shards]
-    if rows:
-        lease.ledger.append({"kind": "revoke", "shards": rows})
+    lease.ledger.revoke(shards)
 
 
 def undersized(store: ActivationStore) -> Iterator[ShardRecord]:
@@ -224,21 +222,25 @@ def _corpus_contents(store: ActivationStore) -> Iterator[Problem]:
 
 
 def _metadata(store: ActivationStore) -> Iterator[Problem]:
-    for site in store.sites:
-        for spec in _specs(store, site):
+    for site in (None, *store.sites):
+        for key, expected in _metadata_files(store, site).items():
             try:
-                found = store.location.read(spec.metadata_key)
+                found = store.location.read(key)
             except StoreNotFound:
-                found = b""
-            if found != metadata_json(spec.metadata()):
-                yield Problem("metadata", f"{spec.metadata_key} is not what the schema says", site)
+                yield Problem("metadata", f"{key} is missing", site)
+            else:
+                if found != expected:
+                    yield Problem("metadata", f"{key} is not what the schema says", site)
 
 
-def _specs(store: ActivationStore, site: Site) -> list[ArraySpec]:
-    return [store.schema.activations(site), *store.schema.moments(site).values()]
+def _metadata_files(store: ActivationStore, site: Site | None) -> dict[str, bytes]:
+    """Every ``zarr.json`` of a site, or of all that is not a site's."""
+    return store.schema.common_metadata() if site is None else store.schema.site_metadata(site)
 
 
-def _shard(store: ActivationStore, record: ShardRecord, counted: _Counter) -> Iterator[Problem]:
+def _shard(
+    store: ActivationStore, record: ShardRecord, counted: _Counter, *, with_moments: bool
+) -> Iterator[Problem]:
     try:
         rows = _checked_rows(store, record, counted)
         stored = _checked_moments(store, record, counted)
@@ -254,6 +256,8 @@ def _shard(store: ActivationStore, record: ShardRecord, counted: _Counter) -> It
             record.site,
             record.unit,
         )
+    if not with_moments:  # which rows are of which group is not known
+        return
     groups = store.groups_of(store.schema.unit_extent(record.unit))
     with np.errstate(invalid="ignore"):
         again = moments_by_group(rows, groups, num_groups=store.schema.num_groups)
@@ -296,6 +300,12 @@ def _checked_moments(
 
 
 def _records_of_all(store: ActivationStore, seen: dict[Site, UnitSet]) -> Iterable[Problem]:
-    for site in store.sites:
-        if seen[site] != store.ledger.covered[site]:
+    """Tables against runs; what was committed while we read may be in the tables alone."""
+    now = read_state(store.location).covered
+    for site, tables in seen.items():
+        lacking = UnitSet(store.ledger.covered.get(site, UnitSet()).runs())
+        lacking.difference_update(tables)
+        unknown = UnitSet(tables.runs())
+        unknown.difference_update(now.get(site, UnitSet()))
+        if lacking or unknown:
             yield Problem("ledger", f"the ledger's tables and its runs disagree about {site}")

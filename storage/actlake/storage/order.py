@@ -1,0 +1,99 @@
+"""The order of an epoch from a seed: a permutation that is computed, never stored. Pure.
+
+A permutation of n numbers takes 8 n bytes as a table, 8 GB for 10⁹ rows. Here it is a function
+of the place instead: a Feistel network, whose rounds are keyed by the seed, is a bijection of a
+domain a little larger than n (Luby and Rackoff 1988, "How to construct pseudorandom
+permutations from pseudorandom functions"), and walking along its cycles until a number below n
+comes makes of it one of exactly n (Black and Rogaway 2002, "Ciphers with arbitrary finite
+domains", sections 3 and 5, where the two halves are digits of two radices, as here).
+
+It is made to shuffle, not to keep secrets: the round function is the finaliser of SplitMix64
+(Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators").
+"""
+
+import hashlib
+import math
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[Any, Any]
+
+# Six are needed against an unlimited adversary with ideal round functions (Patarin 2004,
+# "Security of random Feistel schemes with 5 or more rounds"); ours are good, not ideal.
+ROUNDS = 8
+_MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
+_MIX_2 = np.uint64(0x94D049BB133111EB)
+
+
+class Permutation:
+    """A bijection of ``0 <= i < length`` onto itself, chosen by a seed and a purpose.
+
+    ``Permutation(n, seed=0, purpose="epoch 3")(places)`` gives what stands at those places; any
+    of them, in any order, in constant memory. About 60 ns a place. The derivation is fixed for
+    good: the same length, seed and purpose give the same order on every machine.
+
+    Parameters
+    ----------
+    length
+        How many numbers; below 2⁶².
+    seed
+        Any integer, from the config.
+    purpose
+        What is put in order. Two purposes are as independent as two seeds.
+    """
+
+    def __init__(self, length: int, *, seed: int, purpose: str) -> None:
+        assert 0 <= length < 2**62, length
+        self.length = length
+        self._left = math.isqrt(max(length - 1, 0)) + 1  # left * right >= length, by little
+        self._right = max(1, -(-length // self._left))
+        self._keys = round_keys(seed, purpose)
+
+    def __call__(self, places: Any) -> Array:
+        """(k,) int64: the numbers at these places, each ``0 <= place < length``."""
+        given: Array = np.asarray(places, np.int64)
+        assert given.ndim == 1, given.shape
+        if given.size:
+            assert given.min() >= 0, given.min()
+            assert given.max() < self.length, (given.max(), self.length)
+        values = self._once(given.astype(np.uint64))
+        limit = np.uint64(self.length)
+        outside = np.flatnonzero(values >= limit)
+        while outside.size:  # less than one in sqrt(length) is
+            values[outside] = self._once(values[outside])
+            outside = outside[values[outside] >= limit]
+        return values.astype(np.int64)
+
+    def _once(self, values: Array) -> Array:
+        """One pass of the network over the whole domain, ``left * right`` numbers."""
+        left, right = np.divmod(values, np.uint64(self._right))
+        for number, key in enumerate(self._keys):
+            if number % 2 == 0:
+                _shift(left, by=right, key=key, radix=self._left)
+            else:
+                _shift(right, by=left, key=key, radix=self._right)
+        mixed: Array = left * np.uint64(self._right) + right
+        return mixed
+
+
+def round_keys(seed: int, purpose: str) -> Array:
+    """(ROUNDS,) uint64: the keys of the rounds, from BLAKE2b of the seed and the purpose."""
+    text = f"actlake order 1\n{seed}\n{purpose}".encode()
+    return np.frombuffer(hashlib.blake2b(text, digest_size=8 * ROUNDS).digest(), "<u8")
+
+
+def _shift(half: Array, *, by: Array, key: Any, radix: int) -> None:
+    """One round, in place: ``half = (half + F(by)) mod radix``; undone by subtracting."""
+    mixed = by + key
+    mixed ^= mixed >> np.uint64(30)
+    mixed *= _MIX_1
+    mixed ^= mixed >> np.uint64(27)
+    mixed *= _MIX_2
+    mixed ^= mixed >> np.uint64(31)
+    # The upper 32 bits, scaled to 0 <= F < radix < 2^32 by a product in place of a division.
+    mixed >>= np.uint64(32)
+    mixed *= np.uint64(radix)
+    mixed >>= np.uint64(32)
+    half += mixed
+    half -= (half >= np.uint64(radix)) * np.uint64(radix)

@@ -1,0 +1,189 @@
+"""The worker without Ray: what it writes is what transformers computes."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from actlake.jobs.harvest.worker import HarvestWorker
+from actlake.platform.cluster import run_chain
+from actlake.platform.models import ModelConfig, resolve_model
+from actlake.storage import (
+    Context,
+    Document,
+    Geometry,
+    Lease,
+    Provenance,
+    Site,
+    StoreBuilder,
+    StoreRequest,
+    add_sites,
+    open_store,
+)
+from actlake.storage.errors import NonFiniteActivations
+from actlake.storage.location import LocalFolder
+
+SITES = tuple(
+    map(Site.parse, ["resid_pre.0", "resid_post.0", "attn_out.1", "mlp_in.2", "resid_post.3"])
+)
+LENGTHS = [5, 16, 9, 1, 16, 12, 3, 16, 16, 7, 2, 11, 16, 8]
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory):
+    from transformers import LlamaConfig
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=128,
+        max_position_embeddings=64,
+        initializer_range=0.2,
+    )
+    folder = tmp_path_factory.mktemp("llama")
+    AutoModelForCausalLM.from_config(config).float().save_pretrained(folder)
+    return folder
+
+
+def build(folder, *, dtype="float32", lengths=LENGTHS):
+    """A store of random tokens in contexts that straddle its units of 24 rows."""
+    rng = np.random.default_rng(0)
+    request = StoreRequest(
+        dim=32, dtype=dtype, layout="documents", context_length=16, splits=("train",)
+    )
+    with (
+        Lease.acquire(LocalFolder(folder)) as lease,
+        StoreBuilder(lease, request, Provenance()) as builder,
+    ):
+        for length in lengths:
+            document = builder.add_document(Document(f"{length}", "made", "train"))
+            builder.add_context(
+                Context(
+                    rng.integers(0, 128, length).astype(np.int32),
+                    np.full(length, document),
+                    np.arange(length, dtype=np.int32),
+                    "train",
+                )
+            )
+        builder.finish(lambda rows: Geometry(chunk_rows=8, unit_rows=24))
+
+
+def fill(folder, model, *, stages, batch_tokens=48):
+    """Run every unit through a chain of stages in this process."""
+    with Lease.acquire(LocalFolder(folder)) as lease:
+        add_sites(lease, open_store(folder), SITES, {})
+        workers = [
+            HarvestWorker(
+                store_url=str(folder),
+                token=lease.token,
+                model=model,
+                layers=layers,
+                sites=SITES,
+                batch_tokens=batch_tokens,
+                threads=1,
+            )
+            for layers in stages
+        ]
+        for unit in range(open_store(folder).schema.num_units):
+            receipts = run_chain(workers, unit)
+            lease.ledger.commit(itertools.chain.from_iterable(r.records for r in receipts))
+    return open_store(folder)
+
+
+@pytest.fixture
+def expected(tiny_llama):
+    """Rows of each site from transformers, one context at a time."""
+    model = AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32)
+    seen = {}
+    model.model.layers[1].self_attn.register_forward_hook(
+        lambda m, a, out: seen.update({"attn_out.1": out[0][0].clone()}) and None
+    )
+    model.model.layers[2].mlp.register_forward_pre_hook(
+        lambda m, args: seen.update({"mlp_in.2": args[0][0].clone()}) and None
+    )
+    model.model.layers[3].register_forward_hook(
+        lambda m, a, out: (
+            seen.update({"resid_post.3": (out[0] if out.ndim == 3 else out).clone()}) and None
+        )
+    )
+
+    def rows(store):
+        starts = store.contexts["start"][:]
+        parts = {str(site): [] for site in SITES}
+        for start, stop in itertools.pairwise(starts.tolist()):
+            ids = torch.from_numpy(store.tokens["id"][start:stop]).long()[None]
+            with torch.inference_mode():
+                states = model(ids, output_hidden_states=True).hidden_states
+            seen.update({"resid_pre.0": states[0][0], "resid_post.0": states[1][0]})
+            for name, values in parts.items():
+                values.append(seen[name].numpy().copy())
+        return {name: np.concatenate(values) for name, values in parts.items()}
+
+    return rows
+
+
+@pytest.mark.parametrize("stages", [[range(0, 4)], [range(0, 2), range(2, 4)]])
+def test_rows_are_what_transformers_computes_on_each_context(
+    tmp_path, tiny_llama, expected, stages
+):
+    build(tmp_path / "store")
+
+    store = fill(
+        tmp_path / "store", resolve_model(ModelConfig(name=str(tiny_llama))), stages=stages
+    )
+
+    for name, rows in expected(store).items():
+        np.testing.assert_allclose(store[name][:], rows, rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+def test_chains_of_one_two_and_three_stages_write_the_same_bytes(tmp_path, tiny_llama, tree):
+    model = resolve_model(ModelConfig(name=str(tiny_llama)))
+    layouts = {
+        "one": [range(0, 4)],
+        "two": [range(0, 1), range(1, 4)],
+        "three": [range(0, 2), range(2, 3), range(3, 4)],
+    }
+    for name, stages in layouts.items():
+        build(tmp_path / name)
+        fill(tmp_path / name, model, stages=stages)
+
+    one, two, three = (tree(tmp_path / name) for name in layouts)
+    assert one == two == three
+    assert len(one) > 50
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_rows_are_rounded_to_the_stores_dtype(tmp_path, tiny_llama, expected, dtype):
+    build(tmp_path / "store", dtype=dtype)
+
+    store = fill(
+        tmp_path / "store", resolve_model(ModelConfig(name=str(tiny_llama))), stages=[range(0, 4)]
+    )
+
+    step = 2**-10 if dtype == "float16" else 2**-7
+    for name, rows in expected(store).items():
+        stored = store[name][:].astype(np.float32)
+        np.testing.assert_allclose(stored, rows, rtol=step, atol=1e-4, err_msg=name)
+
+
+def test_a_model_with_nan_weights_is_refused_and_nothing_is_written(tmp_path, tiny_llama):
+    model = AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32)
+    with torch.no_grad():
+        model.model.layers[1].mlp.down_proj.weight[0, 0] = float("nan")
+    model.save_pretrained(tmp_path / "broken")
+    build(tmp_path / "store")
+
+    with pytest.raises(NonFiniteActivations, match=r"Unit 0 of mlp_in.2 holds .* NaNs"):
+        fill(
+            tmp_path / "store",
+            resolve_model(ModelConfig(name=str(tmp_path / "broken"))),
+            stages=[range(0, 4)],
+        )
+
+    assert not list((tmp_path / "store" / "rows.zarr" / "acts" / "resid_post.3").glob("c.*"))
