@@ -209,7 +209,7 @@ JSONL = Sink(
     make=JsonLinesTracker,
     points=jsonl_points,
     summary=lambda _, folder: json.loads((folder / "summary.json").read_text()),
-    pictures=lambda _, folder: media(folder, ".png"),
+    pictures=lambda _, folder: [png.read_bytes() for png in (folder / "media").rglob("*.png")],
     pages=lambda _, folder: [page.decode() for page in media(folder, ".html")],
 )
 SINKS = {

@@ -28,12 +28,14 @@ import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from actlake.platform.plain_json import json_text, number
+from cattrs import BaseValidationError, Converter, transform_error
+
+from actlake.platform.plain_json import json_text
 from actlake.platform.redact import without_secrets
 from actlake.storage.errors import ActlakeError
 from actlake.storage.location import LocalFolder
@@ -137,10 +139,7 @@ class RunRecord:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able, in the order of the fields, without credentials."""
-        content = {"format": FORMAT, **asdict(self)}
-        for moment in ("started", "finished"):
-            content[moment] = _written(content[moment])
-        hidden: dict[str, Any] = without_secrets(content)
+        hidden: dict[str, Any] = without_secrets({"format": FORMAT, **_JSON.unstructure(self)})
         return hidden
 
     def save(self, folder: Path) -> Path:
@@ -176,23 +175,10 @@ class RunRecord:
                 "hint: install a newer actlake"
             )
         try:
-            return cls._read(content)
-        except (TypeError, ValueError, AttributeError) as error:
-            raise RunRecordError(f"{path} is not a run record: {error}") from error
-        except KeyError as error:
-            raise RunRecordError(f"{path} is not a run record: it has no {error}") from error
-
-    @classmethod
-    def _read(cls, content: dict[str, Any]) -> "RunRecord":
-        finished = content["finished"]
-        read = {
-            "inputs": {name: Input(**given) for name, given in content["inputs"].items()},
-            "code": CodeVersion(**content["code"]),
-            "started": datetime.fromisoformat(content["started"]),
-            "finished": None if finished is None else datetime.fromisoformat(finished),
-            "metrics": {name: number(value) for name, value in content["metrics"].items()},
-        }
-        return cls(**{**content, **read})
+            return _JSON.structure(content, cls)
+        except BaseValidationError as error:
+            problems = "; ".join(transform_error(error, path=FILE))
+            raise RunRecordError(f"{path} is not a run record: {problems}") from error
 
 
 def versions(packages: Iterable[str] = PACKAGES) -> dict[str, str]:
@@ -332,5 +318,6 @@ def _now() -> datetime:
     return datetime.now(UTC).replace(microsecond=0)
 
 
-def _written(moment: datetime | None) -> str | None:
-    return None if moment is None else moment.strftime("%Y-%m-%dT%H:%M:%SZ")
+_JSON = Converter(forbid_extra_keys=True)
+_JSON.register_unstructure_hook(datetime, lambda moment: f"{moment:%Y-%m-%dT%H:%M:%SZ}")
+_JSON.register_structure_hook(datetime, lambda text, _: datetime.fromisoformat(text))

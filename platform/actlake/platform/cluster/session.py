@@ -25,6 +25,7 @@ from typing import Any
 
 import ray
 
+from actlake.platform.cluster.config import ClusterConfig
 from actlake.platform.cluster.errors import ClusterUnreachable, InvalidClusterConfig
 from actlake.platform.cluster.interrupts import current_handlers, stop_flag
 from actlake.platform.cluster.resources import Resources, total
@@ -35,41 +36,6 @@ LOCAL = "local"
 """The address of a cluster that lives and dies with this process."""
 
 _LONGEST_TEMP_DIR = 30  # Ray appends some 70 bytes; the path of a Unix socket may have 107
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClusterConfig:
-    """Which Ray to use, and how large an embedded one is."""
-
-    address: str | None = None
-    """``local`` starts an embedded cluster; ``host:port`` joins a running one. None: what
-    `$RAY_ADDRESS` names (Ray sets it inside a submitted job), or ``local``."""
-
-    num_cpus: int | None = None
-    """Embedded only: logical CPUs to hand out; None is one per core. It may be more than there
-    are: actors reserve CPUs for being placed, and compute with `StageSpec.threads`."""
-
-    num_gpus: int | None = None
-    """Embedded only: GPUs to hand out; None is all that Ray finds."""
-
-    object_store_mb: int = 256
-    """Embedded only: shared memory for what stages send each other, in MiB."""
-
-    worker_output: bool = False
-    """Show on this terminal what workers print and log."""
-
-    connect_timeout_s: float = 10.0
-    """How long a running cluster may take to accept a connection."""
-
-    def __post_init__(self) -> None:
-        for name in ("num_cpus", "object_store_mb", "connect_timeout_s"):
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise InvalidClusterConfig(f"ClusterConfig.{name} must be positive, not {value}")
-        if self.object_store_mb < 80:
-            raise InvalidClusterConfig(
-                f"ClusterConfig.object_store_mb is {self.object_store_mb}; Ray needs at least 80"
-            )
 
 
 @dataclass(frozen=True, slots=True)

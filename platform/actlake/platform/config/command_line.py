@@ -15,62 +15,26 @@ field's type makes of the text, so nothing needs quotes beyond the shell's own:
 
 import re
 import sys
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import is_dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from actlake.platform.config.errors import ConfigError
-from actlake.platform.config.help import help_text
-from actlake.platform.config.kinds import Written, config_fields, dataclass_members, members
-from actlake.platform.config.reading import from_dict
-from actlake.platform.config.writing import to_yaml
-from actlake.platform.config.yaml_text import parse_texts, parse_yaml
+from actlake.platform.config.kinds import ConfigError, class_doc, field_docs
+from actlake.platform.config.options import Parser, options_parser
+from actlake.platform.config.structure import from_dict, to_dict
+from actlake.platform.config.yaml_text import Written, opened, parse_yaml, yaml_text
 
 C = TypeVar("C")
 
 COMMAND_LINE = "command line"
 
-_OPTION = re.compile(r"--\w")
 
-
-def read_config(
-    kind: type[C],
-    argv: Sequence[str] | None = None,
-    *,
-    command: str,
-    description: str = "",
-    examples: Sequence[str] = (),
-    base: C | None = None,
-) -> C:
-    """Read the configuration of a job from its command line.
-
-    ``--help`` and ``--print-config`` print their answer and raise SystemExit(0).
-
-    Parameters
-    ----------
-    kind
-        The configuration, a frozen dataclass.
-    argv
-        Arguments after the command's name; None means those of this process.
-    command
-        How the command is called, such as ``actlake harvest``.
-    description
-        What it does, for ``--help``; empty means the docstring of `kind`.
-    examples
-        Whole command lines for ``--help``.
-    base
-        Where fields that are not given come from: a recipe. None means the class's defaults.
-
-    Raises
-    ------
-    ConfigError
-        A file cannot be read, or the configuration is wrong; every wrong key is named, with
-        the file and line, or command line, where it was set.
-    """
-    config, _ = read_command(
-        kind, argv, command=command, description=description, examples=examples, base=base
-    )
+def read_config(kind: type[C], argv: Sequence[str] | None = None, **options: Any) -> C:
+    """As `read_command`, with its options, for a command that has no flags."""
+    config: C = read_command(kind, argv, **options)[0]
     return config
 
 
@@ -84,177 +48,137 @@ def read_command(
     flags: Mapping[str, str] | None = None,
     base: C | None = None,
 ) -> tuple[C, frozenset[str]]:
-    """As `read_config`, with flags that are no part of the configuration.
+    """Read the configuration of a job, a frozen dataclass `kind`, from its command line.
+
+    ``--help`` and ``--print-config`` print their answer and raise SystemExit(0).
 
     Parameters
     ----------
+    argv
+        Arguments after the command's name; None means those of this process.
+    command
+        How the command is called, such as ``actlake harvest``.
+    description
+        What it does, for ``--help``; empty means the docstring of `kind`.
+    examples
+        Whole command lines for ``--help``.
     flags
-        Name to what it does, for ``--help``: ``{"plan": "Print the plan and stop."}`` makes
-        ``--plan`` known.
+        Flags that are no part of the configuration: ``{"plan": "Print the plan and stop."}``.
+    base
+        Where fields that are not given come from: a recipe. None means the class's defaults.
 
     Returns
     -------
     config, given
         The configuration, and the names of the flags that were given.
+
+    Raises
+    ------
+    ConfigError
+        A file cannot be read, or the configuration is wrong; every wrong key is named, with
+        the file and line, or command line, where it was set.
     """
-    arguments = sys.argv[1:] if argv is None else list(argv)
     flags = flags or {}
-    given = _Given()
-    for name, text in _options(arguments, command):
-        if name in ("help", "h"):
-            _print_and_exit(help_text(kind, command, description, examples, flags))
-        given.add(kind, name, text, flags, command)
+    about = description or class_doc(kind)
+    parser = options_parser(kind, base, command, about, examples, flags)
+    words = [_underscored(word, flags) for word in (sys.argv[1:] if argv is None else argv)]
+    known, rest = parser.parse_known_args(words)
+    values: dict[str, Any] = {}
+    places: dict[str, str] = {}
+    for path in known.config:
+        content, lines = _read_file(path)
+        values = _merged(values, content)
+        places |= {key: f"{path}, line {line}" for key, line in lines.items()}
+    for key, text in [*known.given, *_pairs(rest, parser)]:
+        _set(values, key, text)
+        places = {name: at for name, at in places.items() if not name.startswith(f"{key}.")}
+        places[key] = COMMAND_LINE
     config = from_dict(
-        kind,
-        given.values,
-        base=base,
-        source=f"the configuration of `{command}`",
-        origin=given.origin,
-    )
-    if "print_config" in given.flags:
-        _print_and_exit(to_yaml(config, docs=True))
-    return config, frozenset(given.flags)
+        kind, values, base=base, source=f"the configuration of `{command}`",
+        origin=partial(_origin, places),
+    )  # fmt: skip
+    if vars(known)["--print-config"]:
+        sys.stdout.write(to_yaml(config, docs=True))
+        raise SystemExit(0)
+    return config, frozenset(flag for flag in flags if vars(known)[f"--{flag}"])
 
 
-@dataclass
-class _Given:
-    """What files and command line say, merged, and where each key was set."""
-
-    files: dict[str, Any] = field(default_factory=dict)
-    overrides: dict[str, Any] = field(default_factory=dict)
-    places: dict[str, str] = field(default_factory=dict)
-    overridden: set[str] = field(default_factory=set)
-    flags: set[str] = field(default_factory=set)
-
-    @property
-    def values(self) -> dict[str, Any]:
-        """Overrides over files."""
-        return _merged(self.files, self.overrides)
-
-    def add(
-        self,
-        kind: type,
-        name: str,
-        text: str | None,
-        flags: Mapping[str, str],
-        command: str,
-    ) -> None:
-        """Take in one option."""
-        if name == "config":
-            self._read_file(_required(name, text, "the path of a YAML file", command))
-        elif name == "print_config" or name in flags or name.replace("_", "-") in flags:
-            if text is not None:
-                raise ConfigError(f"--{name.replace('_', '-')} takes no value, not {text!r}")
-            self.flags.add(name if name in ("print_config", *flags) else name.replace("_", "-"))
-        else:
-            if text is None and _is_switch(kind, name):
-                text = "true"
-            self._override(name, _required(name, text, "a value", command))
-
-    def origin(self, key: str) -> str:
-        """Where `key`, or the nearest key around it, was set."""
-        also = any(name.startswith(f"{key}.") for name in self.overridden)
-        while key:
-            if key in self.overridden:
-                return COMMAND_LINE
-            if key in self.places:
-                return f"{self.places[key]}, and {COMMAND_LINE}" if also else self.places[key]
-            key = key[: max(key.rfind("."), key.rfind("["), 0)]
-        return COMMAND_LINE if also else ""
-
-    def _read_file(self, path: str) -> None:
-        try:
-            text = Path(path).read_text(encoding="utf-8")
-        except OSError as error:
-            raise ConfigError(
-                f"Cannot read the configuration file {path}: {error.strerror}\n"
-                "hint: paths are relative to the current folder"
-            ) from error
-        except UnicodeDecodeError as error:
-            raise ConfigError(f"The configuration file {path} is not UTF-8: {error}") from error
-        parsed = parse_yaml(text, name=path)
-        content = {} if parsed.content is None else parsed.content
-        if not isinstance(content, dict):
-            raise ConfigError(f"{path} holds no keys\nhint: write lines such as `key: value`")
-        self.files = _merged(self.files, content)
-        self.places |= {key: f"{path}, line {line}" for key, line in parsed.lines.items()}
-
-    def _override(self, name: str, text: str) -> None:
-        *parents, last = name.split(".")
-        inside = self.overrides
-        for parent in parents:
-            known = inside.get(parent)
-            if isinstance(known, Written) and known.strip().startswith("{"):
-                known = _texts(parse_texts(known, name=f"--{name}"))
-            inside[parent] = known if isinstance(known, dict) else {}
-            inside = inside[parent]
-        inside[last] = Written(text)
-        self.overridden.add(name)
+def _underscored(word: str, flags: Mapping[str, str]) -> str:
+    name, equals, text = word.partition("=")
+    if not name.startswith("--") or name[2:] in ("print-config", *flags):
+        return word
+    return f"--{name[2:].replace('-', '_')}{equals}{text}"
 
 
-class _Whole(dict[str, Any]):
-    """Keys that replace what files say instead of adding to it."""
+def _pairs(rest: Sequence[str], parser: Parser) -> Iterator[tuple[str, str]]:
+    """Keys without an option of their own: those inside mappings, and wrong ones."""
+    words = iter(rest)
+    for word in words:
+        if not re.match(r"--\w", word):
+            parser.error(f"does not know what to do with {word!r}")
+        key, equals, text = word[2:].partition("=")
+        yield key, text if equals else next(words, "true")
 
 
-def _texts(value: Any) -> Any:
-    if isinstance(value, dict):
-        return _Whole({str(name): _texts(item) for name, item in value.items()})
-    return [_texts(item) for item in value] if isinstance(value, list) else Written(value)
+def _read_file(path: str) -> tuple[dict[str, Any], dict[str, int]]:
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(
+            f"Cannot read the configuration file {path}: {error.strerror}\n"
+            "hint: paths are relative to the current folder"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"The configuration file {path} is not UTF-8: {error}") from error
+    content, lines = parse_yaml(text, name=path)
+    if not isinstance(content, dict | None):
+        raise ConfigError(f"{path} holds no keys\nhint: write lines such as `key: value`")
+    return content or {}, lines
 
 
 def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(below)
     for name, value in above.items():
         old = merged.get(name)
-        adds = isinstance(old, dict) and isinstance(value, dict) and not isinstance(value, _Whole)
-        merged[name] = _merged(old, value) if adds and old is not None else value
+        if isinstance(old, dict) and isinstance(value, dict):
+            value = _merged(old, value)
+        merged[name] = value
     return merged
 
 
-def _options(arguments: Sequence[str], command: str) -> Iterator[tuple[str, str | None]]:
-    """The options: name with ``_`` for ``-``, and the text after it, None when none follows."""
-    rest = list(arguments)
-    while rest:
-        word = rest.pop(0)
-        if word == "-h":
-            yield "help", None
-            continue
-        if not _OPTION.match(word):
-            raise ConfigError(
-                f"`{command}` does not know what to do with {word!r}\n"
-                "hint: configuration files are given with --config FILE, values with --KEY VALUE"
-            )
-        name, equals, text = word[2:].partition("=")
-        name = name.replace("-", "_")
-        if equals:
-            yield name, text
-        elif rest and not rest[0].startswith("--") and rest[0] != "-h":
-            yield name, rest.pop(0)
+def _set(values: dict[str, Any], key: str, text: str) -> None:
+    """Put the text of one option where its dotted key says."""
+    *parents, last = key.split(".")
+    for parent in parents:
+        inside = opened(values.get(parent), "{")
+        values[parent] = dict(inside) if isinstance(inside, dict) else {}
+        values = values[parent]
+    values[last] = Written(text)
+
+
+def _origin(places: Mapping[str, str], key: str) -> str:
+    """Where `key`, or the nearest key around it, was set, and whether something inside it."""
+    inside = [place for name, place in places.items() if name.startswith(f"{key}.")]
+    while key and key not in places:
+        key = key[: max(key.rfind("."), key.rfind("["), 0)]
+    found = [places[key]] if key else []
+    found += [COMMAND_LINE] if COMMAND_LINE in inside else []
+    return ", and ".join(dict.fromkeys(found))
+
+
+def to_yaml(config: Any, *, docs: bool = False) -> str:
+    """A configuration as YAML that ``--config`` reads back, with the fields' docs if wanted."""
+    return "".join(_yaml_lines(config, to_dict(config), docs=docs, indent=""))
+
+
+def _yaml_lines(config: Any, plain: dict[str, Any], *, docs: bool, indent: str) -> Iterator[str]:
+    about = field_docs(type(config)) if docs else {}
+    for name, value in plain.items():
+        for line in textwrap.wrap(about.get(name, ""), 92):
+            yield f"{indent}# {line}\n"
+        inner = getattr(config, name)
+        if is_dataclass(inner) and isinstance(value, dict) and value:
+            yield f"{indent}{name}:\n"
+            yield from _yaml_lines(inner, value, docs=docs, indent=f"{indent}  ")
         else:
-            yield name, None
-
-
-def _required(name: str, text: str | None, what: str, command: str) -> str:
-    if text is None:
-        raise ConfigError(
-            f"`{command}`: --{name} needs {what} after it\n"
-            f"hint: a value that begins with -- is given as --{name}=VALUE"
-        )
-    return text
-
-
-def _is_switch(kind: type, name: str) -> bool:
-    """Whether a dotted name is a field that is true or false, so that it may stand alone."""
-    first, _, inside = name.partition(".")
-    known = config_fields(kind)
-    if first not in known:
-        return False
-    declared, _ = known[first]
-    if inside:
-        return any(_is_switch(member, inside) for member in dataclass_members(declared))
-    return bool in members(declared)
-
-
-def _print_and_exit(text: str) -> None:
-    sys.stdout.write(text)
-    raise SystemExit(0)
+            yield f"{indent}{name}: {yaml_text(value)}\n"

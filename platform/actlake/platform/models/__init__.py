@@ -6,39 +6,13 @@
     stages = split_layers(num_layers_needed(sites), 2)
     stage = load_stage(model, stages[0], sites)
 
-`resolve_model` finds the model and reads no weights; `load_stage` loads some layers of it.
+`resolve_model` finds the model and reads no weights; `load_stage` loads some layers of it,
+`load_head` the final norm and unembedding, `load_chain` all of it into one process. An
+`Intervention` changes a site while the model runs.
+
+The names are in ``__init__.pyi``; each is imported when it is first used.
 """
 
-from actlake.platform.models.gguf import convert_gguf
-from actlake.platform.models.loading import load_stage
-from actlake.platform.models.numerics import Resolved
-from actlake.platform.models.smollm2 import smollm2_folder
-from actlake.platform.models.source import ModelConfig, ResolvedModel, resolve_model
-from actlake.platform.models.split import (
-    check_split,
-    layer_bytes,
-    num_layers_needed,
-    split_layers,
-    stage_bytes,
-)
-from actlake.platform.models.stage import Capture, ModelStage
-from actlake.platform.models.tokenizer import load_tokenizer, save_tokenizer
+import lazy_loader
 
-__all__ = [
-    "Capture",
-    "ModelConfig",
-    "ModelStage",
-    "Resolved",
-    "ResolvedModel",
-    "check_split",
-    "convert_gguf",
-    "layer_bytes",
-    "load_stage",
-    "load_tokenizer",
-    "num_layers_needed",
-    "resolve_model",
-    "save_tokenizer",
-    "smollm2_folder",
-    "split_layers",
-    "stage_bytes",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -22,21 +22,16 @@ from actlake.platform.models.anatomy import (
     model_class,
     num_layers_of,
 )
+from actlake.platform.models.config import ModelConfig
 from actlake.platform.models.errors import (
     ContextTooLong,
-    InvalidModelConfig,
     ModelNotFound,
     ModelNotSupported,
     SiteNotInModel,
 )
 from actlake.platform.models.locate import locate
 from actlake.platform.models.numerics import (
-    Attention,
-    Dtype,
     Resolved,
-    check_attention,
-    check_device,
-    check_dtype,
     resolve_attention,
     resolve_device,
     resolve_dtype,
@@ -45,43 +40,6 @@ from actlake.platform.models.wiring import STREAM, is_parallel
 from actlake.storage.sites import POINTS, Site
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelConfig:
-    """Which language model to run, and how."""
-
-    name: str
-    """An id of the Hugging Face hub (``EleutherAI/pythia-70m``), a folder written by
-    ``save_pretrained``, or a ``.gguf`` file. A folder of that name comes before the hub."""
-
-    revision: str = ""
-    """Branch, tag or commit on the hub; empty for the main branch. The commit it stands for
-    is looked up once and recorded."""
-
-    dtype: Dtype = "auto"
-    """What the model computes in. ``auto``: float32 on CPUs, bfloat16 on GPUs that have it.
-    The store's dtype is another setting."""
-
-    device: str = "auto"
-    """``cpu``, ``cuda``, ``cuda:1``, …, or ``auto``: CUDA where torch sees it."""
-
-    attention: Attention = "auto"
-    """How attention is computed: ``sdpa``, torch's fused way, or ``eager``, which all families
-    have. ``auto``: the fused way where the family has it (Gemma 2 does not)."""
-
-    trust_remote_code: bool = False
-    """Run Python code that comes with the model. It can do anything that you can do."""
-
-    def __post_init__(self) -> None:
-        if not self.name.strip():
-            raise InvalidModelConfig(
-                "The model's name is empty\n"
-                "hint: give an id of the hub, a folder or a .gguf file as model.name"
-            )
-        check_dtype(self.dtype)
-        check_device(self.device)
-        check_attention(self.attention)
 
 
 @dataclass(frozen=True, slots=True)
