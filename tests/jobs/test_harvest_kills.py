@@ -14,6 +14,7 @@ from actlake.storage import open_store, verify
 from actlake.storage.store import StoreNotFound
 
 pytestmark = pytest.mark.ray
+UNITS = 24
 
 
 def committed(store):
@@ -45,7 +46,7 @@ def killed_and_resumed(tmp_path, start, wait_for, harvest_arguments):
             at_kill = committed(store)
             driver.kill()
             driver.process.communicate()
-            interrupted += committed(store) == at_kill < 12
+            interrupted += committed(store) == at_kill < UNITS
         driver = start(*harvest_arguments(store), *extra)
         for _ in range(actor_kills):
             before = committed(store)
@@ -83,7 +84,7 @@ def test_a_harvest_asked_to_stop_ends_cleanly_and_goes_on_later(
 
     assert driver.process.returncode == 143, out
     assert "the same command goes on from here" in out
-    assert 0 < committed(store) < 12
+    assert 0 < committed(store) < UNITS
     assert verify(open_store(store)).is_whole
     again = start(*harvest_arguments(store))
     out = again.wait()

@@ -36,6 +36,12 @@ def _info() -> Run:
     return info
 
 
+def _export() -> Run:
+    from actlake.jobs.export import main
+
+    return main
+
+
 def _verify() -> Run:
     from actlake.jobs.stores import verify
 
@@ -50,6 +56,7 @@ def _demo() -> Run:
 
 COMMANDS = {
     "demo": Command("the whole path on a small real model, on this machine, in minutes", _demo),
+    "export": Command("copy chosen sites, splits or rows into a new store", _export),
     "harvest": Command("fill a store with a model's activations on a text", _harvest),
     "info": Command("what a store holds, and how much of it", _info),
     "verify": Command("whether a store is sound, byte by byte; --repair mends it", _verify),

@@ -15,7 +15,7 @@ from rich.markup import escape
 from actlake.jobs.harvest import HarvestConfig, harvest
 from actlake.jobs.harvest.command import closing_line
 from actlake.jobs.stores import report_text
-from actlake.platform.corpus import Builtin, CorpusConfig
+from actlake.platform.corpus import Builtin, CorpusConfig, Packed, SplitByHash
 from actlake.platform.models import ModelConfig, smollm2_folder
 from actlake.storage import Site, open_store, verify
 from actlake.storage.summary import summarize
@@ -30,7 +30,14 @@ def demo_config(store: str, *, tokens: int = TOKENS) -> HarvestConfig:
         store=store,
         model=ModelConfig(name=str(smollm2_folder())),
         sites=SITES,
-        corpus=CorpusConfig(source=Builtin(), context_length=256, max_tokens=tokens),
+        corpus=CorpusConfig(
+            source=Builtin(),
+            # The chat model's EOS ends a turn of talk, not a text.
+            layout=Packed(separator="<|endoftext|>"),
+            context_length=256,
+            splits=SplitByHash(allow_empty=("test",)),  # a handful of topics may all be train
+            max_tokens=tokens,
+        ),
     )
 
 
@@ -54,16 +61,16 @@ def main(arguments: Sequence[str]) -> int:
     config = demo_config(store_path, tokens=options.tokens)
     _step(console, "2/3", f"Harvest {options.tokens:,} tokens at {', '.join(map(str, SITES))}")
     result = harvest(config)
-    console.print(closing_line(result), highlight=False)
+    console.print(closing_line(result), highlight=False, soft_wrap=True)
     if not result.complete:
         return 143 if result.stopped else 1
     _step(console, "3/3", "Verify every byte")
     store = open_store(store_path)
     report = verify(store)
-    console.print(report_text(report), highlight=False, markup=False)
+    console.print(report_text(report), highlight=False, markup=False, soft_wrap=True)
     console.print()
     summarize(store).print(console)
-    console.print(f"\nDone in {time.monotonic() - began:,.0f} s.", highlight=False)
+    console.print(f"\nDone in {time.monotonic() - began:,.0f} s.", highlight=False, soft_wrap=True)
     console.print(
         escape(_NEXT.format(store=store_path, row=store.schema.rows // 2)), highlight=False
     )
@@ -84,4 +91,4 @@ The store is in {store}: plain Zarr, Parquet and JSON. Try next:
 
 
 def _step(console: Console, number: str, what: str) -> None:
-    console.print(f"[bold]{number}[/bold] {escape(what)}", highlight=False)
+    console.print(f"[bold]{number}[/bold] {escape(what)}", highlight=False, soft_wrap=True)

@@ -48,7 +48,7 @@ def verify(arguments: Sequence[str]) -> int:
     ) as progress:
         task = progress.add_task("", total=stored_bytes(store))
         report = verify_store(store, progress=lambda n: progress.advance(task, n))
-    out.print(report_text(report), highlight=False, markup=False)
+    out.print(report_text(report), highlight=False, markup=False, soft_wrap=True)
     if report.is_whole or not options.repair:
         return 0 if report.is_whole else 1
 
@@ -60,6 +60,7 @@ def verify(arguments: Sequence[str]) -> int:
         f"Repaired {sum(r.units_done for r in results)} units. " + report_text(again),
         highlight=False,
         markup=False,
+        soft_wrap=True,
     )
     return 0 if again.is_whole else 1
 

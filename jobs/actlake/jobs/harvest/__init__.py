@@ -1,16 +1,8 @@
-"""Fill an activation store from a language model and a text."""
+"""Fill an activation store from a language model and a text.
 
-from actlake.jobs.harvest.config import HarvestConfig, StorageConfig
-from actlake.jobs.harvest.job import HarvestResult, harvest, plan
-from actlake.jobs.harvest.plan import HarvestPlan
-from actlake.jobs.harvest.repair import repair
+The names are in ``__init__.pyi``; each is imported when it is first used.
+"""
 
-__all__ = [
-    "HarvestConfig",
-    "StorageConfig",
-    "harvest",
-    "plan",
-    "repair",
-    "HarvestPlan",
-    "HarvestResult",
-]
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,11 +1,14 @@
-"""``actlake harvest``: read the config, call `harvest`, say how it ended."""
+"""``actlake harvest``: read the config, call `harvest`, say how it ended.
+
+Torch and Ray are imported once the config is read: ``--help`` and mistakes are answered at once.
+"""
 
 from collections.abc import Sequence
 
 from rich.console import Console
 
+from actlake.jobs import harvest
 from actlake.jobs.harvest.config import HarvestConfig
-from actlake.jobs.harvest.job import HarvestResult, harvest, plan
 from actlake.platform.config import read_command
 
 _EXAMPLES = (
@@ -33,16 +36,16 @@ def main(arguments: Sequence[str]) -> int:
     )
     out = Console()
     if "plan" in flags:
-        out.print(str(plan(config)), highlight=False)
+        out.print(str(harvest.plan(config)), highlight=False, soft_wrap=True)
         return 0
-    result = harvest(config)
-    out.print(closing_line(result), highlight=False)
+    result = harvest.harvest(config)
+    out.print(closing_line(result), highlight=False, soft_wrap=True)
     if result.stopped:
         return 143
     return 0 if result.complete else 1
 
 
-def closing_line(result: HarvestResult) -> str:
+def closing_line(result: "harvest.HarvestResult") -> str:
     """How a harvest ended, for a person."""
     if result.failed:
         units = ", ".join(map(str, sorted(result.failed)[:5]))

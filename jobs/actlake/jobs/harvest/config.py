@@ -98,4 +98,7 @@ class HarvestConfig:
         }
         for name, size in sizes.items():
             if size is not None and size <= 0:
-                raise InvalidHarvest(f"{name} must be more than 0, and is {size}")
+                raise InvalidHarvest(
+                    f"{name} must be more than 0, and is {size}\n"
+                    f"hint: leave {name} out for the default"
+                )

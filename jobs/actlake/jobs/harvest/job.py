@@ -13,14 +13,15 @@ numerics the finished store is the same to the byte. A finished store is left as
 import hashlib
 import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from typing import Any
 
 from rich.console import Console
 
 from actlake.jobs.harvest.config import HarvestConfig
-from actlake.jobs.harvest.plan import (
+from actlake.jobs.harvest.planning import (
     UNITS_IN_FLIGHT,
     HarvestPlan,
     plan_harvest,
@@ -29,7 +30,7 @@ from actlake.jobs.harvest.plan import (
 )
 from actlake.jobs.harvest.preparation import harvest_request, prepare_store, scratch_store
 from actlake.jobs.harvest.progress import HarvestProgress, Tally
-from actlake.jobs.harvest.worker import HarvestWorker, UnitReceipt
+from actlake.jobs.harvest.worker import HarvestWorker, UnitReceipt, numerics_here
 from actlake.platform.cluster import (
     PoolEvent,
     PoolResult,
@@ -123,11 +124,14 @@ def harvest(
         add_sites(lease, store, config.sites, harvest_request(config, threads=threads))
         store.refresh()
         _revoke_undersized(lease, store)
-        console.print(str(_plan(config, model, store, threads=threads)), highlight=False)
+        planned = _plan(config, model, store, threads=threads)
+        console.print(str(planned), highlight=False, soft_wrap=True)
         if not any(_missing(store, config.sites).values()):
             logger.info("Nothing to do: all %d units are committed", store.schema.num_units)
             lease.ledger.merge_all()
             return HarvestResult(store.url, store.schema.rows, 0, {}, False, 0.0)
+        if _is_here(config):  # elsewhere, the first receipt tells
+            _use_numerics(lease, config, _numerics(config, model, threads))
         cluster = stack.enter_context(session(config.cluster))
         tracker = stack.enter_context(_tracker(config, store))
         run = _Run(config, model, lease, store, cluster, tracker, console, threads)
@@ -237,12 +241,7 @@ class _Run:
 
     def _commit(self, unit: int, receipts: Sequence[UnitReceipt], timing: UnitTiming) -> None:
         """Make one unit visible, in the driver's thread, and count it."""
-        numbers = [
-            use_numerics(
-                self._lease, receipt.numerics, allow_other=self._config.allow_other_numerics
-            )
-            for receipt in receipts
-        ]
+        numbers = [_use_numerics(self._lease, self._config, r.numerics) for r in receipts]
         records = [
             replace(record, numerics=number)
             for receipt, number in zip(receipts, numbers, strict=True)
@@ -294,14 +293,27 @@ def phases(missing: dict[Site, UnitSet]) -> Iterator[tuple[tuple[Site, ...], Uni
 
 def _resolve(config: HarvestConfig) -> tuple[ResolvedModel, int]:
     """The model and the threads, and every refusal that needs no text and no weights."""
-    is_here = config.cluster.address is None and "RAY_ADDRESS" not in os.environ
-    model = resolve_model(config.model, here=is_here)
+    model = resolve_model(config.model, here=_is_here(config))
     model.check_sites(config.sites)
     model.check_context(config.corpus.context_length)
     plan_stages(model, config)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     share = max(1, (cores or 1) // (config.replicas * config.stages))
     return model, config.threads or share
+
+
+def _is_here(config: HarvestConfig) -> bool:
+    """Whether the workers run on this machine, in a cluster of our own."""
+    address = config.cluster.address or os.environ.get("RAY_ADDRESS") or "local"
+    return address == "local"
+
+
+def _numerics(config: HarvestConfig, model: ResolvedModel, threads: int) -> dict[str, Any]:
+    return numerics_here(model, threads=threads, batch_tokens=config.batch_tokens)
+
+
+def _use_numerics(lease: Lease, config: HarvestConfig, numerics: Mapping[str, Any]) -> int:
+    return use_numerics(lease, numerics, allow_other=config.allow_other_numerics)
 
 
 def _plan(
@@ -352,14 +364,15 @@ def _norms(store: ActivationStore, unit: int, sites: Iterable[Site]) -> dict[str
 
 
 def _tracker(config: HarvestConfig, store: ActivationStore) -> TrackedRun:
-    folder = store.location.local_path("log")
-    assert folder is not None
+    log = store.location.local_path("log")
+    assert log is not None
     sites = ",".join(map(str, stored_sites(config.sites)))
     identity = hashlib.sha256(f"{store.fingerprint} {sites}".encode()).hexdigest()[:12]
+    run_id = f"harvest-{identity}"
     return open_tracker(
         config.tracking,
-        run_id=f"harvest-{identity}",
-        folder=folder,
+        run_id=run_id,
+        folder=log / run_id,
         job_type="harvest",
         config_dict=to_dict(config),
         resume_step=_rows_of(store, store.committed(config.sites)),

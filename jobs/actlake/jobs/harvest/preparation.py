@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from actlake.jobs.harvest.config import HarvestConfig
-from actlake.jobs.harvest.plan import unit_rows_at_most
+from actlake.jobs.harvest.planning import unit_rows_at_most
 from actlake.platform.config import to_dict
 from actlake.platform.corpus import Packed, Progress, corpus_provenance, lay_out
 from actlake.platform.models import ResolvedModel, load_tokenizer, save_tokenizer
