@@ -11,6 +11,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+# What lies in a store and is no part of its identity.
+BESIDE = ("ledger", "log", "index", "labels", "partial")
+
 # Two cores are enough for one embedded Ray; its agents outlive a killed driver by a minute.
 ENVIRONMENT = {
     "WANDB_MODE": "offline",
@@ -153,7 +156,7 @@ def tree() -> Callable[[Path], dict[str, bytes]]:
         return {
             str(path.relative_to(folder)): path.read_bytes()
             for path in sorted(folder.rglob("*"))
-            if path.is_file() and path.relative_to(folder).parts[0] not in ("ledger", "log")
+            if path.is_file() and path.relative_to(folder).parts[0] not in BESIDE
         }
 
     return contents

@@ -1,6 +1,6 @@
 """Small stores with known contents, made in the test."""
 
-from collections.abc import Callable, Iterator
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -119,34 +119,22 @@ def make_known() -> type[Known]:
     return Known
 
 
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The store that `full` is a copy of."""
+    folder = tmp_path_factory.mktemp("finished") / "store"
+    Known().build(folder)
+    Known().fill(folder)
+    return folder
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     return tmp_path / "store"
 
 
 @pytest.fixture
-def full(known: Known, folder: Path) -> Path:
+def full(finished: Path, folder: Path) -> Path:
     """A finished store of `known`."""
-    known.build(folder)
-    known.fill(folder)
+    shutil.copytree(finished, folder)
     return folder
-
-
-@pytest.fixture
-def tree() -> Callable[[Path], dict[str, bytes]]:
-    """Everything of a store that must be equal byte for byte: arrays, Parquet, schema."""
-
-    def contents(folder: Path) -> dict[str, bytes]:
-        return {
-            str(path.relative_to(folder)): path.read_bytes()
-            for path in sorted(folder.rglob("*"))
-            if path.is_file() and path.relative_to(folder).parts[0] not in ("ledger", "log", "partial")
-        }
-
-    return contents
-
-
-@pytest.fixture
-def no_leftovers(folder: Path) -> Iterator[None]:
-    yield
-    assert not list(folder.rglob("*.partial"))

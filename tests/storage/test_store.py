@@ -9,7 +9,7 @@ import tensorstore
 import xarray
 import zarr
 
-from actlake.storage import Site, open_store
+from actlake.storage import Lease, Site, open_store
 from actlake.storage.dtypes import ACTIVATION_DTYPES, numpy_dtype
 from actlake.storage.errors import (
     RowsNotCommitted,
@@ -17,6 +17,7 @@ from actlake.storage.errors import (
     SiteNotStored,
     StoreNotFound,
 )
+from actlake.storage.location import locate
 
 SITE = Site(3)
 
@@ -144,6 +145,19 @@ def test_a_shard_without_its_ledger_record_is_not_served(known, full, path):
     assert np.isnan(store[SITE].read(0, 24, missing="nan")).all()
     by_zarr = zarr.open_group(full / "rows.zarr", mode="r")[f"acts/{SITE}"][:24]
     np.testing.assert_array_equal(by_zarr, known_rows)  # whole, so no foreign reader is misled
+
+
+def test_a_broken_file_of_a_unit_that_is_not_committed_is_never_looked_at(known, full, path):
+    shard = full / "rows.zarr/acts/resid_post.3/c.1.0"
+    shard.write_bytes(bytes(len(shard.read_bytes())))
+    with Lease.acquire(locate(full)) as lease:
+        lease.ledger.revoke([(SITE, 1)])
+    expected = known.acts[SITE].copy()
+    expected[24:48] = np.nan
+    store = open_store(full, path=path)
+
+    np.testing.assert_array_equal(store[SITE].read(0, 250, missing="nan"), expected)
+    np.testing.assert_array_equal(store[SITE].take(range(250), missing="nan"), expected)
 
 
 @pytest.mark.parametrize("excluded", [False, True, None])

@@ -13,10 +13,16 @@ from actlake.storage.arrays import RowArray
 from actlake.storage.corpus import Context, Document
 from actlake.storage.create import StoreBuilder, StoreRequest
 from actlake.storage.errors import ActlakeError, StoreError
+from actlake.storage.export import ExportResult, export_store
 from actlake.storage.extents import Extent, UnitSet
 from actlake.storage.lease import Lease, Token
 from actlake.storage.moments import Moments
 from actlake.storage.provenance import Provenance
+from actlake.storage.querying.labels import Alignment, Labels
+from actlake.storage.querying.rows import Rows
+from actlake.storage.reading.batches import Batch, Batches
+from actlake.storage.reading.many import ManyStores, open_stores
+from actlake.storage.reading.shuffle_quality import ShuffleQuality, shuffle_quality
 from actlake.storage.schema import Geometry, StoreSchema, plan_geometry
 from actlake.storage.sites import Site
 from actlake.storage.store import ActivationStore, Coverage, open_store
@@ -26,11 +32,21 @@ from actlake.storage.writer import add_sites, write_unit
 __all__ = [
     # reading
     "open_store",
+    "open_stores",
     "ActivationStore",
+    "ManyStores",
+    "Batch",
+    "Batches",
+    "ShuffleQuality",
+    "shuffle_quality",
     "Coverage",
     "RowArray",
     "Moments",
     "Site",
+    # asking
+    "Rows",
+    "Labels",
+    "Alignment",
     # writing
     "Lease",
     "Token",
@@ -40,6 +56,8 @@ __all__ = [
     "Context",
     "add_sites",
     "write_unit",
+    "export_store",
+    "ExportResult",
     # what it is
     "StoreSchema",
     "Geometry",

@@ -114,15 +114,11 @@ class RowArray:
         absent = self._absent_units(start, stop)
         if absent and missing == "raise":
             raise self._not_committed(absent)
-        out: Array
-        if self._mapped is None or not self._touch(self._mapped, self._present(start, stop)):
-            out = self._through_zarr(lambda zarr: zarr[start:stop], self._present(start, stop))
-        else:
-            out = np.empty((stop - start, *self.shape[1:]), self.dtype)
-            self._copy_chunks(self._mapped, start, stop, out)
-        for unit in absent:
-            gap = self.spec.shard_extent(unit).intersect(Extent(start, stop))
-            out[gap.start - start : gap.stop - start] = self.spec.fill
+        out = np.empty((stop - start, *self.shape[1:]), self.dtype)
+        if absent:
+            out[:] = self.spec.fill
+        for run in self._present_runs(start, stop):
+            self._read_into(run, out[run.start - start : run.stop - start])
         return out
 
     def take(
@@ -169,8 +165,10 @@ class RowArray:
         out[:] = gathered
         return out
 
-    def chunk(self, number: int) -> Array:
+    def chunk(self, number: int, *, check: bool = False) -> Array:
         """The rows of one chunk, (≤ chunk_length, …): a view where mapped, not a copy.
+
+        `check` as in `take`.
 
         Chunks are numbered through all shards; those of a unit that is not committed raise
         `RowsNotCommitted`.
@@ -186,6 +184,8 @@ class RowArray:
             raise self._not_committed(absent)
         if self._mapped is None or not self._touch(self._mapped, np.array([shard])):
             return self.read(start, stop)
+        if check:
+            self._mapped.check(np.array([shard]), np.array([inner]))
         view: Array = self._mapped.view[shard, inner, : stop - start]
         return view
 
@@ -257,6 +257,14 @@ class RowArray:
             return False
         return True
 
+    def _read_into(self, rows: Extent, out: Array) -> None:
+        """Read rows that are all there; a file that is not committed is never looked at."""
+        shards = np.array(self._shards_of(rows.start, rows.stop), np.int64)
+        if self._mapped is None or not self._touch(self._mapped, shards):
+            out[:] = self._through_zarr(lambda zarr: zarr[rows.slice()], shards)
+        else:
+            self._copy_chunks(self._mapped, rows.start, rows.stop, out)
+
     def _copy_chunks(self, mapped: MappedShards, start: int, stop: int, out: Array) -> None:
         spec = self.spec
         row = start
@@ -271,10 +279,14 @@ class RowArray:
         length = self.spec.shard_length
         return range(start // length, num_blocks(block=length, total=stop) if start < stop else 0)
 
-    def _present(self, start: int, stop: int) -> Array:
-        committed = None if self._committed is None else self._committed()
-        shards = self._shards_of(start, stop)
-        return np.array([s for s in shards if committed is None or s in committed], np.int64)
+    def _present_runs(self, start: int, stop: int) -> list[Extent]:
+        """The rows between `start` and `stop` that are there, as runs."""
+        asked = Extent(start, stop)
+        if self._committed is None:
+            return [asked] if len(asked) else []
+        length = self.spec.shard_length
+        rows = (Extent(a * length, b * length) for a, b in self._committed().runs())
+        return [run for run in (asked.intersect(r) for r in rows) if len(run)]
 
     def _absent_units(self, start: int, stop: int) -> list[int]:
         if self._committed is None:

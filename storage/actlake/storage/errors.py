@@ -16,7 +16,16 @@
         ├── AlreadyCommitted        a unit that is there already       (ValueError)
         ├── StoreLocked             another driver is writing          (RuntimeError)
         ├── LeaseLost               another driver has taken over      (RuntimeError)
-        └── NonFiniteActivations    overflow, infinity or NaN          (ValueError)
+        ├── NonFiniteActivations    overflow, infinity or NaN          (ValueError)
+        ├── UnknownSplit            no split of that name              (LookupError)
+        ├── EmptySelection          no row is left to read             (LookupError)
+        ├── InvalidBatches          batches of such sizes cannot be    (ValueError)
+        ├── StateMismatch           a state of other batches           (ValueError)
+        ├── InvalidQuery            a search, SQL or predicate in vain (ValueError)
+        ├── NotInStore              no such token or document          (LookupError)
+        ├── LabelsNotAttached       no labels of that name             (LookupError)
+        ├── LabelsMisaligned        labels of what is not in the store (ValueError)
+        └── MissingExtra            an optional package is absent      (ImportError)
 
 A message says what happened, what there is, and, after ``hint:``, what to do.
 """
@@ -91,6 +100,49 @@ class LeaseLost(StoreError, RuntimeError):
 
 class NonFiniteActivations(StoreError, ValueError):
     """A unit holds infinities or NaNs and the schema refuses them."""
+
+
+class UnknownSplit(StoreError, LookupError):
+    """The store has no split of that name."""
+
+
+class EmptySelection(StoreError, LookupError):
+    """No committed row passes the split, the exclusion and the predicate."""
+
+
+class InvalidBatches(StoreError, ValueError):
+    """Batches cannot be made with these sizes or names."""
+
+
+class StateMismatch(StoreError, ValueError):
+    """A reader's state belongs to another store, seed or config."""
+
+
+class InvalidQuery(StoreError, ValueError):
+    """A search, an SQL statement or a predicate that cannot be read, or not be worked out."""
+
+
+class NotInStore(StoreError, LookupError):
+    """A token or document by a name that the store does not know."""
+
+
+class LabelsNotAttached(StoreError, LookupError):
+    """No label table of that name is attached to the store."""
+
+
+class LabelsMisaligned(StoreError, ValueError):
+    """Labels whose keys are not documents, characters or rows of the store."""
+
+
+class MissingExtra(StoreError, ImportError):
+    """A package is not installed that comes with an extra of actlake."""
+
+
+def missing_extra(deed: str, *, package: str, extra: str) -> MissingExtra:
+    """The error for a deed that needs a package of an extra."""
+    return MissingExtra(
+        f'{deed} needs {package}, which is not installed\nhint: pip install "actlake[{extra}]"'
+    )
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

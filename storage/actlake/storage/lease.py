@@ -26,6 +26,7 @@ from actlake.storage.errors import (
     StoreExists,
     StoreLocked,
     StoreNotFound,
+    StoreNotWritable,
 )
 from actlake.storage.layout import MANIFEST
 from actlake.storage.ledger import FOLDER, LedgerState, LedgerWriter, read_state
@@ -47,6 +48,10 @@ class Token:
     epoch: int
     nonce: str
 
+    def is_over(self, location: Location) -> bool:
+        """Whether a later driver has begun to work."""
+        return max(_epochs(location), default=0) > self.epoch
+
     def check(self, location: Location) -> None:
         """Refuse to work at a place where the driver's lease is not seen.
 
@@ -56,7 +61,7 @@ class Token:
             The heartbeat file of this epoch is not there, or is another driver's: the path is
             local to another machine, or the lease was taken over.
         """
-        if max(_epochs(location), default=0) > self.epoch:
+        if self.is_over(location):
             raise LeaseLost(f"The lease (epoch {self.epoch}) of {location.url} was taken over")
         try:
             beat = unseal(location.read(_beat_key(self.epoch)), name=_beat_key(self.epoch))
@@ -110,12 +115,20 @@ class Lease:
                 "hint: give an empty folder, or one that does not exist yet"
             )
         was_released = not state.epoch or _wait_until_over(location, state, give_up_s=give_up_s)
+        waited_for, state = state.epoch, read_state(location)  # it may have committed meanwhile
+        if state.epoch != waited_for:
+            raise _locked(location, state)
         writer = LedgerWriter(location, state)
         token = Token(state.epoch + 1, secrets.token_hex(8))
         try:
             writer.append({"kind": "open", "epoch": token.epoch, "owner": _this_process()})
-        except LeaseLost as error:
+        except LeaseLost as error:  # whoever took the number is alive
             raise _locked(location, read_state(location)) from error
+        except StoreNotWritable as error:
+            now = read_state(location)
+            if now.epoch == state.epoch:
+                raise
+            raise _locked(location, now) from error  # the winner has swept our file
         lease = cls(location, writer, token)
         lease._clear_up(after_kill=not was_released)
         return lease
@@ -128,7 +141,8 @@ class Lease:
             # Where the disk is full this cannot be said, and the next driver finds out by itself.
             with suppress(OSError):
                 self._write_beat(released=True)
-                self.location.sweep()
+                if not self.token.is_over(self.location):
+                    self.location.sweep()
 
     def __enter__(self) -> Self:
         return self

@@ -69,11 +69,11 @@ class ShardRecord:
     rows_bytes: int
     """Size of the activation shard's file."""
     rows_crc32c: int
-    """CRC32C of that file."""
+    """Of that file, as `actlake.storage.shards.shard_crc32c` defines it."""
     moments_bytes: int
     """Sizes of the unit's moment files, added up."""
     moments_crc32c: int
-    """CRC32C of those files, one after the other in the order of their names."""
+    """CRC32C of those files' `shard_crc32c` (uint32, little-endian), in the order of names."""
     infinite: int = 0
     """How many stored values are infinite: overflow, or the model's own."""
     nan: int = 0
@@ -82,7 +82,17 @@ class ShardRecord:
 
     def as_json(self) -> dict[str, Any]:
         """One row of the table."""
-        return {name: getattr(self, name) for name in _TABLE.names} | {"site": str(self.site)}
+        return {
+            "site": str(self.site),
+            "unit": self.unit,
+            "rows_bytes": self.rows_bytes,
+            "rows_crc32c": self.rows_crc32c,
+            "moments_bytes": self.moments_bytes,
+            "moments_crc32c": self.moments_crc32c,
+            "infinite": self.infinite,
+            "nan": self.nan,
+            "numerics": self.numerics,
+        }
 
     def computed_with(self, numerics: int) -> "ShardRecord":
         """The same, computed with the ledger's numerics of that number."""
@@ -270,12 +280,13 @@ class LedgerWriter:
         """
         rows = list(shards)
         for shard in rows:
-            if shard.site not in self.state.covered:
+            covered = self.state.covered.get(shard.site)
+            if covered is None:
                 raise SiteNotStored(
                     f"{shard.site} was not announced in {self._location.url}\n"
                     "hint: call add_sites first"
                 )
-            if shard.unit in self.state.covered[shard.site]:
+            if shard.unit in covered:
                 raise already_committed(shard.site, shard.unit, self._location.url)
         self.append({"kind": "units", "shards": [shard.as_json() for shard in rows]})
         with suppress(StoreNotFound):  # a driver that is being fenced merges at the same time
@@ -457,10 +468,10 @@ def _net_effect(
 
 
 def _units_of(shards: Iterable[Mapping[str, Any]]) -> dict[Site, UnitSet]:
-    units: dict[Site, UnitSet] = {}
+    units: dict[str, UnitSet] = {}
     for row in shards:
-        units.setdefault(Site.parse(row["site"]), UnitSet()).add(row["unit"])
-    return units
+        units.setdefault(row["site"], UnitSet()).add(row["unit"])
+    return {Site.parse(site): found for site, found in units.items()}
 
 
 def _as_runs(units: Mapping[Site, UnitSet]) -> dict[str, list[tuple[int, int]]]:

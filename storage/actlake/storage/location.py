@@ -204,10 +204,12 @@ class LocalFolder:
 
     def _names(self, folder: str) -> Iterator[str]:
         try:
-            with suppress(FileNotFoundError), os.scandir(self.root / folder) as entries:
+            with os.scandir(self.root / folder) as entries:
                 for entry in entries:
                     if entry.is_file():
                         yield entry.name
+        except (FileNotFoundError, NotADirectoryError):
+            return
         except PermissionError as error:
             raise StoreNotReadable(
                 f"{folder} in {self.url} may not be read by this user\n"
@@ -259,7 +261,10 @@ def _make_folder(folder: Path) -> None:
     if folder.is_dir():
         return
     _make_folder(folder.parent)
-    folder.mkdir(exist_ok=True)
+    try:
+        folder.mkdir(exist_ok=True)
+    except FileExistsError as error:
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), folder) from error
     _sync_folder(folder.parent)
 
 

@@ -10,7 +10,9 @@ from typing import Any, Self
 import numpy as np
 
 Array = np.ndarray[Any, Any]
-_BLOCK_ROWS = 4096  # rows turned to float64 at once: 19 MB at 576 dimensions
+# Turned to float64 at once. In a processor's cache, five passes over it cost less than fetching
+# it: 1 MiB runs at 500-700 MB/s of float16, 19 MB at 270 (one core, 576 dimensions).
+_BLOCK_BYTES = 2**20
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -35,11 +37,19 @@ class Moments:
         return cls(0, np.zeros(dim), np.zeros(dim), 0.0)
 
     @classmethod
-    def of(cls, rows: Array) -> "Moments":
-        """Of all `rows`, (n, dim) of any float type; NaN where a row is not finite."""
-        total = Moments.empty(rows.shape[1])
-        for start in range(0, len(rows), _BLOCK_ROWS):
-            block = rows[start : start + _BLOCK_ROWS].astype(np.float64)
+    def of(cls, rows: Array, selected: Array | None = None) -> "Moments":
+        """Of `rows`, (n, dim) of any float type; NaN where a row is not finite.
+
+        `selected` are numbers of rows, if not all of them count.
+        """
+        num_rows, dim = len(rows) if selected is None else len(selected), rows.shape[1]
+        block_rows = max(1, _BLOCK_BYTES // (8 * dim))
+        buffer = np.empty((min(block_rows, num_rows), dim))
+        total = Moments.empty(dim)
+        for start in range(0, num_rows, block_rows):
+            part = slice(start, min(start + block_rows, num_rows))
+            block = buffer[: part.stop - start]
+            block[:] = rows[part if selected is None else selected[part]]
             mean = block.mean(axis=0)
             norms = float(np.sqrt(np.einsum("nd,nd->n", block, block)).sum())
             block -= mean
@@ -73,7 +83,7 @@ class Moments:
 
 def moments_by_group(rows: Array, groups: Array, *, num_groups: int) -> list[Moments]:
     """Moments of each group; `groups` is (n,), the group of each row, from 0."""
-    return [Moments.of(rows[groups == group]) for group in range(num_groups)]
+    return [Moments.of(rows, np.flatnonzero(groups == group)) for group in range(num_groups)]
 
 
 def row_groups(

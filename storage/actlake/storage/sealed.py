@@ -14,6 +14,8 @@ import numpy as np
 
 from actlake.storage.errors import StoreDamaged
 
+_INDENTED_BYTES = 2**16  # longer ones are not for people, and indenting is ten times slower
+
 
 def crc32c(*parts: Any) -> int:
     """CRC32C (Castagnoli) of the bytes of all `parts`, one after the other."""
@@ -25,8 +27,11 @@ def crc32c(*parts: Any) -> int:
 
 def seal(content: Any) -> bytes:
     """The file's bytes for `content`, which must be JSON-able; equal contents, equal bytes."""
-    body = {"crc32c": f"{crc32c(_canonical(content)):08x}", "content": content}
-    return json.dumps(body, indent=1, ensure_ascii=True, allow_nan=False).encode() + b"\n"
+    text = _canonical(content)
+    checksum = crc32c(text)
+    if len(text) < _INDENTED_BYTES:
+        text = json.dumps(content, indent=1, allow_nan=False).encode()
+    return b'{"crc32c": "%08x",\n "content": %s}\n' % (checksum, text)
 
 
 def unseal(data: bytes, *, name: str) -> Any:

@@ -5,6 +5,7 @@ the whole file and the moment it reaches the disk are promises of the store; rea
 verify. Any Zarr v3 reader opens the result.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +27,7 @@ class EncodedShard:
     parts: tuple[Buffer, ...]
     num_bytes: int
     crc32c: int
+    """See `shard_crc32c`."""
 
 
 def encode_shard(spec: ArraySpec, shard: int, rows: np.ndarray[Any, Any]) -> EncodedShard:
@@ -44,6 +46,7 @@ def encode_shard(spec: ArraySpec, shard: int, rows: np.ndarray[Any, Any]) -> Enc
 
     index = np.full((spec.chunks_per_shard, 2), _ABSENT, "<u8")
     parts: list[Buffer] = []
+    checksums: list[bytes] = []
     offset = 0
     for number in range(spec.chunks_in_shard(shard)):
         chunk = _encode_chunk(spec, rows[number * spec.chunk_length :][: spec.chunk_length])
@@ -51,9 +54,33 @@ def encode_shard(spec: ArraySpec, shard: int, rows: np.ndarray[Any, Any]) -> Enc
         index[number] = offset, len(chunk) + len(checksum)
         offset += len(chunk) + len(checksum)
         parts += [chunk, checksum]
+        checksums.append(checksum)
     table = index.tobytes()
     parts += [table, crc32c(table).to_bytes(4, "little")]
-    return EncodedShard(tuple(parts), sum(map(len, parts)), crc32c(*parts))
+    return EncodedShard(tuple(parts), sum(map(len, parts)), crc32c(*checksums, table))
+
+
+def shard_crc32c(spec: ArraySpec, shard: int, data: Buffer, *, name: str) -> int:
+    """Say in one number which rows a whole shard file holds.
+
+    CRC32C of the chunks' checksums in order and of the index, without the index's own. (Of the
+    file itself it would be the same number for all files: bytes followed by their own CRC
+    leave a CRC in a state that does not depend on the bytes.)
+
+    Raises
+    ------
+    StoreDamaged
+        The index is not whole. The chunks are not read; `decode_shard` checks them.
+    """
+    view = memoryview(data)
+    index = read_index(spec, view, name=name)
+    ends = [int(index[number].sum()) for number in range(spec.chunks_in_shard(shard))]
+    return crc32c(*(view[end - 4 : end] for end in ends), index.tobytes())
+
+
+def combined_crc32c(checksums: Iterable[int]) -> int:
+    """One number for several files, from their `shard_crc32c`."""
+    return crc32c(*(checksum.to_bytes(4, "little") for checksum in checksums))
 
 
 def decode_shard(spec: ArraySpec, shard: int, data: Buffer, *, name: str) -> np.ndarray[Any, Any]:

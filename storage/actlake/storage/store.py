@@ -11,7 +11,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self, Unpack
 
 import numpy as np
 import pyarrow as pa
@@ -28,6 +28,17 @@ from actlake.storage.provenance import Provenance
 from actlake.storage.schema import FORMAT, StoreSchema
 from actlake.storage.sealed import unseal
 from actlake.storage.sites import Site
+
+if TYPE_CHECKING:  # these read stores
+    import re
+
+    from actlake.storage.querying.labels import Key, Labels, Misaligned
+    from actlake.storage.querying.lookup import Lookup
+    from actlake.storage.querying.query import DocumentName, TokenName
+    from actlake.storage.querying.rows import Rows
+    from actlake.storage.querying.sql import SqlResult
+    from actlake.storage.querying.text_search import At
+    from actlake.storage.reading.batches import Batches, BatchOptions
 
 Array = np.ndarray[Any, Any]
 
@@ -74,12 +85,18 @@ def open_store(
             f"{location.url} is a store of format {manifest['format']}; this actlake reads up "
             f"to format {FORMAT}\nhint: pip install --upgrade actlake"
         )
+    ledger = read_state(location)
+    if not ledger.last:  # a store is built under a lease, which is the first entry
+        raise StoreDamaged(
+            f"The ledger of {location.url} is gone: nobody knows which units are whole\n"
+            "hint: restore the folder `ledger`; without it, a harvest computes every unit again"
+        )
     return ActivationStore(
         location,
         StoreSchema.from_json(manifest["schema"]),
         Provenance.from_json(manifest["provenance"]),
         manifest["fingerprint"],
-        read_state(location),
+        ledger,
         path=path,
     )
 
@@ -286,6 +303,175 @@ class ActivationStore:
                 f"{DOCUMENTS} of {self.url} cannot be read: {error}\n"
                 "hint: `actlake verify` tells what else is damaged"
             ) from error
+
+    # Batches.
+
+    def batches(
+        self,
+        sites: str | Site | Sequence[str | Site],
+        rows_per_batch: int,
+        **how: "Unpack[BatchOptions]",
+    ) -> "Batches":
+        """Shuffled batches of committed rows, resumable; see `read_batches` for the options.
+
+        for batch in store.batches("resid_post.9", 4096, split="train", seed=0): ...
+        """
+        from actlake.storage.reading.batches import read_batches
+        from actlake.storage.reading.many import ManyStores
+
+        return read_batches(ManyStores([self]), sites, rows_per_batch, **how)
+
+    # Questions.
+
+    @cached_property
+    def lookup(self) -> "Lookup":
+        """The store's indexes, vocabulary and names, each made at first use."""
+        from actlake.storage.querying.lookup import Lookup
+
+        return Lookup(self)
+
+    def find(
+        self,
+        *,
+        token: "TokenName | None" = None,
+        text: str | None = None,
+        regex: "str | re.Pattern[str] | None" = None,
+        document: "DocumentName | None" = None,
+        split: str | None = None,
+        where: str | None = None,
+        at: "At" = "last",
+    ) -> "Rows":
+        """The rows that meet all the criteria given; at least one.
+
+        The first lookup of a token makes an index, kept in the store or the user's cache.
+
+        Parameters
+        ----------
+        token
+            A token's text as it stands in running text (``" Paris"``), its name in the
+            tokenizer's file (``ĠParis``), or its id; or a list, for any of them.
+        text
+            Text that may be several tokens, however it is tokenised. It is searched in the
+            documents, character by character, and mapped to tokens.
+        regex
+            A regular expression (Python's), searched in each document.
+        at
+            Which tokens of an occurrence of `text` or `regex`: its ``last``, which has seen all
+            of it, its ``first``, or ``all``.
+        document
+            Id or ordinal of a document, or a list.
+        where
+            An SQL predicate on the columns of tokens, documents and attached labels.
+
+        Raises
+        ------
+        InvalidQuery
+            No criterion, a `regex` or `where` that cannot be read.
+        NotInStore, UnknownSplit
+            There is no such token, document or split; the nearest is named.
+        MissingExtra
+            `where` needs the extra ``query``.
+        """
+        from actlake.storage.querying.query import find
+
+        return find(
+            self,
+            token=token,
+            text=text,
+            regex=regex,
+            document=document,
+            split=split,
+            where=where,
+            at=at,
+        )
+
+    def sql(self, query: str) -> "SqlResult":
+        """Ask in SQL; tables are streamed, files and the network are out of reach.
+
+        Tables: ``tokens`` (row, id, document, position, char, context, split), ``documents``
+        (document, id, source, split, text, …), ``vocabulary`` (id, piece, text), and each
+        attached label table by its name.
+
+        Raises
+        ------
+        InvalidQuery
+            It is not one SELECT, or names what there is not.
+        MissingExtra
+            The extra ``query`` is not installed.
+        """
+        from actlake.storage.querying.sql import SqlResult
+
+        return SqlResult(self, query)
+
+    def to_xarray(self, sites: Iterable[str | Site] | None = None) -> Any:
+        """A lazy ``xarray.Dataset``: sites by (row, dim), coordinates token, position, document, ….
+
+        Rows that are not committed are NaN. Nothing is read before its values are asked for.
+
+        Raises
+        ------
+        SiteNotStored
+            One of `sites` is not stored.
+        MissingExtra
+            The extra ``query`` is not installed.
+        """
+        from actlake.storage.querying.named_dataset import to_xarray
+
+        return to_xarray(self, sites)
+
+    # Labels.
+
+    def attach_labels(
+        self,
+        name: str,
+        table: Any,
+        *,
+        key: "Key",
+        misaligned: "Misaligned" = "refuse",
+        replace: bool = False,
+    ) -> "Labels":
+        """Attach a label table under a name, beside the rows, which stay as they are.
+
+        Parameters
+        ----------
+        name
+            Lower-case letters, digits and _; the table's name in SQL.
+        table
+            A path (.parquet, .csv, .arrow, .feather), an Arrow table, a pandas or polars data
+            frame, a dict of columns.
+        key
+            What a label is of: ``"document"`` (id or ordinal), ``("document", "start", "stop")``
+            (characters ``start <= c < stop`` of the document's text) or ``"row"``.
+        misaligned
+            Keys that are not of the store: refuse the table, or drop and count them
+            (``Labels.alignment``).
+        replace
+            Take the place of labels of the same name.
+
+        Raises
+        ------
+        LabelsMisaligned
+            Keys are not of the store; counts and examples are in the message.
+        InvalidQuery
+            The table, its columns or the name cannot be.
+        StoreNotWritable
+            The store's folder cannot be written.
+        """
+        from actlake.storage.querying.labels import attach_labels
+
+        return attach_labels(self, name, table, key=key, misaligned=misaligned, replace=replace)
+
+    def labels(self, name: str) -> "Labels":
+        """An attached label table.
+
+        Raises
+        ------
+        LabelsNotAttached
+            There is none of that name; the nearest is named.
+        """
+        from actlake.storage.querying.labels import Labels
+
+        return Labels(self, name)
 
     # Statistics.
 

@@ -64,24 +64,33 @@ class Summary:
         console.print(table if self.sites else "  no sites yet")
 
     def as_html(self) -> str:
-        """For a notebook."""
+        """For a notebook, light or dark: only the bars have a colour of their own."""
         facts = "".join(
-            f"<tr><td style='text-align:left'>{html.escape(name)}</td>"
-            f"<td style='text-align:left'>{html.escape(value)}</td></tr>"
+            f"<tr><td {_CELL};opacity:.65'>{html.escape(name)}</td>"
+            f"<td {_CELL}'>{html.escape(value)}</td></tr>"
             for name, value in self.facts
         )
-        head = "".join(f"<th>{html.escape(column.strip())}</th>" for column in _COLUMNS)
         longest = max((line.mean_norm or 0.0 for line in self.sites), default=0.0) or 1.0
-        rows = "".join(
-            "<tr>"
-            + "".join(f"<td>{html.escape(cell.strip())}</td>" for cell in _cells(line))
-            + f"<td>{_bar((line.mean_norm or 0.0) / longest)}</td></tr>"
-            for line in self.sites
+        sites = "".join(_site_row(line, longest) for line in self.sites)
+        head = "".join(
+            f"<th style='text-align:{align};padding:2px 12px 2px 0;opacity:.65;font-weight:400'>"
+            f"{html.escape(column.strip())}</th>"
+            for column, align in _COLUMNS.items()
         )
+        state = "complete" if self.is_complete and self.sites else "incomplete"
         return (
-            f"<b>Activation store</b> <code>{html.escape(self.url)}</code>"
-            f"<table>{facts}</table><table><tr>{head}<th></th></tr>{rows}</table>"
+            "<div style='border:1px solid rgba(128,128,128,.35);border-radius:8px;"
+            "padding:10px 14px;display:inline-block;line-height:1.4'>"
+            f"<div><b>Activation store</b> <code>{html.escape(self.url)}</code> "
+            f"<span style='opacity:.65'>· {state if self.sites else 'no sites yet'}</span></div>"
+            f"<table>{facts}</table>"
+            + (f"<table><tr>{head}<th></th></tr>{sites}</table>" if self.sites else "")
+            + "</div>"
         )
+
+
+_CELL = "style='text-align:left;padding:1px 12px 1px 0"
+_BLUE, _GREEN, _AMBER = "#4c8dd6", "#3fa66b", "#d99a2b"
 
 
 _COLUMNS: dict[str, Literal["left", "right"]] = {
@@ -133,9 +142,26 @@ def _cells(line: SiteLine) -> tuple[str, str, str, str]:
     return f"  {line.site}", str(line.coverage), human_bytes(line.num_bytes), norm
 
 
-def _bar(share: float) -> str:
-    width = round(120 * min(1.0, max(0.0, share))) if share == share else 0
-    return f"<div style='background:#4c78a8;height:0.7em;width:{width}px'></div>"
+def _site_row(line: SiteLine, longest: float) -> str:
+    site, committed, size, norm = (html.escape(cell.strip()) for cell in _cells(line))
+    coverage = line.coverage
+    share = coverage.units / coverage.total_units
+    covered = _bar(share, 60, _GREEN if coverage.is_complete else _AMBER)
+    norms = _bar((line.mean_norm or 0.0) / longest, 140, _BLUE)
+    numeric = _CELL.replace("left", "right", 1)
+    return (
+        f"<tr><td {_CELL}'><code>{site}</code></td>"
+        f"<td {_CELL}' title='{committed}'>{covered} {share:.0%}</td>"
+        f"<td {numeric}'>{size}</td><td {numeric}'>{norm}</td><td {_CELL}'>{norms}</td></tr>"
+    )
+
+
+def _bar(share: float, width: int, colour: str) -> str:
+    """A bar on a faint track; a share that is not a number is an empty one."""
+    filled = round(width * min(1.0, max(0.0, share))) if share == share else 0
+    track = f"<rect width='{width}' height='8' rx='2' fill='currentColor' opacity='.12'/>"
+    bar = f"<rect width='{filled}' height='8' rx='2' fill='{colour}'/>"
+    return f"<svg width='{width}' height='8' role='img'>{track}{bar}</svg>"
 
 
 def human_bytes(num_bytes: float) -> str:

@@ -4,7 +4,6 @@ Reads every byte once. What is found wrong is named by site and unit, and `revok
 exactly that back to the harvest.
 """
 
-import io
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -19,7 +18,7 @@ from actlake.storage.lease import Lease
 from actlake.storage.ledger import ShardRecord, read_shards, read_state
 from actlake.storage.moments import moments_by_group
 from actlake.storage.sealed import crc32c, unseal
-from actlake.storage.shards import decode_shard
+from actlake.storage.shards import combined_crc32c, decode_shard, shard_crc32c
 from actlake.storage.sites import Site
 from actlake.storage.store import ActivationStore
 
@@ -277,8 +276,8 @@ def _checked_rows(store: ActivationStore, record: ShardRecord, counted: _Counter
     if len(data) != record.rows_bytes:
         raise StoreDamaged(f"{key} has {len(data):,} bytes, not {record.rows_bytes:,}")
     rows = decode_shard(spec, record.unit, data, name=key)
-    if crc32c(data) != record.rows_crc32c:
-        raise StoreDamaged(f"{key} is not the file that was committed: it fails its CRC32C")
+    if shard_crc32c(spec, record.unit, data, name=key) != record.rows_crc32c:
+        raise StoreDamaged(f"{key} is whole, but not the file that was committed")
     return rows
 
 
@@ -286,15 +285,16 @@ def _checked_moments(
     store: ActivationStore, record: ShardRecord, counted: _Counter
 ) -> dict[str, Array]:
     values: dict[str, Array] = {}
-    checksum, num_bytes = io.BytesIO(), 0
+    checksums, num_bytes = [], 0
     for name, spec in sorted(store.schema.moments(record.site).items()):
         key = spec.shard_key(record.unit)
         data = store.location.read(key)
         counted(len(data))
         values[name] = decode_shard(spec, record.unit, data, name=key)
-        checksum.write(data)
+        checksums.append(shard_crc32c(spec, record.unit, data, name=key))
         num_bytes += len(data)
-    if (num_bytes, crc32c(checksum.getvalue())) != (record.moments_bytes, record.moments_crc32c):
+    found = (num_bytes, combined_crc32c(checksums))
+    if found != (record.moments_bytes, record.moments_crc32c):
         raise StoreDamaged("its moments are not the files that were committed")
     return values
 

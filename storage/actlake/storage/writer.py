@@ -15,8 +15,7 @@ from actlake.storage.errors import InvalidSchema, NonFiniteActivations
 from actlake.storage.lease import Lease, Token
 from actlake.storage.ledger import ShardRecord, already_committed
 from actlake.storage.moments import Moments, moments_by_group
-from actlake.storage.sealed import crc32c
-from actlake.storage.shards import encode_shard
+from actlake.storage.shards import combined_crc32c, encode_shard
 from actlake.storage.sites import Site
 from actlake.storage.store import ActivationStore
 
@@ -99,9 +98,12 @@ def write_unit(
         if any(bad) and store.schema.nonfinite == "refuse":
             raise _nonfinite(store, site, unit, bad)
         prepared.append((site, stored, moments, bad))
-    if token is not None:
-        token.check(store.location)
-    return [_write_site(store, unit, *parts, numerics) for parts in prepared]
+    records = []
+    for parts in prepared:
+        if token is not None:
+            token.check(store.location)
+        records.append(_write_site(store, unit, *parts, numerics))
+    return records
 
 
 def _refuse_committed(store: ActivationStore, unit: int, sites: Iterable[Site]) -> None:
@@ -121,13 +123,13 @@ def _write_site(
     bad: tuple[int, int],
     numerics: int,
 ) -> ShardRecord:
-    moments_bytes, moments_parts = 0, []
+    moments_bytes, checksums = 0, []
     for name, spec in sorted(store.schema.moments(site).items()):
         values = np.array([getattr(group, name) for group in moments], spec.numpy_dtype)
         shard = encode_shard(spec, unit, np.ascontiguousarray(values.reshape(1, *spec.shape[1:])))
         store.location.write(spec.shard_key(unit), shard.parts)
         moments_bytes += shard.num_bytes
-        moments_parts += [*shard.parts]
+        checksums.append(shard.crc32c)
     spec = store.schema.activations(site)
     shard = encode_shard(spec, unit, rows)
     store.location.write(spec.shard_key(unit), shard.parts)
@@ -137,7 +139,7 @@ def _write_site(
         rows_bytes=shard.num_bytes,
         rows_crc32c=shard.crc32c,
         moments_bytes=moments_bytes,
-        moments_crc32c=crc32c(*moments_parts),
+        moments_crc32c=combined_crc32c(checksums),
         infinite=bad[0],
         nan=bad[1],
         numerics=numerics,

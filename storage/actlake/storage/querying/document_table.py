@@ -1,0 +1,62 @@
+"""The documents table, read a batch at a time: of the columns that are wanted, and no others."""
+
+import io
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from actlake.storage.create import DOCUMENTS
+from actlake.storage.errors import StoreDamaged
+
+if TYPE_CHECKING:  # store.py asks through lookup.py
+    from actlake.storage.store import ActivationStore
+
+_DOCUMENTS_AT_ONCE = 1024  # a document's text may be long
+
+
+def document_schema(store: "ActivationStore") -> pa.Schema:
+    """Names and types of the columns of ``documents.parquet``.
+
+    Raises
+    ------
+    StoreDamaged
+        It is missing or unreadable.
+    """
+    with _opened(store) as file:
+        return file.schema_arrow.remove_metadata()
+
+
+def document_batches(
+    store: "ActivationStore", columns: Sequence[str]
+) -> Iterator[tuple[int, pa.RecordBatch]]:
+    """The documents in order: the ordinal of a batch's first, and the batch.
+
+    Raises
+    ------
+    StoreDamaged
+        ``documents.parquet`` is missing or unreadable.
+    """
+    first = 0
+    with _opened(store) as file:
+        for batch in file.iter_batches(batch_size=_DOCUMENTS_AT_ONCE, columns=list(columns)):
+            yield first, batch
+            first += batch.num_rows
+
+
+@contextmanager
+def _opened(store: "ActivationStore") -> Iterator[pq.ParquetFile]:
+    local = store.location.local_path(DOCUMENTS)
+    try:
+        source = str(local) if local else io.BytesIO(store.location.read(DOCUMENTS))
+        with pq.ParquetFile(source) as file:
+            yield file
+    except (OSError, pa.ArrowException) as error:
+        if isinstance(error, StoreDamaged):
+            raise
+        raise StoreDamaged(
+            f"documents.parquet of {store.url} cannot be read: {error}\n"
+            "hint: `actlake verify` tells what else is damaged"
+        ) from error

@@ -1,0 +1,290 @@
+"""Several stores of one model, opened as one.
+
+A finished store does not grow; more text makes another store, and the two are read together.
+Rows are numbered through: those of the second store follow those of the first.
+"""
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Unpack
+
+import numpy as np
+
+from actlake.storage.arrays import Path, RowArray
+from actlake.storage.errors import (
+    RowsOutOfRange,
+    SiteNotStored,
+    StoreMismatch,
+    UnknownSplit,
+    nearest,
+)
+from actlake.storage.extents import UnitSet
+from actlake.storage.location import Location
+from actlake.storage.moments import Moments
+from actlake.storage.provenance import differences
+from actlake.storage.sites import Site
+from actlake.storage.store import ActivationStore, open_store
+
+if TYPE_CHECKING:
+    from actlake.storage.querying.query import Criteria
+    from actlake.storage.querying.rows import Rows
+    from actlake.storage.querying.sql import SqlResult
+    from actlake.storage.reading.batches import Batches, BatchOptions
+
+Array = np.ndarray[Any, Any]
+
+
+def open_stores(
+    urls: "Iterable[str | os.PathLike[str] | Location]", *, path: Path = "auto"
+) -> "ManyStores":
+    """Open several stores of one model as one.
+
+    Raises
+    ------
+    StoreMismatch
+        They are of different models or tokenizers, of another width or element type, or one of
+        them is given twice.
+    StoreNotFound, FormatTooNew, StoreDamaged
+        As `open_store`.
+    """
+    stores = [open_store(url, path=path) for url in urls]
+    if not stores:
+        raise StoreMismatch("No store was given\nhint: open_stores([first, second])")
+    check_one_model(stores)
+    return ManyStores(stores)
+
+
+class ManyStores:
+    """Stores as one, rows numbered through. `open_stores` makes one.
+
+    Attributes
+    ----------
+    stores
+        In the order of their rows.
+    offsets
+        (stores + 1,) int64: rows ``offsets[s] <= i < offsets[s + 1]`` are of store ``s``.
+    """
+
+    def __init__(self, stores: Sequence[ActivationStore]) -> None:
+        self.stores = tuple(stores)
+        self.offsets = np.cumsum([0, *(len(store) for store in stores)], dtype=np.int64)
+
+    @property
+    def url(self) -> str:
+        """Where they lie."""
+        return ", ".join(store.url for store in self.stores)
+
+    @property
+    def fingerprint(self) -> str:
+        """Names their rows and their order."""
+        return "+".join(store.fingerprint for store in self.stores)
+
+    @property
+    def dim(self) -> int:
+        """Width of a row."""
+        return self.stores[0].schema.dim
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Element type as stored."""
+        site = self.stores[0].schema.activations(Site(0))
+        return site.numpy_dtype
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The names of all stores' splits, each once."""
+        return tuple(dict.fromkeys(name for store in self.stores for name in store.schema.splits))
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """The sites that every store has."""
+        common = set(self.stores[0].sites).intersection(*(s.sites for s in self.stores))
+        return tuple(sorted(common))
+
+    def __len__(self) -> int:
+        return int(self.offsets[-1])
+
+    def __contains__(self, site: object) -> bool:
+        return all(site in store for store in self.stores)
+
+    def __repr__(self) -> str:
+        sites = ", ".join(map(str, self.sites))
+        return f"ManyStores({len(self.stores)} stores, {len(self):,} rows, sites {sites})"
+
+    def site(self, written: str | Site) -> Site:
+        """The stored name of a site that every store has.
+
+        Raises
+        ------
+        SiteNotStored
+            A store lacks it.
+        """
+        site = Site.parse(written).stored
+        for store in self.stores:
+            if site not in store:
+                raise SiteNotStored(
+                    f"No activations of {written} in {store.url}\n"
+                    f"{nearest(str(site), map(str, self.sites))}; `actlake harvest` adds sites "
+                    "to a finished store"
+                )
+        return site
+
+    def check_split(self, split: str) -> None:
+        """Refuse the name of a split that no store has.
+
+        Raises
+        ------
+        UnknownSplit
+            The nearest one is named.
+        """
+        if split not in self.splits:
+            raise UnknownSplit(
+                f"There is no split {split!r} in {self.url}\n{nearest(split, self.splits)}"
+            )
+
+    def locate(self, rows: Any) -> tuple[Array, Array]:
+        """Of each row, (n,), the store it is in and its row there."""
+        rows = np.asarray(rows, np.int64)
+        if rows.size and not (rows.min() >= 0 and rows.max() < len(self)):
+            wrong = int(rows[(rows < 0) | (rows >= len(self))][0])
+            raise RowsOutOfRange(f"There is no row {wrong:,}; there are {len(self):,} rows")
+        which = np.searchsorted(self.offsets, rows, side="right") - 1
+        return which, rows - self.offsets[which]
+
+    def take(self, rows: Any, sites: str | Site | Sequence[str | Site]) -> Any:
+        """The given rows of a site, (n, dim); of several sites, a dict of such arrays.
+
+        Raises
+        ------
+        SiteNotStored, RowsOutOfRange, RowsNotCommitted
+            As `ActivationStore.take`.
+        """
+        if isinstance(sites, str | Site):
+            return self._take(rows, self.site(sites))
+        return {Site.parse(site): self._take(rows, self.site(site)) for site in sites}
+
+    def arrays(self, site: str | Site) -> list[RowArray]:
+        """The site's array of each store."""
+        stored = self.site(site)
+        return [store[stored] for store in self.stores]
+
+    def committed(self, sites: Iterable[str | Site]) -> list[UnitSet]:
+        """Of each store, the units that are committed for all of the sites."""
+        sites = list(sites)
+        return [store.committed(sites) for store in self.stores]
+
+    def moments(
+        self,
+        site: str | Site,
+        *,
+        split: str | None = None,
+        excluded: bool | None = False,
+        units: Sequence[Iterable[int]] | None = None,
+    ) -> Moments:
+        """Mean, variance and norms of rows, without reading a row.
+
+        As `ActivationStore.moments`; `units` are given for each store. A store that does not
+        have the split adds nothing.
+        """
+        if split is not None:
+            self.check_split(split)
+        stored = self.site(site)
+        total = Moments.empty(self.dim)
+        for number, store in enumerate(self.stores):
+            if split is None or split in store.schema.splits:
+                of = None if units is None else units[number]
+                part = store.moments(stored, split=split, excluded=excluded, units=of)
+                total = total.merge(part)
+        return total
+
+    def batches(
+        self,
+        sites: str | Site | Sequence[str | Site],
+        rows_per_batch: int,
+        **how: "Unpack[BatchOptions]",
+    ) -> "Batches":
+        """Shuffled batches over all stores; the options are those of `read_batches`."""
+        from actlake.storage.reading.batches import read_batches
+
+        return read_batches(self, sites, rows_per_batch, **how)
+
+    def find(self, **criteria: "Unpack[Criteria]") -> "Rows":
+        """The rows that meet all the criteria, numbered through; see `ActivationStore.find`.
+
+        Each store is asked for itself: `where` sees its tables and its labels, in which only
+        ``row`` is numbered through. Ordinals given as `document` are numbered through.
+
+        Raises
+        ------
+        InvalidQuery, NotInStore, UnknownSplit, MissingExtra
+            As `ActivationStore.find`; a document or split is unknown if no store has it.
+        """
+        from actlake.storage.querying.query import find
+
+        return find(self, **criteria)
+
+    def sql(self, query: str) -> "SqlResult":
+        """Ask all stores in SQL; see `ActivationStore.sql`.
+
+        Each table is the stores' tables one after the other, with a further column ``store``
+        (its place in `stores`); ``row``, ``document`` and ``context`` are numbered through.
+        ``vocabulary`` is that of all. Labels that one store lacks are there for the others.
+
+        Raises
+        ------
+        InvalidQuery
+            As `ActivationStore.sql`; or tables of one name differ in key or types.
+        MissingExtra
+            The extra ``query`` is not installed.
+        """
+        from actlake.storage.querying.sql import SqlResult
+
+        return SqlResult(self, query)
+
+    def _take(self, rows: Any, site: Site) -> Array:
+        if len(self.stores) == 1:
+            return self.stores[0][site].take(rows)
+        which, local = self.locate(rows)
+        out = np.empty((len(local), self.dim), self.dtype)
+        for number, store in enumerate(self.stores):
+            here = which == number
+            if here.any():
+                out[here] = store[site].take(local[here])
+        return out
+
+
+def check_one_model(stores: Sequence[ActivationStore]) -> None:
+    """Refuse stores that cannot be read as one.
+
+    Raises
+    ------
+    StoreMismatch
+        The message has a line for each difference to the first store.
+    """
+    first = stores[0]
+    seen: dict[str, str] = {}
+    for store in stores:
+        lines = differences(_what_must_agree(first), _what_must_agree(store))
+        if lines:
+            raise StoreMismatch(
+                f"{first.url} and {store.url} cannot be read as one; stored is the first, asked "
+                "the second:\n" + "\n".join(lines) + "\nhint: harvest both with one model, "
+                "tokenizer and storage dtype"
+            )
+        if store.fingerprint in seen:
+            raise StoreMismatch(
+                f"{seen[store.fingerprint]} and {store.url} hold the same rows (fingerprint "
+                f"{store.fingerprint})\nhint: give each store once"
+            )
+        seen[store.fingerprint] = store.url
+
+
+def _what_must_agree(store: ActivationStore) -> Mapping[str, Any]:
+    schema = store.schema
+    return {
+        "model": store.provenance.model,
+        "tokenizer": store.provenance.tokenizer,
+        "dim": schema.dim,
+        "dtype": schema.dtype,
+        "special_ids": list(schema.special_ids),
+    }

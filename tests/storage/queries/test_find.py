@@ -1,0 +1,166 @@
+"""find gives the rows that reading everything and looking would give."""
+
+import re
+
+import numpy as np
+import pytest
+
+from actlake.storage.errors import InvalidQuery, NotInStore, UnknownSplit
+
+PLACES = {"first": [0], "last": [-1], "all": slice(None)}
+
+
+def by_hand(told, pattern, at):
+    """Search each text and look at every token's true character span."""
+    found = set()
+    for name, text in dict(zip(told.names, told.texts, strict=True)).items():
+        for match in re.finditer(pattern, text):
+            if not match.group():
+                continue
+            rows = told.overlapping(name, *match.span())
+            laid = {c for row in rows for c in range(*told.spans[row])}
+            if set(range(*match.span())) <= laid:
+                found.update(np.array(rows)[PLACES[at]].tolist())
+    return sorted(found)
+
+
+@pytest.mark.parametrize("at", ["first", "last", "all"])
+@pytest.mark.parametrize("cut", [None, 7, 22])
+@pytest.mark.parametrize("keep_text", [True, False])
+@pytest.mark.parametrize("text", ["New York", "Paris", " is", "🙂", "naïve Z", "k is", "雪", "\n"])
+def test_text_is_found_however_it_is_tokenised(shelf, text, at, cut, keep_text):
+    told = shelf(cut=cut, keep_text=keep_text)
+
+    rows = told.store().find(text=text, at=at)
+
+    assert rows.rows.tolist() == by_hand(told, re.escape(text), at)
+
+
+@pytest.mark.parametrize("at", ["first", "last", "all"])
+@pytest.mark.parametrize("regex", [r"\bNew\s+York\b", r"(?i)york", r"[🙂–]", r"x*", r"class \w"])
+def test_a_regular_expression_finds_what_pythons_re_finds(told, regex, at):
+    rows = told.store().find(regex=regex, at=at)
+
+    assert rows.rows.tolist() == by_hand(told, regex, at)
+
+
+def test_every_token_of_the_vocabulary_is_found_by_its_name_and_its_number(told):
+    store = told.store()
+
+    for name, token in told.tokenizer.get_vocab().items():
+        expected = np.flatnonzero(told.ids == token).tolist()
+        assert store.find(token=token).rows.tolist() == expected
+        if name not in store.lookup.vocabulary.texts.values():
+            assert store.find(token=name).rows.tolist() == expected
+
+
+def test_every_token_is_found_by_the_text_it_stands_for(told):
+    store = told.store()
+    decoded = [told.tokenizer.decode([t], skip_special_tokens=False) for t in told.ids.tolist()]
+
+    for text in {text for text in decoded if "\ufffd" not in text}:
+        expected = [row for row, other in enumerate(decoded) if other == text]
+        assert store.find(token=text).rows.tolist() == expected
+
+
+def test_a_list_of_tokens_finds_any_of_them(told):
+    some = np.unique(told.ids)[:3].tolist()
+
+    rows = told.store().find(token=some)
+
+    assert rows.rows.tolist() == np.flatnonzero(np.isin(told.ids, some)).tolist()
+
+
+def test_documents_are_found_by_id_and_by_ordinal(told):
+    store = told.store()
+    names = np.array(told.names)
+
+    assert store.find(document="york").rows.tolist() == np.flatnonzero(names == "york").tolist()
+    assert store.find(document=1) == store.find(document="york")
+    both = store.find(document=["again", "code"])
+    assert both.rows.tolist() == np.flatnonzero(np.isin(names, ["again", "code"])).tolist()
+
+
+def test_a_split_is_found(told):
+    rows = told.store().find(split="test")
+
+    assert rows.rows.tolist() == np.flatnonzero(np.array(told.splits) == "test").tolist()
+
+
+def test_criteria_narrow_each_other(told):
+    store = told.store()
+    alone = [
+        store.find(text="Paris", at="all"),
+        store.find(split="train"),
+        store.find(document=["again", "paris"]),
+        store.find(where="position > 3"),
+        store.find(regex="[Pi]", at="all"),
+    ]
+
+    together = store.find(
+        text="Paris",
+        at="all",
+        split="train",
+        document=["again", "paris"],
+        where="position > 3",
+        regex="[Pi]",
+    )
+
+    expected = set(alone[0]).intersection(*alone[1:])
+    assert set(together) == expected
+    assert len(expected) > 1
+
+
+def test_what_occurs_nowhere_is_no_rows_and_no_error(told):
+    assert len(told.store().find(text="London")) == 0
+    assert repr(told.store().find(text="London")) == "no rows: text 'London'"
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({}, r"nothing to look for\nhint: give at least one of token, text, regex, document"),
+        ({"text": ""}, "An empty text stands everywhere"),
+        ({"regex": "("}, r"'\(' is not a regular expression: missing \)"),
+        ({"text": "a", "at": "middle"}, "at is 'last', 'first' or 'all', not 'middle'"),
+        ({"token": []}, "empty list"),
+        ({"where": "position <"}, "where='position <' is not valid SQL"),
+        ({"where": "positoin < 3"}, r'"positoin" not found[\s\S]*hint: there are tokens\(row, id'),
+        ({"where": "1; select 2"}, "is not valid SQL"),
+    ],
+)
+def test_a_question_without_sense_is_refused_with_a_hint(told, asked, words):
+    with pytest.raises(InvalidQuery, match=words):
+        told.store().find(**asked)
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({"token": " Pariss"}, r"is not a token of .*; it is the 2 tokens ' Paris' 's'\nhint: did"),
+        ({"token": ""}, "hint: a token has at least one character"),
+        ({"token": 4000}, "There is no token 4000; the store's tokenizer has 3"),
+        ({"document": "parid"}, r"no document 'parid' in .*\nhint: did you mean 'paris'\?"),
+        ({"document": 6}, r"no document number 6; .* has 6\nhint: documents are counted from 0"),
+    ],
+)
+def test_an_unknown_token_or_document_names_the_nearest(told, asked, words):
+    with pytest.raises(NotInStore, match=words):
+        told.store().find(**asked)
+
+
+def test_an_unknown_split_names_the_nearest(told):
+    with pytest.raises(UnknownSplit, match=r"no split 'tset' in [\s\S]*did you mean 'test'"):
+        told.store().find(split="tset")
+
+
+def test_text_that_was_not_kept_and_cannot_be_decoded_is_refused_not_guessed(make_told):
+    told = make_told(keep_text=False)
+    store = told.store()
+    vocabulary = store.lookup.vocabulary
+    wrong = dict(vocabulary.texts)
+    wrong[int(told.ids[0])] = "other"
+    vocabulary.texts = wrong  # as of a tokenizer that rewrites what it reads
+
+    with pytest.raises(InvalidQuery, match=r"made without text[\s\S]*corpus\.keep_text"):
+        store.find(text="Paris")

@@ -1,0 +1,178 @@
+"""Rows read, show and combine themselves; what they hold is what the store holds."""
+
+import numpy as np
+import pandas as pd
+import polars
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from actlake.storage import Lease, Site
+from actlake.storage.errors import (
+    EmptySelection,
+    InvalidQuery,
+    RowsNotCommitted,
+    RowsOutOfRange,
+)
+from actlake.storage.location import LocalFolder
+from actlake.storage.querying.passages import marked
+from actlake.storage.querying.rows import Rows
+from actlake.storage.verify import revoke_shards
+
+SITE = Site(2)
+numbers = st.lists(st.integers(0, 99))
+
+
+class Hundred:
+    """As much of a store as a set of rows asks for."""
+
+    fingerprint = url = "hundred"
+
+    def __len__(self):
+        return 100
+
+
+@given(a=numbers, b=numbers)
+def test_rows_combine_as_sets_do(a, b):
+    store = Hundred()
+    left, right = Rows(store, np.array(a, int)), Rows(store, np.array(b, int))
+
+    assert list(left) == sorted(set(a))
+    assert list(left & right) == sorted(set(a) & set(b))
+    assert list(left | right) == sorted(set(a) | set(b))
+    assert list(left - right) == sorted(set(a) - set(b))
+    assert list(left ^ right) == sorted(set(a) ^ set(b))
+    assert all((row in left) == (row in a) for row in range(-1, 101))
+
+
+def test_rows_of_different_stores_do_not_combine():
+    other = Hundred()
+    other.fingerprint = "other"
+
+    with pytest.raises(InvalidQuery, match="not the same tokens"):
+        Rows(Hundred(), [1]) & Rows(other, [1])
+
+
+@pytest.mark.parametrize("rows", [[-1], [100], [[1]], [0.5]])
+def test_rows_that_do_not_exist_are_refused(rows):
+    with pytest.raises(RowsOutOfRange):
+        Rows(Hundred(), rows)
+
+
+def test_activations_are_those_of_the_rows(told):
+    rows = told.store().find(text="Paris", at="all")
+
+    np.testing.assert_array_equal(rows.acts(SITE), told.acts[rows.rows])
+    np.testing.assert_array_equal(rows.acts([SITE])[SITE], told.acts[rows.rows])
+
+
+def test_rows_that_are_not_committed_are_refused_left_out_or_nan(told):
+    with Lease.acquire(LocalFolder(told.folder)) as lease:
+        revoke_shards(lease, [(SITE, 1)])
+    rows = told.store().find(where="row < 40")
+
+    with pytest.raises(RowsNotCommitted, match="unit 1 not committed"):
+        rows.acts(SITE)
+    there = rows.committed(SITE)
+    assert there.rows.tolist() == [*range(16), *range(32, 40)]
+    np.testing.assert_array_equal(there.acts(SITE), told.acts[there.rows])
+    assert np.isnan(rows.acts(SITE, missing="nan")[16:32]).all()
+
+
+def test_the_table_says_what_each_row_is(told):
+    rows = told.store().find(where="row % 3 = 0")
+
+    table = rows.table()
+
+    assert table["row"].to_pylist() == list(rows)
+    assert table["id"].to_pylist() == told.ids[rows.rows].tolist()
+    assert table["document_id"].to_pylist() == [told.names[row] for row in rows]
+    assert table["position"].to_pylist() == told.positions[rows.rows].tolist()
+    assert table["split"].to_pylist() == [told.splits[row] for row in rows]
+    contexts = np.cumsum(told.positions == 0) - 1
+    assert table["context"].to_pylist() == contexts[rows.rows].tolist()
+    pandas = table.to_pandas()
+    assert isinstance(pandas, pd.DataFrame)
+    assert polars.DataFrame(polars.from_arrow(table)).shape == pandas.shape
+
+
+def test_a_sample_is_drawn_from_the_rows_and_is_the_same_for_a_seed(told):
+    rows = told.store().find(split="train")
+
+    sample = rows.sample(7, seed=3)
+
+    assert len(sample) == 7
+    assert set(sample) <= set(rows)
+    assert sample == rows.sample(7, seed=3)
+    assert sample != rows.sample(7, seed=4)
+    assert rows.sample(10_000, seed=0) == rows
+
+
+def test_every_row_shows_in_its_own_context_only(told):
+    store = told.store()
+    contexts = np.cumsum(told.positions == 0) - 1
+    everything = store.find(where="true")
+
+    passages = everything.context(3, 4, limit=None)
+
+    assert len(passages) == len(told.ids)
+    for row, passage in zip(everything, passages.lines, strict=True):
+        around = [
+            other
+            for other in range(row - 3, row + 5)
+            if 0 <= other < len(contexts) and contexts[other] == contexts[row]
+        ]
+        whole = told.tokenizer.decode(told.ids[around].tolist(), skip_special_tokens=False)
+        assert passage.before + passage.token + passage.after == whole
+        assert passage.document == told.names[row]
+
+
+def test_the_mark_takes_in_the_whole_of_a_character_that_tokens_share(told):
+    ids = told.tokenizer.encode("a 🦊b", add_special_tokens=False).ids
+    pieces = [told.tokenizer.decode([token]) for token in ids]
+    assert sum("\ufffd" in piece for piece in pieces) > 1
+
+    for place, piece in enumerate(pieces):
+        before, token, after = marked(told.tokenizer, ids, place)
+        assert before + token + after == "a 🦊b"
+        assert ("🦊" in token) == ("\ufffd" in piece)
+
+
+def test_text_and_html_mark_the_token(told):
+    passages = told.store().find(text="York", document="york").context(2, 2, limit=1)
+
+    assert "⟦" in repr(passages)
+    assert repr(passages).endswith("more rows")
+    assert "<mark>" in passages._repr_html_()
+    assert "\n" not in str(passages[0])
+
+
+def test_a_documents_markup_is_escaped(told):
+    store = told.store()
+    store.lookup.document_ids[:] = "<script>"
+
+    assert "<script>" not in store.find(text="Paris")._repr_html_()
+
+
+def test_rows_introduce_themselves(told):
+    text = repr(told.store().find(text="Paris", split="train"))
+
+    assert re_headline(text) == "8 rows in 4 documents (train 8): text 'Paris', split 'train'"
+
+
+def re_headline(text):
+    return text.split("\n", 1)[0]
+
+
+@pytest.mark.parametrize("deed", ["acts", "sample", "context"])
+def test_nothing_can_be_done_with_no_rows_and_the_error_says_what_found_none(told, deed):
+    none = told.store().find(text="London")
+    deeds = {
+        "acts": lambda: none.acts(SITE),
+        "sample": lambda: none.sample(1, seed=0),
+        "context": none.context,
+    }
+
+    with pytest.raises(EmptySelection, match=r"No row of .* is found by text 'London'\nhint"):
+        deeds[deed]()
+    assert none.table().num_rows == 0

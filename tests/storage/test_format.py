@@ -1,0 +1,120 @@
+"""docs/store-format.md is enough: a store is read here by that page alone, without our code."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import google_crc32c
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from actlake.storage import Lease, open_store
+from actlake.storage.location import locate
+
+
+def unsealed(path):
+    body = json.loads(path.read_bytes())
+    canonical = json.dumps(body["content"], sort_keys=True, separators=(",", ":")).encode()
+    assert body["crc32c"] == f"{google_crc32c.value(canonical):08x}"
+    return body["content"]
+
+
+@pytest.fixture
+def manifest(full):
+    return unsealed(full / "store.json")
+
+
+def test_rows_lie_where_the_page_says(full, known, manifest):
+    schema, cut = manifest["schema"], manifest["schema"]["geometry"]
+    row_bytes = schema["dim"] * 4
+    chunk_bytes = cut["chunk_rows"] * row_bytes
+
+    for row in range(schema["rows"]):
+        shard, inside = divmod(row, cut["unit_rows"])
+        chunk, place = divmod(inside, cut["chunk_rows"])
+        data = (full / f"rows.zarr/acts/resid_post.3/c.{shard}.0").read_bytes()
+        at = chunk * (chunk_bytes + 4) + place * row_bytes
+        values = np.frombuffer(data[at : at + row_bytes], "<f4")
+        np.testing.assert_array_equal(values, known.acts[open_store(full).sites[1]][row])
+
+
+def test_files_have_the_sizes_and_checksums_that_corpus_json_says(full):
+    corpus = unsealed(full / "corpus.json")
+
+    for key, expected in corpus["files"].items():
+        data = (full / key).read_bytes()
+        assert expected == {"bytes": len(data), "crc32c": google_crc32c.value(data)}
+    of_the_corpus = {f"rows.zarr/{kind}" for kind in ("tokens", "contexts")}
+    shards = {p for kind in of_the_corpus for p in (full / kind).rglob("c.*")}
+    assert {str(p.relative_to(full)) for p in shards} | {"documents.parquet"} == set(
+        corpus["files"]
+    )
+
+
+def test_the_fingerprint_is_of_provenance_and_contents(full, known, manifest):
+    contents = unsealed(full / "corpus.json")["sha256"]
+    lines = [
+        json.dumps(
+            {"id": d.id, "source": d.source, "split": d.split, "text": d.text, **d.columns},
+            sort_keys=True,
+        )
+        for d in known.documents
+    ]
+
+    assert contents["tokens/id"] == hashlib.sha256(known.ids.astype("<i4").tobytes()).hexdigest()
+    joined = "".join(f"{line}\n" for line in lines).encode()
+    assert contents["documents"] == hashlib.sha256(joined).hexdigest()
+    payload = json.dumps([manifest["provenance"], contents], sort_keys=True).encode()
+    assert manifest["fingerprint"] == hashlib.sha256(payload).hexdigest()[:16]
+
+
+def number_of(data, *, chunks, chunk_bytes, index_bytes):
+    checksums = [
+        data[(chunk + 1) * (chunk_bytes + 4) - 4 : (chunk + 1) * (chunk_bytes + 4)]
+        for chunk in range(chunks)
+    ]
+    return google_crc32c.value(b"".join(checksums) + data[-index_bytes:-4])
+
+
+def test_the_ledgers_table_says_of_every_shard_what_the_page_says(full, manifest):
+    with Lease.acquire(locate(full)) as lease:
+        lease.ledger.merge_all()
+    (entry,) = [unsealed(path) for path in (full / "ledger").glob("*.json")]
+    (table,) = (full / "ledger").glob("*.parquet")
+    data = table.read_bytes()
+    assert entry["table"] == {"bytes": len(data), "crc32c": google_crc32c.value(data)}
+    assert entry["covered"] == {"resid_post.0": [[0, 11]], "resid_post.3": [[0, 11]]}
+
+    records = pq.read_table(table).to_pylist()
+
+    assert len(records) == 22
+    for record in records:
+        site, unit = record["site"], record["unit"]
+        shard = (full / f"rows.zarr/acts/{site}/c.{unit}.0").read_bytes()
+        rows = min(24, manifest["schema"]["rows"] - 24 * unit)
+        number = number_of(shard, chunks=-(-rows // 8), chunk_bytes=8 * 6 * 4, index_bytes=52)
+        assert (record["rows_bytes"], record["rows_crc32c"]) == (len(shard), number)
+        moments = b""
+        for name, tail, size in (
+            ("count", "", 32),
+            ("m2", ".0", 192),
+            ("mean", ".0", 192),
+            ("norm_sum", "", 32),
+        ):
+            path = Path(full / f"rows.zarr/moments/{site}/{name}/c.{unit}.0.0{tail}")
+            number = number_of(path.read_bytes(), chunks=1, chunk_bytes=size, index_bytes=20)
+            moments += number.to_bytes(4, "little")
+        assert record["moments_crc32c"] == google_crc32c.value(moments)
+
+
+def test_equal_shards_of_other_rows_have_other_numbers(full):
+    """CRC32C of the file itself would not tell them apart."""
+    paths = [full / f"rows.zarr/acts/resid_post.0/c.{unit}.0" for unit in range(5)]
+    whole = {google_crc32c.value(path.read_bytes()) for path in paths}
+    numbers = {
+        number_of(path.read_bytes(), chunks=3, chunk_bytes=192, index_bytes=52) for path in paths
+    }
+
+    assert len(whole) == 1
+    assert len(numbers) == 5

@@ -1,0 +1,253 @@
+"""A single wrong byte anywhere is found, named, and mended where it can be."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from actlake.storage import Lease, Site, open_store, revoke, verify
+from actlake.storage.errors import ActlakeError, StoreDamaged
+from actlake.storage.location import locate
+from actlake.storage.verify import undersized
+
+ONE_OF_EACH = [
+    "store.json",
+    "corpus.json",
+    "documents.parquet",
+    "rows.zarr/zarr.json",
+    "rows.zarr/acts/zarr.json",
+    "rows.zarr/acts/resid_post.3/zarr.json",
+    "rows.zarr/moments/resid_post.3/zarr.json",
+    "rows.zarr/moments/resid_post.3/mean/zarr.json",
+    "rows.zarr/tokens/id/zarr.json",
+    "rows.zarr/tokens/id/c.0",
+    "rows.zarr/tokens/document/c.3",
+    "rows.zarr/tokens/position/c.1",
+    "rows.zarr/tokens/char/c.2",
+    "rows.zarr/contexts/start/c.0",
+    "rows.zarr/contexts/split/c.0",
+    "rows.zarr/acts/resid_post.0/c.5.0",
+    "rows.zarr/acts/resid_post.3/c.10.0",
+    "rows.zarr/moments/resid_post.0/count/c.4.0.0",
+    "rows.zarr/moments/resid_post.3/mean/c.0.0.0.0",
+    "rows.zarr/moments/resid_post.3/m2/c.10.0.0.0",
+    "rows.zarr/moments/resid_post.3/norm_sum/c.7.0.0",
+]
+SHARDS = [name for name in ONE_OF_EACH if name.startswith(("rows.zarr/acts/r", "rows.zarr/mom"))]
+SHARDS = [name for name in SHARDS if not name.endswith(".json")]
+
+
+def flip(path, *, at=None):
+    data = bytearray(path.read_bytes())
+    rng = np.random.default_rng(len(data))
+    at = int(rng.integers(0, len(data))) if at is None else at
+    # In JSON a space may become another kind of space and mean the same; 0x80 is never a space.
+    data[at] ^= 0x80 if path.suffix == ".json" else int(rng.integers(1, 256))
+    path.write_bytes(bytes(data))
+
+
+def problems(folder):
+    try:
+        return [str(problem) for problem in verify(open_store(folder)).problems]
+    except ActlakeError as error:
+        return [str(error)]
+
+
+def place(name):
+    """Site and unit of a shard's file."""
+    parts = name.split("/")
+    return f"{parts[2]}, unit {parts[-1].split('.')[1]}"
+
+
+def array_of(name):
+    """The array of a shard's file, whatever the site."""
+    return Path(name.replace("resid_post.0", "SITE").replace("resid_post.3", "SITE")).parent
+
+
+def test_a_whole_store_has_no_problems(full, known):
+    report = verify(open_store(full))
+
+    assert (report.is_whole, report.shards, report.missing) == (True, 22, {})
+    assert report.num_bytes > 2 * known.rows * 6 * 4
+
+
+def test_shards_of_every_array_are_tried_below(full):
+    every = {str(path.relative_to(full)) for path in (full / "rows.zarr").rglob("c.*")}
+    tried = {name for name in ONE_OF_EACH if "/c." in name}
+
+    assert tried <= every
+    assert {array_of(name) for name in tried} == {array_of(name) for name in every}
+
+
+@pytest.mark.parametrize("name", ONE_OF_EACH)
+def test_one_flipped_byte_is_found_and_its_file_is_named(full, name):
+    flip(full / name)
+
+    found = problems(full)
+
+    assert len(found) == 1
+    assert (place(name) if name in SHARDS else Path(name).name) in found[0]
+
+
+@pytest.mark.parametrize("name", SHARDS)
+def test_every_byte_of_a_shard_is_covered(full, name):
+    size = (full / name).stat().st_size
+
+    for at in {0, 1, size // 2, size - 21, size - 20, size - 5, size - 1}:
+        flip(full / name, at=at)
+        assert [place(name) in words for words in problems(full)] == [True], at
+        flip(full / name, at=at)  # the same byte, turned back
+        assert problems(full) == [], at
+
+
+@pytest.mark.parametrize("name", ONE_OF_EACH)
+@pytest.mark.parametrize("cut", ["missing", "truncated", "empty"])
+def test_a_file_that_is_missing_or_cut_short_is_found(full, name, cut):
+    path = full / name
+    data = path.read_bytes()
+    path.unlink()
+    if cut != "missing":
+        path.write_bytes(data[: len(data) // 2] if cut == "truncated" else b"")
+
+    found = problems(full)
+
+    assert len(found) == 1
+    assert (place(name) if name in SHARDS else Path(name).name) in found[0]
+
+
+@pytest.mark.parametrize("at", [0, 20, -20, -1])
+def test_a_flipped_byte_of_the_ledger_is_found(full, at):
+    entries = sorted((full / "ledger").glob("*.json"))
+    flip(entries[4], at=at % entries[4].stat().st_size)
+
+    (words,) = problems(full)
+
+    assert entries[4].name in words
+
+
+@pytest.mark.parametrize("cut", [None, 0, 500])
+def test_a_damaged_table_of_the_ledger_is_found(full, cut):
+    with Lease.acquire(locate(full)) as lease:
+        lease.ledger.merge_all()
+    (table,) = (full / "ledger").glob("*.parquet")
+    if cut is None:
+        table.unlink()
+    else:
+        flip(table, at=cut)
+
+    (words,) = problems(full)
+
+    assert table.name in words
+
+
+def test_damaged_units_are_taken_back_and_written_again_to_the_same_bytes(full, known, tree):
+    whole = tree(full)
+    damaged = [name for name in ONE_OF_EACH if name in SHARDS]
+    for name in damaged:
+        flip(full / name)
+    (full / "rows.zarr/acts/resid_post.3/zarr.json").unlink()
+    flip(full / "rows.zarr/tokens/id/zarr.json")
+
+    with Lease.acquire(locate(full)) as lease:
+        store = open_store(full)
+        report = verify(store)
+        assert revoke(lease, store, report) == len({place(name) for name in damaged})
+        store.refresh()
+        assert {place(name) for name in damaged} == {
+            f"{site}, unit {unit}"
+            for site in store.sites
+            for unit in store.committed([site]).missing(11)
+        }
+        for site in store.sites:
+            for unit in list(store.committed([site]).missing(11)):
+                known.write(lease, store, unit, (site,))
+
+    assert tree(full) == whole
+    assert verify(open_store(full)).is_whole
+
+
+def test_units_that_are_not_committed_are_no_problem_but_are_listed(known, folder):
+    known.build(folder)
+    known.fill(folder, skip=(2, 3))
+
+    report = verify(open_store(folder))
+
+    assert report.is_whole
+    assert {str(site): list(units) for site, units in report.missing.items()} == {
+        "resid_post.0": [2, 3],
+        "resid_post.3": [2, 3],
+    }
+
+
+def test_a_resume_finds_shards_that_were_lost_or_cut_short_without_reading_them(full):
+    (full / "rows.zarr/acts/resid_post.0/c.5.0").unlink()
+    shard = full / "rows.zarr/acts/resid_post.3/c.10.0"
+    shard.write_bytes(shard.read_bytes()[:-1])
+
+    lost = [(str(record.site), record.unit) for record in undersized(open_store(full))]
+
+    assert sorted(lost) == [("resid_post.0", 5), ("resid_post.3", 10)]
+
+
+def test_rows_that_were_exchanged_with_valid_checksums_are_found(full):
+    first, second = (full / f"rows.zarr/acts/resid_post.0/c.{unit}.0" for unit in (1, 2))
+    one, two = first.read_bytes(), second.read_bytes()
+    first.write_bytes(two)
+    second.write_bytes(one)
+
+    assert [words.split(": ")[0] for words in problems(full)] == [
+        "resid_post.0, unit 1",
+        "resid_post.0, unit 2",
+    ]
+    assert "whole, but not the file that was committed" in problems(full)[0]
+
+
+@pytest.mark.parametrize("path", ["mapped", "zarr"])
+def test_reading_a_damaged_shard_says_so_and_never_gives_fill_values(full, path):
+    shard = full / "rows.zarr/acts/resid_post.3/c.2.0"
+    data = shard.read_bytes()
+    shard.unlink()
+    with pytest.raises(StoreDamaged, match=r"resid_post.3/c.2.0 is missing[\s\S]*hint: .*verify"):
+        open_store(full, path=path)["resid_post.3"][:]
+
+    flipped = bytearray(data)
+    flipped[40] ^= 1
+    shard.write_bytes(bytes(flipped))
+    with pytest.raises(StoreDamaged, match=r"resid_post.3/c.2.0[\s\S]*hint: .*verify"):
+        open_store(full, path=path)["resid_post.3"].take([50], check=True)
+
+    shard.write_bytes(data[:-1])
+    with pytest.raises(StoreDamaged, match=r"resid_post.3/c.2.0[\s\S]*hint: .*verify"):
+        open_store(full, path=path)["resid_post.3"][48:50]
+
+
+def test_adding_sites_to_a_finished_store_leaves_its_bytes_untouched(known, full, tree):
+    before = tree(full)
+    stamps = {name: (full / name).stat().st_mtime_ns for name in before}
+    added = Site(5, "mlp_out")
+    known.acts[added] = known.acts[Site(3)] * 2
+
+    known.fill(full, (added,), skip=(10,))
+
+    after = tree(full)
+    assert {name: after[name] for name in before} == before
+    assert {name: (full / name).stat().st_mtime_ns for name in before} == stamps
+    assert all(str(added) in name for name in set(after) - set(before))
+    store = open_store(full)
+    assert [str(store.coverage(site)) for site in store.sites] == [
+        "11 of 11 units committed",
+        "11 of 11 units committed",
+        "10 of 11 units committed",
+    ]
+    np.testing.assert_array_equal(store[added][:200], known.acts[added][:200])
+
+
+def test_a_sealed_file_may_be_reformatted_but_not_changed(full):
+    path = full / "store.json"
+    path.write_text(json.dumps(json.loads(path.read_text())))
+    assert len(open_store(full)) == 250
+
+    path.write_text(path.read_text().replace('"rows": 250', '"rows": 251'))
+    with pytest.raises(StoreDamaged, match=r"store.json has changed since it was written: CRC32C"):
+        open_store(full)

@@ -1,0 +1,122 @@
+"""What a unit may hold, and what is refused before a byte of it is written."""
+
+import numpy as np
+import pytest
+
+from actlake.storage import Lease, Site, open_store, write_unit
+from actlake.storage.errors import AlreadyCommitted, InvalidSchema, NonFiniteActivations
+from actlake.storage.location import locate
+from actlake.storage.writer import add_sites
+
+SITE = Site(3)
+
+
+@pytest.fixture
+def make_store(make_known, folder):
+    def make(**request):
+        known = make_known(dtype=request.pop("dtype", "float16"))
+        known.build(folder, **request)
+        known.fill(folder, (SITE,), skip=(0,))
+        return open_store(folder)
+
+    return make
+
+
+def with_value(store, value, *, times=2):
+    rows = np.ones((24, store.schema.dim), np.float32)
+    rows[5, :times] = value
+    return {SITE: rows}
+
+
+@pytest.mark.parametrize(
+    ("dtype", "value", "words"),
+    [
+        ("float16", 70_000, r"Unit 0 of resid_post.3 [\s\S]*up to 65504\nhint: store bfloat16"),
+        ("float16", np.nan, r"0 infinite values and 2 NaNs[\s\S]*hint: NaN comes from the model"),
+        ("bfloat16", np.inf, r"2 infinite values[\s\S]*hint: infinities come from the model"),
+        ("float32", -np.inf, r"2 infinite values[\s\S]*or set nonfinite to 'count'"),
+    ],
+)  # fmt: skip
+def test_values_that_are_not_finite_are_refused_and_nothing_is_written(
+    make_store, folder, tree, dtype, value, words
+):
+    store = make_store(dtype=dtype)
+    before = tree(folder)
+
+    with pytest.raises(NonFiniteActivations, match=words):
+        write_unit(store, 0, with_value(store, value))
+
+    assert tree(folder) == before
+
+
+def test_values_that_are_not_finite_are_counted_where_that_is_asked_for(make_store, folder):
+    store = make_store(nonfinite="count")
+    rows = with_value(store, 1e6)
+    rows[SITE][7, 0] = np.nan
+
+    (record,) = write_unit(store, 0, rows)
+    with Lease.acquire(locate(folder)) as lease:
+        lease.ledger.commit([record])
+
+    assert (record.infinite, record.nan) == (2, 1)
+    stored = open_store(folder)[SITE][:24]
+    assert (np.isinf(stored).sum(), np.isnan(stored).sum()) == (2, 1)
+
+
+def test_the_largest_float16_is_not_an_overflow(make_store):
+    store = make_store()
+
+    (record,) = write_unit(store, 0, with_value(store, -65504))
+
+    assert (record.infinite, record.nan) == (0, 0)
+
+
+@pytest.mark.parametrize("shape", [(23, 6), (24, 5), (24,), (0, 6)])
+def test_rows_of_another_shape_are_refused(make_store, shape):
+    with pytest.raises(InvalidSchema, match=r"Unit 0 of resid_post.3 has shape \(24, 6\), and \("):
+        write_unit(make_store(), 0, {SITE: np.ones(shape, np.float32)})
+
+
+@pytest.mark.parametrize("unit", [-1, 11])
+def test_a_unit_that_does_not_exist_is_refused(make_store, unit):
+    with pytest.raises(
+        InvalidSchema, match=rf"There is no unit {unit} in .*; it has units 0 to 10"
+    ):
+        write_unit(make_store(), unit, {SITE: np.ones((24, 6))})
+
+
+def test_a_committed_unit_is_never_written_again(make_store, folder, tree):
+    store = make_store()
+    before = tree(folder)
+
+    with pytest.raises(AlreadyCommitted, match=r"Unit 1 of resid_post.3[\s\S]*hint: .*--repair"):
+        write_unit(store, 1, {SITE: np.ones((24, 6))})
+
+    assert tree(folder) == before
+
+
+def test_a_unit_that_was_taken_back_may_be_written_by_a_worker_that_was_not_told(
+    make_store, folder
+):
+    workers_view = make_store()
+    with Lease.acquire(locate(folder)) as lease:
+        lease.ledger.revoke([(SITE, 1)])
+
+        lease.ledger.commit(write_unit(workers_view, 1, {SITE: np.full((24, 6), 3.0)}))
+
+    np.testing.assert_array_equal(open_store(folder)[SITE][24:48], 3)
+
+
+def test_sites_are_written_under_their_stored_names(make_store):
+    (record,) = write_unit(make_store(), 0, {Site(4, "resid_pre"): np.ones((24, 6))})
+
+    assert record.site == Site(3)
+
+
+def test_adding_sites_twice_is_adding_them_once(make_store, folder):
+    store = make_store()
+    with Lease.acquire(locate(folder)) as lease:
+        before = lease.ledger.state.last
+        add_sites(lease, store, (SITE, Site(4, "resid_pre")), {})
+
+        assert lease.ledger.state.last == before
