@@ -40,7 +40,7 @@ def test_the_readmes_way_of_reading_works(tmp_path, monkeypatch, smollm2_store):
     (tmp_path / "actlake-demo" / "store").symlink_to(smollm2_store)
     monkeypatch.chdir(tmp_path)
     reading = [block for block in blocks("python") if "open_store" in block or "xarray" in block]
-    assert len(reading) == 2
+    assert len(reading) == 4
 
     for block in reading:
         exec(compile(block, "README.md", "exec"), {})

@@ -1,6 +1,5 @@
 """Kill anything at any time, run the same command again: the store is the same to the byte."""
 
-import os
 import random
 import re
 import signal
@@ -98,13 +97,14 @@ def test_a_second_harvest_on_one_store_is_refused(
     store = tmp_path / "store"
     first = start(*harvest_arguments(store))
     wait_for(lambda: committed(store) > 0, "no unit was committed")
-    first.process.send_signal(signal.SIGSTOP)  # alive, and silent for a moment
+    actors = first.actors()
+    for actor in actors:
+        actor.suspend()  # the first cannot finish; its driver is alive and well
     try:
-        os.kill(first.process.pid, signal.SIGCONT)
         status, out = actlake(*harvest_arguments(store))
     finally:
-        first.process.send_signal(signal.SIGTERM)
-        first.wait()
+        first.kill()
+        first.process.communicate()
 
     assert status == 1
     assert f"Another driver is writing to {store}: process {first.process.pid}" in out

@@ -19,13 +19,14 @@ from actlake.platform.models import (
     save_tokenizer,
     smollm2,
 )
-from actlake.platform.models.cache import cache_root, cached_folder
+from actlake.platform.models.cache import cached_folder
 from actlake.platform.models.errors import (
     HubUnreachable,
     ModelNotFound,
     ModelNotSupported,
     TokenizerNotSupported,
 )
+from actlake.storage.querying.index_file import cache_folder
 from actlake.storage.sites import Site
 
 
@@ -138,12 +139,12 @@ def test_a_gguf_architecture_that_cannot_be_read_is_refused(tmp_path: Path, cach
 
 def test_the_cache_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACTLAKE_CACHE", "/somewhere")
-    assert cache_root() == Path("/somewhere")
+    assert cache_folder() == Path("/somewhere")
     monkeypatch.delenv("ACTLAKE_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", "/caches")
-    assert cache_root() == Path("/caches/actlake")
+    assert cache_folder() == Path("/caches/actlake")
     monkeypatch.delenv("XDG_CACHE_HOME")
-    assert cache_root() == Path.home() / ".cache" / "actlake"
+    assert cache_folder() == Path.home() / ".cache" / "actlake"
 
 
 def test_a_cached_folder_is_whole_or_not_there(cache: Path) -> None:

@@ -1,10 +1,9 @@
 """Where converted and fetched models are kept between runs, and how they get there whole.
 
-The place is ``$ACTLAKE_CACHE``, else ``actlake`` under ``$XDG_CACHE_HOME`` or ``~/.cache``.
+The place is the user's cache, where stores keep indexes too; see `cache_folder`.
 Everything in it can be deleted at any time and is made again when it is needed.
 """
 
-import os
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -12,12 +11,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-
-def cache_root() -> Path:
-    """The folder of the cache; it need not exist yet."""
-    if chosen := os.environ.get("ACTLAKE_CACHE"):
-        return Path(chosen).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "actlake"
+from actlake.storage.querying.index_file import cache_folder
 
 
 def cached_folder(name: str, make: Callable[[Path], None]) -> Path:
@@ -29,12 +23,12 @@ def cached_folder(name: str, make: Callable[[Path], None]) -> Path:
     Parameters
     ----------
     name
-        Path below `cache_root`, such as ``gguf/9f2c…``. It has to say everything that the
+        Path below `cache_folder`, such as ``gguf/9f2c…``. It has to say everything that the
         contents depend on, since what is there is never made again.
     make
         Called with the empty folder, at most once.
     """
-    folder = cache_root() / name
+    folder = cache_folder() / name
     if folder.is_dir():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)

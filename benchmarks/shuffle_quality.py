@@ -1,0 +1,89 @@
+"""How well each way to shuffle mixes documents; the table in docs/reading.md.
+
+    python benchmarks/shuffle_quality.py
+
+Makes a store of 2²² rows in packed contexts of 256, of documents of 600 tokens on average
+(log-normal, as web text), with chunks of 2,048 rows (about 2 MiB at 576 dimensions of float16;
+the activations are narrow here, which changes nothing), and measures 24 batches of 4,096 rows
+from all over an epoch.
+"""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from actlake.storage import (
+    Context,
+    Document,
+    Geometry,
+    Lease,
+    Provenance,
+    Site,
+    StoreBuilder,
+    StoreRequest,
+    add_sites,
+    open_store,
+    write_unit,
+)
+from actlake.storage.location import LocalFolder
+from actlake.storage.reading.shuffle_quality import shuffle_quality
+
+SITE = Site(0)
+ROWS, CONTEXT, CHUNK, BATCH, DIM = 2**22, 256, 2048, 4096, 4
+POOLS = (8_192, 16_384, 65_536, 262_144, 1_000_000)
+MEASURED = 24
+
+
+def main() -> None:
+    ways: list[tuple[str, dict[str, Any]]] = [("in order", {"shuffle": "none"})]
+    ways += [(f"pool of {rows:,}", {"shuffle": "pool", "pool_rows": rows}) for rows in POOLS]
+    ways += [("exact", {"shuffle": "exact"})]
+    with tempfile.TemporaryDirectory(prefix="actlake-bench-") as folder:
+        make_store(Path(folder))
+        print("| shuffle | documents in a batch | of a uniform draw | entropy, normalised |")
+        print("|---|---:|---:|---:|")
+        for name, how in ways:
+            print(line(name, Path(folder), how), flush=True)
+
+
+def line(name: str, folder: Path, how: dict[str, Any]) -> str:
+    store = open_store(folder)
+    steps = store.batches(SITE, BATCH, **how).steps_per_epoch
+    every = steps // MEASURED
+    batches = store.batches(SITE, BATCH, stride=(0, every), **how)
+    quality = shuffle_quality(batches, num_batches=MEASURED)
+    return (
+        f"| {name} | {quality.documents:,.0f} | {quality.ideal_documents:,.0f} "
+        f"| {quality.entropy:.4f} |"
+    )
+
+
+def make_store(folder: Path) -> None:
+    rng = np.random.default_rng(0)
+    lengths = np.maximum(8, rng.lognormal(5.9, 1.0, ROWS // 200)).astype(np.int64)
+    document = np.repeat(np.arange(len(lengths)), lengths)[:ROWS]
+    assert len(document) == ROWS
+    request = StoreRequest(
+        dim=DIM, dtype="float16", layout="packed", context_length=CONTEXT, splits=("train",)
+    )
+    with Lease.acquire(LocalFolder(folder)) as lease:
+        with StoreBuilder(lease, request, Provenance(model={"name": "none"})) as builder:
+            for number in range(int(document[-1]) + 1):
+                builder.add_document(Document(str(number), "made", "train"))
+            for start in range(0, ROWS, CONTEXT):
+                of = document[start : start + CONTEXT]
+                ids = rng.integers(1, 50_000, CONTEXT)
+                builder.add_context(Context(ids, of, np.arange(CONTEXT), "train"))
+            builder.finish(lambda rows: Geometry(chunk_rows=CHUNK, unit_rows=CHUNK * 64))
+        store = open_store(folder)
+        add_sites(lease, store, (SITE,), {})
+        store.refresh()
+        for unit in range(store.schema.num_units):
+            values = np.zeros((len(store.schema.unit_extent(unit)), DIM), np.float16)
+            lease.ledger.commit(write_unit(store, unit, {SITE: values}, token=lease.token))
+
+
+if __name__ == "__main__":
+    main()

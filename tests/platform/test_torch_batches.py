@@ -1,0 +1,172 @@
+"""Torch gets the batches of the store, in their order, and can say where it is."""
+
+import gc
+import json
+import threading
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from actlake.platform.torch_batches import ActivationDataset, TorchBatches
+from actlake.storage import (
+    Context,
+    Document,
+    Geometry,
+    Lease,
+    Provenance,
+    Site,
+    StoreBuilder,
+    StoreRequest,
+    add_sites,
+    open_store,
+    write_unit,
+)
+from actlake.storage.dtypes import numpy_dtype
+from actlake.storage.errors import StoreDamaged
+from actlake.storage.location import LocalFolder
+
+SITES = (Site(0), Site(3))
+ROWS, DIM = 240, 6
+
+
+def make_store(folder, dtype):
+    request = StoreRequest(
+        dim=DIM, dtype=dtype, layout="documents", context_length=12, splits=("train",)
+    )
+    rng = np.random.default_rng(0)
+    acts = {site: rng.normal(size=(ROWS, DIM)).astype(numpy_dtype(dtype)) for site in SITES}
+    with Lease.acquire(LocalFolder(folder)) as lease:
+        with StoreBuilder(
+            lease, request, Provenance(), token_chunk_rows=32, token_shard_rows=64
+        ) as b:
+            b.add_document(Document("a", "made", "train"))
+            for _ in range(ROWS // 12):
+                ids = rng.integers(0, 50, 12)
+                b.add_context(Context(ids, np.zeros(12, np.int64), np.arange(12), "train"))
+            b.finish(lambda rows: Geometry(chunk_rows=12, unit_rows=24))
+        store = open_store(folder)
+        add_sites(lease, store, SITES, {})
+        store.refresh()
+        for unit in range(store.schema.num_units):
+            rows = store.schema.unit_extent(unit).slice()
+            values = {site: acts[site][rows] for site in SITES}
+            lease.ledger.commit(write_unit(store, unit, values, token=lease.token))
+    return folder
+
+
+@pytest.fixture(params=["float16", "bfloat16", "float32"])
+def folder(request, tmp_path):
+    return make_store(tmp_path / "store", request.param)
+
+
+@pytest.fixture
+def half(tmp_path):
+    return make_store(tmp_path / "store", "float16")
+
+
+@pytest.mark.parametrize("prefetch", [0, 1, 3])
+@pytest.mark.parametrize("dtype", [None, torch.float32])
+def test_tensors_are_the_arrays_in_the_same_order(folder, prefetch, dtype):
+    store = open_store(folder)
+    expected = list(store.batches(SITES[0], 16, epochs=2))
+
+    with TorchBatches(
+        store.batches(SITES[0], 16, epochs=2), dtype=dtype, prefetch=prefetch
+    ) as batches:
+        given = list(batches)
+
+    assert len(given) == len(expected) > 20
+    for one, two in zip(given, expected, strict=True):
+        assert one.rows.tolist() == two.rows.tolist()
+        assert one.acts.dtype == (dtype or getattr(torch, store.schema.dtype))
+        np.testing.assert_array_equal(one.acts.float().numpy(), two.acts.astype(np.float32))
+        assert (one.epoch, one.step) == (two.epoch, two.step)
+
+
+def test_several_sites_come_aligned(half):
+    store = open_store(half)
+
+    with TorchBatches(store.batches(SITES, 16)) as batches:
+        batch = next(batches)
+
+    for site in SITES:
+        np.testing.assert_array_equal(batch[site].numpy(), store[site].take(batch.rows))
+
+
+@pytest.mark.parametrize("shuffle", ["exact", "pool"])
+@pytest.mark.parametrize("threads", [0, 2])
+def test_the_state_is_that_of_the_batch_given_out_not_of_what_is_read_ahead(half, shuffle, threads):
+    store = open_store(half)
+    how = {"shuffle": shuffle, "pool_rows": 60, "threads": threads}
+    whole = [b.rows.tolist() for b in islice(store.batches(SITES[0], 16, **how), 30)]
+
+    with TorchBatches(store.batches(SITES[0], 16, **how), prefetch=3) as first:
+        begun = [batch.rows.tolist() for batch in islice(first, 9)]
+        state = json.loads(json.dumps(first.state_dict()))
+    with TorchBatches(store.batches(SITES[0], 16, state=state, **how)) as resumed:
+        rest = [batch.rows.tolist() for batch in islice(resumed, 21)]
+
+    assert begun + rest == whole
+
+
+def test_an_error_of_the_thread_is_raised_where_the_batch_is_asked_for(half):
+    (half / "rows.zarr/acts/resid_post.0/c.3.0").unlink()
+
+    with (
+        TorchBatches(open_store(half).batches(SITES[0], 16)) as batches,
+        pytest.raises(StoreDamaged, match=r"c\.3\.0"),
+    ):
+        list(islice(batches, 30))
+
+
+def test_no_thread_is_left_behind(half):
+    store = open_store(half)
+    before = threading.active_count()
+
+    for _ in range(3):
+        batches = TorchBatches(store.batches(SITES[0], 16, threads=2))
+        next(batches)
+    batches.close()
+    del batches
+    gc.collect()
+
+    for thread in threading.enumerate():
+        if thread.name.startswith("actlake"):
+            thread.join(timeout=5)
+    assert threading.active_count() == before
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("shuffle", ["exact", "pool"])
+def test_a_data_loader_gives_the_same_batches_whatever_its_workers(half, workers, shuffle):
+    how = {"shuffle": shuffle, "pool_rows": 60, "epochs": 1, "last": "ragged"}
+    expected = list(open_store(half).batches(str(SITES[0]), 16, **how))
+    dataset = ActivationDataset(str(half), str(SITES[0]), 16, **how)
+
+    loader = DataLoader(
+        dataset,
+        batch_size=None,
+        num_workers=workers,
+        multiprocessing_context="spawn" if workers else None,
+    )
+    given = list(loader)
+
+    assert [np.asarray(b.rows).tolist() for b in given] == [b.rows.tolist() for b in expected]
+    for one, two in zip(given, expected, strict=True):
+        np.testing.assert_array_equal(one.acts.numpy(), two.acts.astype(np.float32))
+
+
+def test_a_data_set_resumes_as_a_stateful_loader_asks_it_to(half):
+    whole = [b.rows.tolist() for b in islice(ActivationDataset(str(half), "resid_post.0", 16), 20)]
+    first = ActivationDataset(str(half), "resid_post.0", 16)
+    begun = [batch.rows.tolist() for batch in islice(first, 6)]
+    state = json.loads(json.dumps(first.state_dict()))
+
+    second = ActivationDataset(str(half), "resid_post.0", 16)
+    second.load_state_dict(state)
+    rest = [batch.rows.tolist() for batch in islice(second, 14)]
+
+    assert begun + rest == whole
