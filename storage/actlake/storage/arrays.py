@@ -221,10 +221,7 @@ class RowArray:
         chunks = inside // self.spec.chunk_length
         if check:
             self._mapped.check(shards, chunks)
-        gathered: Array = self._mapped.view[
-            shards, chunks, inside - chunks * self.spec.chunk_length
-        ]
-        return gathered
+        return self._mapped.gather(shards, chunks, inside - chunks * self.spec.chunk_length)
 
     def _through_zarr(self, select: Callable[[Any], Any], shards: Array) -> Array:
         """What zarr-python reads, with its errors in our words.

@@ -74,6 +74,22 @@ class MappedShards:
             ),
         )
         self.view.flags.writeable = False
+        # A row as one item, beginning at any byte: NumPy then copies rows, not elements, which
+        # is twice as fast (4,096 rows of 1,152 bytes: 1.3 ms against 2.9).
+        region_bytes = spec.num_shards * self._stride
+        self._items = np.ndarray(
+            (max(0, region_bytes - spec.row_bytes + 1),),
+            np.dtype((np.void, spec.row_bytes)),
+            np.asarray(self._region),
+            strides=(1,),
+        )
+
+    def gather(self, shards: Array, chunks: Array, rows: Array) -> Array:
+        """``view[shards, chunks, rows]``, copied: (n, …). The shards must have been touched."""
+        spec = self._spec
+        at = shards * self._stride + chunks * spec.chunk_stride + rows * spec.row_bytes
+        gathered: Array = self._items[at].view(spec.numpy_dtype)
+        return gathered.reshape(len(at), *spec.shape[1:])
 
     def touch(self, shards: Array) -> None:
         """Map those of `shards` that are not mapped yet.
