@@ -11,7 +11,8 @@ float32 torch tensors in batches of 4,096, and the same rows
                 through its mixing buffer
     token_loop  a token at a time through zarr-python, on the store's own array
 
-The last line is JSON: ``vs_*`` are our rows per second over theirs, medians of interleaved rounds on a
+The last line is JSON: ``vs_*`` are our rows per second over theirs, medians of interleaved
+rounds on a
 warm page cache; ``vs_memmap`` is the lesser of the two modes. ``anon_growth_16x`` is the peak
 anonymous memory of a reader of 16 times the rows over that of one; each is a process of its own.
 Exit status 1 when a bar is missed or a key is missing.
@@ -93,9 +94,11 @@ def main() -> int:
 def in_words(result: dict[str, Any]) -> str:
     """The same numbers for a person."""
     lines = ["Rows of 576 float16 a second, as float32 torch tensors in batches of 4,096:"]
-    for name in NAMES:
-        if f"{name}_rows_per_s" in result:
-            lines.append(f"  {NAMES[name]:<58}{result[f'{name}_rows_per_s']:>12,}")
+    lines += [
+        f"  {words:<58}{result[f'{name}_rows_per_s']:>12,}"
+        for name, words in NAMES.items()
+        if f"{name}_rows_per_s" in result
+    ]
     lines += [
         f"Ours over numpy.memmap: exact {result['vs_memmap_exact']}, "
         f"pool {result['vs_memmap_pool']} (bar 0.7)",

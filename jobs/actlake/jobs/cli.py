@@ -54,11 +54,18 @@ def _demo() -> Run:
     return main
 
 
+def _transport() -> Run:
+    from actlake.jobs.transport.command import main
+
+    return main
+
+
 COMMANDS = {
     "demo": Command("the whole path on a small real model, on this machine, in minutes", _demo),
     "export": Command("copy chosen sites, splits or rows into a new store", _export),
     "harvest": Command("fill a store with a model's activations on a text", _harvest),
     "info": Command("what a store holds, and how much of it", _info),
+    "transport": Command("fit linear maps between layers and test what they carry", _transport),
     "verify": Command("whether a store is sound, byte by byte; --repair mends it", _verify),
 }
 

@@ -9,7 +9,7 @@ from .errors import (
     WorkerFailed,
     WorkStopped,
 )
-from .map_reduce import map_reduce
+from .map_reduce import ARITY, map_reduce
 from .pool import PoolEvent, PoolResult, UnitTiming, run_units
 from .resources import Placement, Resources, check_demand
 from .session import Session, session
@@ -37,6 +37,7 @@ __all__ = [
     "run_chain",
     "run_units",
     "map_reduce",
+    "ARITY",
     "PoolEvent",
     "PoolResult",
     "UnitTiming",

@@ -6,7 +6,8 @@
     ├── NotEnoughResources      the work can never be placed      (RuntimeError)
     ├── ReplicaStartFailed      replicas die before they work     (RuntimeError)
     ├── ReplicasKeepDying       replicas die without a result     (RuntimeError)
-    └── WorkerFailed            a worker's error that cannot travel as itself  (RuntimeError)
+    ├── WorkerFailed            a worker's error that cannot travel as itself  (RuntimeError)
+    └── WorkStopped             ended early, on request           (RuntimeError)
 
 What a worker raises itself (a `StoreError`, a `ValueError`) is not in this list: it reaches
 the caller of `run_units` as the same exception.
@@ -41,3 +42,7 @@ class ReplicasKeepDying(ClusterError, RuntimeError):
 
 class WorkerFailed(ClusterError, RuntimeError):
     """A worker raised something that cannot be sent between processes; its words are kept."""
+
+
+class WorkStopped(ClusterError, RuntimeError):
+    """SIGTERM or Ctrl-C ended the work before there was a result."""

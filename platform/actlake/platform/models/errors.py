@@ -10,6 +10,7 @@
         ├── SiteNotInModel          the model has no such layer or point           (LookupError)
         ├── ContextTooLong          more tokens than the model has positions for   (ValueError)
         ├── InvalidSplit            layers do not divide among stages like that    (ValueError)
+        ├── InvalidIntervention     returned no tensor of the site's shape         (ValueError)
         └── TokenizerNotSupported   no fast tokenizer, so no character offsets     (ValueError)
 
 A message says what happened, what there is, and, after ``hint:``, what to do.
@@ -52,6 +53,10 @@ class ContextTooLong(ModelError, ValueError):
 
 class InvalidSplit(ModelError, ValueError):
     """The layers cannot be divided among stages in the way asked for."""
+
+
+class InvalidIntervention(ModelError, ValueError):
+    """A function that changes a site returned something else than a tensor of its shape."""
 
 
 class TokenizerNotSupported(ModelError, ValueError):

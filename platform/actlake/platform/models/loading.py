@@ -6,7 +6,7 @@ experts, keys of older releases) holds here too, and what has a stand-in is neve
 """
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -83,30 +83,63 @@ def _check_layers(model: ResolvedModel, layers: range, sites: list[Site]) -> Non
 
 
 def _load_module(model: ResolvedModel, layers: range) -> nn.Module:
-    from safetensors import SafetensorError
-
     config = model.hf_config
     cls = model_class(config, location=model.location, trust_remote_code=model.trust_remote_code)
+    return load_pretrained(
+        model,
+        cls,
+        lambda module: _leave_out(module, model.anatomy, layers),
+        nested_keys=NESTED_DECODER,
+        what=f"layers [{layers.start}, {layers.stop})",
+    )
+
+
+def load_pretrained(
+    model: ResolvedModel,
+    cls: type[Any],
+    leave_out: Callable[[nn.Module], None],
+    *,
+    nested_keys: Mapping[str, str],
+    what: str,
+) -> nn.Module:
+    """A model of class `cls` with its weights, on its device, without gradients.
+
+    Parameters
+    ----------
+    leave_out
+        Puts stand-ins where nothing is to be loaded, before any weight is read.
+    nested_keys
+        How keys are renamed where the decoder is part of a model with more than text.
+    what
+        What is being loaded, for the words of an error.
+
+    Raises
+    ------
+    WeightsMismatch, HubUnreachable
+        The weights do not fit, or cannot be had.
+    """
+    from safetensors import SafetensorError
+
     device = model.device.value
     try:
         with no_progress_bars():
-            module, info = _stage_class(cls, model.anatomy, layers).from_pretrained(
+            module, info = _without(cls, leave_out).from_pretrained(
                 model.location,
-                config=config,
+                config=model.hf_config,
                 revision=model.commit or "main",
                 dtype=model.dtype.value,
                 attn_implementation=model.attention.value,
                 device_map=None if device == "cpu" else {"": torch.device(device)},
                 use_safetensors=True,
-                key_mapping=NESTED_DECODER if model.nested else None,
+                key_mapping=dict(nested_keys) if model.nested else None,
                 output_loading_info=True,
             )
     except (RuntimeError, SafetensorError) as error:
-        raise _mismatch(model, layers, str(error)) from error
+        raise _mismatch(model, what, str(error)) from error
     except OSError as error:
         raise _unfetched(model, error) from error
     if info["missing_keys"]:
-        raise _mismatch(model, layers, "missing: " + _some(info["missing_keys"]))
+        raise _mismatch(model, what, "missing: " + _some(info["missing_keys"]))
     assert isinstance(module, nn.Module)
     return module.requires_grad_(False)
 
@@ -132,12 +165,12 @@ class Absent(nn.Module):
 NESTED_DECODER = {r"^(model\.)?language_model\.(model\.)?": ""}
 
 
-def _stage_class(cls: type[Any], anatomy: Anatomy, layers: range) -> type[Any]:
-    """The model's class, with stand-ins outside `layers`; loads nothing for those."""
+def _without(cls: type[Any], leave_out: Callable[[nn.Module], None]) -> type[Any]:
+    """The model's class, with stand-ins for what `leave_out` replaces; loads nothing for those."""
 
     def __init__(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
         cls.__init__(self, config, *args, **kwargs)
-        _leave_out(self, anatomy, layers)
+        leave_out(self)
 
     # Under any other module name transformers takes it for code of the user's own and does not
     # merge the experts of mixtral and qwen3_moe: they stay random, without an error.
@@ -158,11 +191,11 @@ def _leave_out(module: nn.Module, anatomy: Anatomy, layers: range) -> None:
         module.set_submodule(anatomy.embedding, Absent(embedding))
 
 
-def _mismatch(model: ResolvedModel, layers: range, what: str) -> WeightsMismatch:
+def _mismatch(model: ResolvedModel, what: str, why: str) -> WeightsMismatch:
     return WeightsMismatch(
-        f"The weights of layers [{layers.start}, {layers.stop}) of {model.name} do not fit its "
+        f"The weights of {what} of {model.name} do not fit its "
         f"configuration ({model.family}, {model.num_layers} layers of width {model.dim})\n"
-        f"{what}\n"
+        f"{why}\n"
         f"hint: check that config.json belongs to these weights, and copy or download them again"
     )
 

@@ -5,17 +5,12 @@ and speed depend on it, so the choice is logged, recorded with the store and nev
 """
 
 from dataclasses import dataclass
-from typing import Any, Generic, Literal, TypeVar, get_args
+from typing import Any, Generic, TypeVar
 
 import torch
 
+from actlake.platform.models.config import check_device, check_dtype
 from actlake.platform.models.errors import InvalidModelConfig
-from actlake.storage.errors import nearest
-
-Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-DTYPES: tuple[Dtype, ...] = get_args(Dtype)
-Attention = Literal["auto", "sdpa", "eager"]
-ATTENTIONS: tuple[Attention, ...] = get_args(Attention)
 
 T = TypeVar("T")
 
@@ -29,35 +24,6 @@ class Resolved(Generic[T]):
 
     def __str__(self) -> str:
         return f"{self.value} ({self.reason})"
-
-
-def check_dtype(written: str) -> None:
-    """Refuse a dtype that is not one of `DTYPES`."""
-    if written not in DTYPES:
-        raise InvalidModelConfig(
-            f"Cannot run a model in dtype {written!r}\n"
-            f"The dtypes are {', '.join(DTYPES)}\n" + nearest(written, DTYPES)
-        )
-
-
-def check_device(written: str) -> None:
-    """Refuse what is not written ``auto``, ``cpu``, ``cuda`` or ``cuda:N``."""
-    kind, colon, index = written.partition(":")
-    is_plain = kind in ("auto", "cpu", "cuda") and not colon
-    if not (is_plain or (kind == "cuda" and index.isdecimal())):
-        raise InvalidModelConfig(
-            f"There is no device {written!r}\n"
-            f"hint: write auto, cpu, cuda, or one card as cuda:0, cuda:1, …"
-        )
-
-
-def check_attention(written: str) -> None:
-    """Refuse an attention that is not one of `ATTENTIONS`."""
-    if written not in ATTENTIONS:
-        raise InvalidModelConfig(
-            f"There is no attention {written!r}\n"
-            f"The ways of computing it are {', '.join(ATTENTIONS)}\n" + nearest(written, ATTENTIONS)
-        )
 
 
 def resolve_device(written: str, *, here: bool = True) -> Resolved[str]:

@@ -23,9 +23,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from actlake.platform.models.interventions import Intervention, register_change
 from actlake.platform.models.source import ResolvedModel
 from actlake.platform.models.wiring import Tap
-from actlake.storage.sites import Site
+from actlake.storage.sites import POINTS, Site
 
 Capture = Callable[[Site, Tensor], None]
 """Takes a site and its tensor (B, L, D), in the model's dtype and on its device.
@@ -47,6 +48,7 @@ class _Pass:
     inputs: Tensor
     capture: Capture
     waiting: set[Site]
+    interventions: tuple[Intervention, ...]
     leaving_BLD: Tensor | None = None
 
 
@@ -74,7 +76,9 @@ class ModelStage:
         """Bytes of the parameters held."""
         return sum(parameter.nbytes for parameter in self.module.parameters())
 
-    def run(self, inputs: Tensor, capture: Capture) -> Tensor | None:
+    def run(
+        self, inputs: Tensor, capture: Capture, interventions: Iterable[Intervention] = ()
+    ) -> Tensor | None:
         """One forward pass through the stage's layers.
 
         Parameters
@@ -85,6 +89,8 @@ class ModelStage:
             dtype. From any device; pinned host memory is copied without blocking.
         capture
             Called once for each of `sites`, in the order in which they are computed.
+        interventions
+            What to change on the way; those of other stages' layers are left to them.
 
         Returns
         -------
@@ -95,7 +101,8 @@ class ModelStage:
         assert inputs.ndim == (3 if self.layers.start else 2), inputs.shape
         with torch.inference_mode():
             inputs = inputs.to(self.device, non_blocking=True)
-            self._pass = _Pass(inputs, capture, set(self.sites))
+            here = (i for i in interventions if i.site.stored.layer in self.layers)
+            self._pass = _Pass(inputs, capture, set(self.sites), tuple(here))
             hooks: list[RemovableHandle] = []
             try:
                 hooks.extend(self._register_hooks())
@@ -120,6 +127,7 @@ class ModelStage:
         return arguments
 
     def _register_hooks(self) -> Iterable[RemovableHandle]:
+        assert self._pass is not None
         anatomy = self.model.anatomy
         blocks = self.module.get_submodule(anatomy.blocks)
         assert isinstance(blocks, nn.ModuleList)
@@ -127,13 +135,21 @@ class ModelStage:
             yield blocks[self.layers.start].register_forward_pre_hook(
                 self._inject, with_kwargs=True
             )
-        for site in self.sites:
+        # A site is changed before it is read, and read as it was changed. Where two sites are one
+        # module's input (OLMo 2: the stream is what the MLP reads), the stream comes first.
+        changes = self._pass.interventions
+        for site in sorted({*self.sites, *(c.site.stored for c in changes)}, key=_in_order):
             tap = anatomy.wirings[site.layer][site.point]
-            yield self._read(site, blocks[site.layer].get_submodule(tap.module), tap)
+            module = blocks[site.layer].get_submodule(tap.module)
+            for change in changes:
+                if change.site.stored == site:
+                    yield register_change(change, module, tap, *self._pass.inputs.shape[:2])
+            if site in self.sites:
+                yield self._read(site, module, tap)
         yield blocks[self.layers.stop - 1].register_forward_hook(self._leave)
 
     # A hook that returns anything but None replaces the tensor. These three read and return
-    # None; replacing a site while the model runs would be a fourth, on the same `Tap`.
+    # None; those of `interventions` replace, on the same `Tap`.
 
     def _read(self, site: Site, module: nn.Module, tap: Tap) -> RemovableHandle:
         def seen_going_in(module: nn.Module, args: Any, kwargs: Any) -> None:
@@ -167,6 +183,10 @@ class ModelStage:
         if args:
             return (self._pass.inputs, *args[1:]), kwargs
         return args, kwargs | {"hidden_states": self._pass.inputs}
+
+
+def _in_order(site: Site) -> tuple[int, int]:
+    return site.layer, POINTS.index(site.point)
 
 
 def _first_input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:

@@ -1,0 +1,263 @@
+"""Maps between layers: one pass and closed forms, against scikit-learn pair by pair.
+
+The store holds SmolLM2's residual stream at 8 layers of its lower half, 28 pairs, on 252
+thousand tokens of the Brown corpus. Three things are timed:
+
+    ours     moments of all pairs in one pass over the rows, then for every pair ridge with the
+             best of 8 α, least squares, Procrustes, identity, mean, and the maps of all ranks
+             of three families with their curves and ceilings, tested, with intervals
+    theirs   what the published code does for a pair: rows in memory, scikit-learn's Ridge in
+             GridSearchCV with 5 folds over the same 8 α, then R² on the test rows; on a few
+             pairs, extrapolated to all
+    gemm     the matrix products of the pass alone, on rows that lie in memory as float32: what
+             no way of computing the moments can do without
+
+Peak memory is that of a pass over all parts of the rows once and four times over. Time during
+which this process was suspended (Ctrl-Z, or a scheduler that shares the machine) does not count;
+beside the ratios of wall time stand those of CPU time, which other work disturbs less.
+
+    python benchmarks/transport.py                   about 25 minutes on 2 cores
+    python benchmarks/transport.py --store FOLDER    a store that has the sites already
+"""
+
+import argparse
+import json
+import shutil
+import tempfile
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import prepare
+from sklearn.linear_model import Ridge
+from sklearn.metrics import r2_score
+from sklearn.model_selection import GridSearchCV
+from texts import brown_folder
+
+from actlake.jobs.harvest import HarvestConfig, harvest
+from actlake.jobs.transport.block_sums import CHUNK_ROWS
+from actlake.jobs.transport.fitting import fit_pairs
+from actlake.jobs.transport.moments_pass import compute_moments, request_moments, shares_of
+from actlake.jobs.transport.pairs import Pair, resolve_pairs
+from actlake.jobs.transport.parts import rows_of_part
+from actlake.platform.corpus import CorpusConfig, Files, Packed, SplitByHash
+from actlake.platform.models import ModelConfig, smollm2_folder
+from actlake.platform.tracking import TrackingConfig
+from actlake.storage import ActivationStore, Site, open_store
+
+SITES = tuple(Site(layer) for layer in range(0, 16, 2))
+ALPHAS = (1.0, 10.0, 100.0, 1e3, 1e4, 1e5, 1e6, 1e7)
+FOLDS = 5
+THEIR_PAIRS = (Pair(Site(4), Site(6)), Pair(Site(2), Site(10)))
+GEMM_CHUNKS = 24
+SUSPENDED_S = 2.0  # no call of ours holds the interpreter for so long
+
+
+def make_store(folder: Path) -> None:
+    """Harvest the benchmark's store: 15 layers of SmolLM2, about 8 minutes on 2 cores."""
+    result = harvest(
+        HarvestConfig(
+            store=str(folder),
+            model=ModelConfig(name=str(smollm2_folder())),
+            sites=SITES,
+            corpus=CorpusConfig(
+                source=Files(path=f"{brown_folder()}/c[a-r][0-9][05].txt"),
+                layout=Packed(separator="<|endoftext|>"),
+                context_length=256,
+                splits=SplitByHash(fractions={"train": 0.8, "test": 0.2}),
+            ),
+            tracking=TrackingConfig(wandb="disabled"),
+        )
+    )
+    assert result.complete
+
+
+def anonymous_mb() -> float:
+    """Anonymous memory of this process; mapped files do not count."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("RssAnon:"):
+            return int(line.split()[1]) / 1024
+    return float("nan")
+
+
+class Clock:
+    """Wall seconds less those in which the process was suspended, and CPU seconds."""
+
+    _suspended = 0.0
+
+    @classmethod
+    def start(cls) -> None:
+        """Begin to look for suspensions."""
+        threading.Thread(target=cls._watch, daemon=True).start()
+
+    @classmethod
+    def _watch(cls) -> None:
+        last = time.perf_counter()
+        while True:
+            time.sleep(0.05)
+            now = time.perf_counter()
+            if now - last > SUSPENDED_S:
+                cls._suspended += now - last
+            last = now
+
+    def __init__(self) -> None:
+        self._wall, self._cpu = self._now()
+
+    def _now(self) -> tuple[float, float]:
+        time.sleep(0.1)  # lets the watcher see a suspension that has just ended
+        return time.perf_counter() - self._suspended, time.process_time()
+
+    def stop(self) -> np.ndarray:
+        """(2,) wall and CPU seconds since this clock was made."""
+        wall, cpu = self._now()
+        return np.array([wall - self._wall, cpu - self._cpu])
+
+
+class PeakMemory:
+    """The highest `anonymous_mb` seen by a thread that looks every 20 ms."""
+
+    def __enter__(self) -> "PeakMemory":
+        self.begin = self.peak = anonymous_mb()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def _watch(self) -> None:
+        while not self._stop.wait(0.02):
+            self.peak = max(self.peak, anonymous_mb())
+
+    def __exit__(self, *args: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+
+def gemm_seconds(store: ActivationStore, design, rows: int) -> np.ndarray:
+    """The products of the pass, nothing else: timed on some chunks, scaled to all rows."""
+    (alignment,) = design.alignments
+    width = store.schema.dim
+    chunk = np.random.default_rng(0).standard_normal(
+        (CHUNK_ROWS, len(alignment.columns) * width), dtype=np.float32
+    )
+    out = np.empty((width, chunk.shape[1]), np.float32)
+
+    def products() -> None:
+        for place in range(len(alignment.columns)):
+            left = chunk[:, place * width : (place + 1) * width]
+            for first, last in alignment.runs(place):
+                right = chunk[:, first * width : last * width]
+                np.matmul(left.T, right, out=out[:, : right.shape[1]])
+
+    products()
+    clock = Clock()
+    for _ in range(GEMM_CHUNKS):
+        products()
+    return clock.stop() / GEMM_CHUNKS * rows / CHUNK_ROWS
+
+
+def theirs(store: ActivationStore, shares, pair: Pair) -> tuple[np.ndarray, float, float]:
+    """Seconds, test R² and α of scikit-learn for one pair, reading the rows included."""
+    clock = Clock()
+    rows = {
+        split: np.concatenate(
+            [
+                rows_of_part(store, shares.of_document, part, 0, excluded=False)
+                for part in shares.parts
+                if shares.names[part.share].startswith("test") == (split == "test")
+            ]
+        )
+        for split in ("train", "test")
+    }
+    x, y, new_x, new_y = (
+        store[site].take(rows[split]).astype(np.float32)
+        for split in ("train", "test")
+        for site in (pair.source, pair.target)
+    )
+    search = GridSearchCV(Ridge(), {"alpha": list(ALPHAS)}, cv=FOLDS, scoring="r2").fit(x, y)
+    found = r2_score(new_y, search.predict(new_x))
+    return clock.stop(), found, search.best_params_["alpha"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--store", default=None)
+    options = parser.parse_args()
+    Clock.start()
+    folder = Path(options.store or prepare.once("transport-smollm2", make_store))
+    store = open_store(folder)
+    pairs = resolve_pairs("all", SITES, SITES)
+    request = request_moments([store], pairs)
+    shares = shares_of([store], request)
+    rows = sum(part.num_rows for part in shares.parts)
+    root = Path(tempfile.mkdtemp(prefix="actlake-transport-", dir=folder.parent))
+    try:
+        print(f"{rows:,} rows, {len(pairs)} pairs, {request.design.num_blocks} blocks", flush=True)
+        store[SITES[0]].read(0, 1)
+
+        gemm_before = gemm_seconds(store, request.design, rows)
+        clock = Clock()
+        with PeakMemory() as once:
+            moments = compute_moments([store], request, root / "once", threads=2, shares=shares)
+        pass_s = clock.stop()
+        gemm_s = (gemm_before + gemm_seconds(store, request.design, rows)) / 2
+        print(f"pass {shown(pass_s)}, its products alone {shown(gemm_s)}", flush=True)
+
+        clock = Clock()
+        fits = {fit.pair: fit.ridge for fit in fit_pairs(moments, pairs, alphas=ALPHAS)}
+        fits_s = clock.stop()
+        print(f"fits {shown(fits_s)}", flush=True)
+
+        fourfold = replace(shares, parts=tuple(part for part in shares.parts for _ in range(4)))
+        with PeakMemory() as four:
+            compute_moments([store], request, root / "four", threads=2, shares=fourfold)
+        print(f"anonymous memory {once.peak:.0f} MB, of 4x the rows {four.peak:.0f} MB", flush=True)
+
+        seconds, differences = [], []
+        for pair in THEIR_PAIRS:
+            took, r2, alpha = theirs(store, shares, pair)
+            ours = fits[pair]
+            seconds.append(took)
+            differences.append(abs(ours.test.uniform - r2))
+            print(
+                f"{pair}: scikit-learn {shown(took)}, R² {r2:.6f} (α {alpha:g}); ours "
+                f"{ours.test.uniform:.6f} (α {ours.fitted.alpha:g})",
+                flush=True,
+            )
+    finally:
+        shutil.rmtree(root, ignore_errors=True)
+    their_s = np.mean(seconds, axis=0) * len(pairs)
+    speedup, speedup_cpu = their_s / (pass_s + fits_s)
+    share, share_cpu = gemm_s / pass_s
+    print(
+        json.dumps(
+            {
+                "speedup": speedup,
+                "r2_max_diff": max(differences),
+                "gemm_share": share,
+                "anon_growth_4x": four.peak / once.peak,
+                "speedup_cpu": speedup_cpu,
+                "gemm_share_cpu": share_cpu,
+                "gemm_share_with_fits": (gemm_s / (pass_s + fits_s))[0],
+                "rows": rows,
+                "pairs": len(pairs),
+                "pass_s": pass_s[0],
+                "fits_s": fits_s[0],
+                "gemm_s": gemm_s[0],
+                "their_s_a_pair": their_s[0] / len(pairs),
+                "anon_mb": once.peak,
+                "anon_mb_4x": four.peak,
+            },
+            indent=2,
+        )
+    )
+
+
+def shown(seconds: np.ndarray) -> str:
+    wall, cpu = seconds
+    return f"{wall:.1f} s ({cpu:.1f} s of CPU)"
+
+
+if __name__ == "__main__":
+    main()

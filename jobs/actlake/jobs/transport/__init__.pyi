@@ -1,0 +1,33 @@
+from .artefact import TransportOperator
+from .config import (
+    CausalConfig,
+    DictionaryConfig,
+    MomentsConfig,
+    RowsConfig,
+    ShortcutConfig,
+    TransportConfig,
+)
+from .dictionary import Dictionary, read_dictionary
+from .job import TransportPlan, TransportResult, fit_transport, plan_transport
+from .moments_file import StoredMoments
+from .pairs import Grid, Listed, Pair
+
+__all__ = [
+    "CausalConfig",
+    "Dictionary",
+    "DictionaryConfig",
+    "Grid",
+    "Listed",
+    "MomentsConfig",
+    "Pair",
+    "RowsConfig",
+    "ShortcutConfig",
+    "StoredMoments",
+    "TransportConfig",
+    "TransportOperator",
+    "TransportPlan",
+    "TransportResult",
+    "fit_transport",
+    "plan_transport",
+    "read_dictionary",
+]

@@ -1,0 +1,167 @@
+"""Which features of an SAE a map carries over, on the rows on which each feature fires.
+
+The one number that moments cannot give: R² of a feature counts only rows on which the *true*
+target makes it fire ("Activation Transport Operators", arXiv:2508.17540), so the test rows are
+read once more. What is compared is the projection on the feature's unit decoder row, of the
+true and of the transported state. A feature is *transported* where that R² reaches a threshold,
+else *synthesised*: made from something else than what the source holds linearly.
+
+Shapes:  N rows   F features   D width
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from actlake.jobs.transport.artefact import TransportOperator
+from actlake.jobs.transport.dictionary import Dictionary
+from actlake.jobs.transport.operators import AffineMap
+from actlake.jobs.transport.pairs import Pair
+from actlake.jobs.transport.parts import TEST, Shares, rows_of_part
+from actlake.storage import ActivationStore
+
+Array = np.ndarray[Any, Any]
+_ROWS_AT_ONCE = 1024
+
+
+@dataclass
+class FeatureSums:
+    """Of each feature, over its active rows: count and sums of the two projections."""
+
+    count: Array
+    true: Array
+    mapped: Array
+    true_squared: Array
+    mapped_squared: Array
+    product: Array
+    error_squared: Array
+    all_rows: int
+
+    @classmethod
+    def zeros(cls, num_features: int) -> "FeatureSums":
+        """Of no rows."""
+        names = ("count", "true", "mapped", "true_squared", "mapped_squared", "product")
+        sums = {name: np.zeros(num_features) for name in (*names, "error_squared")}
+        return cls(**sums, all_rows=0)
+
+    def add(self, active: Array, true: Array, mapped: Array) -> None:
+        """Add rows: which features fire, and both projections, (N, F) each."""
+        error = (true - mapped) * active
+        on, off = true * active, mapped * active
+        self.count += active.sum(axis=0)
+        self.true += on.sum(axis=0, dtype=np.float64)
+        self.mapped += off.sum(axis=0, dtype=np.float64)
+        self.true_squared += np.einsum("nf,nf->f", on, on, dtype=np.float64)
+        self.mapped_squared += np.einsum("nf,nf->f", off, off, dtype=np.float64)
+        self.product += np.einsum("nf,nf->f", on, off, dtype=np.float64)
+        self.error_squared += np.einsum("nf,nf->f", error, error, dtype=np.float64)
+        self.all_rows += len(active)
+
+
+@dataclass(frozen=True)
+class FeatureScores:
+    """Of each feature, on its active rows; NaN where it fires on fewer than two."""
+
+    active: Array
+    """Rows on which it fires."""
+    density: Array
+    """Share of all rows."""
+    r2: Array
+    correlation: Array
+    slope: Array
+    """Calibration: the slope of the true projection on the transported one; 1 is calibrated."""
+    threshold: float
+    least_active: int
+
+    @property
+    def judged(self) -> Array:
+        """(F,) bool: it fires often enough."""
+        judged: Array = self.active >= self.least_active
+        return judged
+
+    @property
+    def transported(self) -> Array:
+        """(F,) bool: judged, and R² reaches the threshold."""
+        transported: Array = self.judged & (np.nan_to_num(self.r2, nan=-np.inf) >= self.threshold)
+        return transported
+
+    @property
+    def share_transported(self) -> float:
+        """Of the judged features."""
+        return float(self.transported.sum() / max(1, self.judged.sum()))
+
+
+def scores_of(sums: FeatureSums, *, threshold: float, least_active: int) -> FeatureScores:
+    """What the sums say."""
+    n = np.where(sums.count >= 2, sums.count, np.nan)
+    spread_true = sums.true_squared - sums.true**2 / n
+    spread_mapped = sums.mapped_squared - sums.mapped**2 / n
+    together = sums.product - sums.true * sums.mapped / n
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return FeatureScores(
+            active=sums.count.astype(np.int64),
+            density=sums.count / max(1, sums.all_rows),
+            r2=_finite(1 - sums.error_squared / spread_true),
+            correlation=_finite(together / np.sqrt(spread_true * spread_mapped)),
+            slope=_finite(together / spread_mapped),
+            threshold=threshold,
+            least_active=least_active,
+        )
+
+
+def _finite(values: Array) -> Array:
+    return np.where(np.isfinite(values), values, np.nan)
+
+
+def score_features(
+    stores: Sequence[ActivationStore],
+    shares: Shares,
+    pair: Pair,
+    fitted: AffineMap | TransportOperator,
+    dictionary: Dictionary,
+    *,
+    excluded: bool = False,
+    threshold: float = 0.5,
+    least_active: int = 20,
+) -> FeatureScores:
+    """Read the test rows once and score every feature of the target's SAE."""
+    decoder = dictionary.decoder
+    norms = np.linalg.norm(decoder, axis=1, keepdims=True)
+    directions = (decoder / np.where(norms > 0, norms, 1)).astype(np.float32)
+    sums = FeatureSums.zeros(dictionary.num_features)
+    # Projections are counted from that of a typical row, so that float32 keeps its digits.
+    origin: Array | None = None
+    for source, target in read_pair(stores, shares, pair, excluded=excluded):
+        active = (dictionary.encode(target) > 0).astype(np.float32)
+        mapped = np.asarray(fitted(source), np.float32)
+        origin = target.mean(axis=0) if origin is None else origin
+        sums.add(active, (target - origin) @ directions.T, (mapped - origin) @ directions.T)
+    return scores_of(sums, threshold=threshold, least_active=least_active)
+
+
+def read_pair(
+    stores: Sequence[ActivationStore],
+    shares: Shares,
+    pair: Pair,
+    *,
+    excluded: bool,
+    at_once: int = _ROWS_AT_ONCE,
+) -> Iterator[tuple[Array, Array]]:
+    """The test rows of a pair, source and target, (N, D) float32 each, in order."""
+    for rows in rows_to_test(stores[0], shares, pair.offset, excluded=excluded, at_once=at_once):
+        source = stores[0][pair.source].take(rows).astype(np.float32)
+        target = stores[-1][pair.target].take(rows + pair.offset).astype(np.float32)
+        yield source, target
+
+
+def rows_to_test(
+    store: ActivationStore, shares: Shares, offset: int, *, excluded: bool, at_once: int
+) -> Iterable[Array]:
+    """The test rows, some at a time, ascending within each group of documents."""
+    for part in shares.parts:
+        if shares.names[part.share].startswith(TEST):
+            rows = rows_of_part(store, shares.of_document, part, offset, excluded=excluded)
+            for start in range(0, len(rows), at_once):
+                yield rows[start : start + at_once]

@@ -1,0 +1,217 @@
+"""Fit transport operators: moments once, then every map and every number in closed form.
+
+    result = fit_transport(TransportConfig(store="runs/smollm2", out="runs/transport"))
+    TransportOperator.load(result.operator("resid_post.4->resid_post.9"))
+
+The result folder holds
+
+    run.json                     config, fingerprints, code, final numbers
+    maps, ranks, pairs .parquet  see `tables`; with the tests that were asked for also
+    features, causal, shortcuts, early_exit .parquet
+    operators/PAIR/MAP/          see `artefact`
+    pictures/*.png, report.html  the report
+
+and appears when all of it is there. Moments are kept beside it; killed and called again, the
+pass over the rows goes on from its last checkpoint, and fits begin again (they take seconds).
+"""
+
+import hashlib
+import logging
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from actlake.jobs.transport.config import Kind, TransportConfig
+from actlake.jobs.transport.moments_file import StoredMoments, find_moments
+from actlake.jobs.transport.moments_pass import MomentsPlan, compute_moments, plan_moments
+from actlake.jobs.transport.opening import Opened, open_config
+from actlake.jobs.transport.pairs import Pair
+from actlake.jobs.transport.parts import TEST, warn_if_few
+from actlake.jobs.transport.progress import progress
+from actlake.jobs.transport.result import ResultWriter
+from actlake.platform.cluster import Session, session
+from actlake.platform.config import to_dict
+from actlake.platform.plain_json import json_text
+from actlake.platform.runs import Input, RunRecord, whole_folder
+from actlake.platform.tracking import open_tracker
+
+logger = logging.getLogger(__name__)
+
+JOB = "transport"
+
+
+@dataclass(frozen=True)
+class TransportResult:
+    """How a fit ended."""
+
+    folder: Path
+    pairs: tuple[Pair, ...]
+    metrics: Mapping[str, float]
+    """The final numbers, as in ``run.json``."""
+    was_there: bool
+    """The same result was there already, and nothing was computed."""
+
+    def operator(self, pair: str | Pair, kind: Kind = "ridge") -> Path:
+        """Folder of a saved operator."""
+        written = pair if isinstance(pair, Pair) else Pair.parse(pair)
+        return self.folder / "operators" / written.folder / kind
+
+    @property
+    def report(self) -> Path:
+        """The page."""
+        return self.folder / "report.html"
+
+
+@dataclass(frozen=True)
+class TransportPlan:
+    """What a fit would do, in numbers."""
+
+    pairs: tuple[Pair, ...]
+    rows: Mapping[str, int]
+    """Rows to fit, validate and test on, before exclusion."""
+    groups: int
+    moments: MomentsPlan
+    found: Path | None
+    """Moments that are there already."""
+    warnings: tuple[str, ...]
+
+    def __str__(self) -> str:
+        shown = ", ".join(map(str, self.pairs[:4])) + (", …" if len(self.pairs) > 4 else "")
+        rows = ", ".join(f"{number:,} to {name}" for name, number in self.rows.items())
+        lines = [
+            f"pairs     {len(self.pairs):,}: {shown}",
+            f"rows      {rows} (in {self.groups} groups of documents), before exclusion",
+            f"moments   found in {self.found}" if self.found else str(self.moments),
+            *(f"warning   {warning}" for warning in self.warnings),
+        ]
+        return "\n".join(lines)
+
+
+def plan_transport(config: TransportConfig) -> TransportPlan:
+    """What `fit_transport` would do now.
+
+    Raises
+    ------
+    ActlakeError
+        Whatever `fit_transport` would refuse before it reads rows.
+    """
+    return _plan(open_config(config))
+
+
+def fit_transport(config: TransportConfig, *, console: Console | None = None) -> TransportResult:
+    """Fit, test and report all maps of a config.
+
+    Parameters
+    ----------
+    console
+        Where the plan and the progress are shown; by default standard error.
+
+    Raises
+    ------
+    InvalidPair, InvalidTransport
+        Pairs or options that cannot be.
+    NotEnoughRows
+        A split is unknown or empty.
+    StoresDiffer
+        Two stores do not hold the same tokens.
+    RowsNotCommitted
+        A site is not whole.
+    ResultExists
+        Something else is at `config.out`.
+    ActlakeError
+        Anything else that is refused; the message says what, and what to do.
+    """
+    console = console or Console(stderr=True)
+    opened = open_config(config)
+    if done := _result_that_is_there(config, opened):
+        return done
+    console.print(str(_plan(opened)), highlight=False, soft_wrap=True)
+    record = RunRecord.start(JOB, to_dict(config), inputs=_inputs(config, opened), seed=config.seed)
+    with ExitStack() as stack:
+        folder = stack.enter_context(whole_folder(Path(config.out)))
+        cluster = (
+            stack.enter_context(session(config.cluster)) if config.moments.workers > 1 else None
+        )
+        moments = _moments(config, opened, cluster, console)
+        with open_tracker(
+            config.tracking,
+            run_id=_run_id(config, opened),
+            folder=folder / "log",
+            job_type=JOB,
+            config_dict=to_dict(config),
+        ) as tracker:
+            metrics = ResultWriter(config, opened, moments, folder, tracker, console).run()
+        record.finish(metrics).save(folder)
+    return TransportResult(Path(config.out), opened.pairs, metrics, was_there=False)
+
+
+def _plan(opened: Opened) -> TransportPlan:
+    shares = opened.shares
+    rows = {name: shares.rows_of(name) for name in shares.names[:2]}
+    rows[TEST] = sum(shares.rows_of(name) for name in shares.test_groups)
+    few = warn_if_few(rows["fit"], opened.request.dims[0])
+    found = find_moments(opened.root, opened.request)
+    return TransportPlan(
+        pairs=opened.pairs,
+        rows=rows,
+        groups=len(shares.test_groups),
+        moments=plan_moments(opened.stores, opened.request, shares, threads=opened.threads),
+        found=found.folder if found else None,
+        warnings=(few,) if few else (),
+    )
+
+
+def _inputs(config: TransportConfig, opened: Opened) -> dict[str, Input]:
+    inputs = {"store": Input(config.store, opened.stores[0].fingerprint)}
+    if config.target_store is not None:
+        inputs["target_store"] = Input(config.target_store, opened.stores[1].fingerprint)
+    return inputs
+
+
+_NOT_THE_RESULT = ("out", "cluster", "tracking", "moments")
+
+
+def _what_decides(config: Mapping[str, object]) -> dict[str, object]:
+    """The part of a configuration that the numbers depend on."""
+    return {name: part for name, part in config.items() if name not in _NOT_THE_RESULT}
+
+
+def _run_id(config: TransportConfig, opened: Opened) -> str:
+    payload = json_text([_what_decides(to_dict(config)), opened.request.key])
+    return f"{JOB}-{hashlib.sha256(payload.encode()).hexdigest()[:12]}"
+
+
+def _result_that_is_there(config: TransportConfig, opened: Opened) -> TransportResult | None:
+    """The result of the same config on the same rows, where it is complete already."""
+    folder = Path(config.out)
+    if not (folder / "run.json").is_file():
+        return None
+    record = RunRecord.load(folder)
+    asked, had = _what_decides(to_dict(config)), _what_decides(record.config)
+    same = {name: given.fingerprint for name, given in record.inputs.items()} == {
+        name: given.fingerprint for name, given in _inputs(config, opened).items()
+    }
+    if record.job != JOB or asked != had or not same:
+        return None  # `whole_folder` refuses to write there
+    logger.info("%s is complete already", folder)
+    return TransportResult(folder, opened.pairs, record.metrics, was_there=True)
+
+
+def _moments(
+    config: TransportConfig, opened: Opened, cluster: Session | None, console: Console
+) -> StoredMoments:
+    total = sum(part.num_rows for part in opened.shares.parts)
+    with progress(console, "rows", total) as advance:
+        return compute_moments(
+            opened.stores,
+            opened.request,
+            opened.root,
+            session=cluster,
+            workers=config.moments.workers,
+            threads=opened.threads,
+            shares=opened.shares,
+            on_rows=advance,
+        )

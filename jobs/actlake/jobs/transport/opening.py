@@ -1,0 +1,104 @@
+"""Open what a config refers to, and refuse what cannot be before a row is read."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from actlake.jobs.transport.config import TransportConfig
+from actlake.jobs.transport.dictionary import Dictionary, read_dictionary
+from actlake.jobs.transport.errors import InvalidTransport, StoresDiffer
+from actlake.jobs.transport.moments_file import MomentsRequest
+from actlake.jobs.transport.moments_pass import request_moments, shares_of
+from actlake.jobs.transport.pairs import Pair, resolve_pairs
+from actlake.jobs.transport.parts import Shares, check_same_tokens
+from actlake.jobs.transport.running_model import model_of_store
+from actlake.storage import ActivationStore, open_store
+
+
+@dataclass
+class Opened:
+    """What a config refers to, opened and checked."""
+
+    stores: list[ActivationStore]
+    pairs: tuple[Pair, ...]
+    request: MomentsRequest
+    shares: Shares
+    dictionary: Dictionary | None
+    root: Path
+    threads: int
+
+
+def open_config(config: TransportConfig) -> Opened:
+    """Stores, pairs, shares and SAE of a config, checked against each other.
+
+    Raises
+    ------
+    ActlakeError
+        Whatever `fit_transport` refuses before it reads rows.
+    """
+    stores = [open_store(config.store)]
+    if config.target_store is not None:
+        stores.append(open_store(config.target_store))
+        if why := check_same_tokens(*stores):
+            raise StoresDiffer(
+                f"A map between models needs the same tokens in both stores: {why}\n"
+                "hint: harvest the same text with the same tokenizer, layout and context length"
+            )
+    pairs = resolve_pairs(
+        config.pairs,
+        stores[0].sites,
+        stores[-1].sites,
+        offsets=config.offsets,
+        one_store=len(stores) == 1,
+    )
+    _require_whole(stores, pairs)
+    request = request_moments(
+        stores,
+        pairs,
+        fit=config.rows.fit,
+        validate=config.rows.validate,
+        test=config.rows.test,
+        groups=config.rows.groups,
+        excluded=config.rows.excluded,
+        precision=config.moments.precision,
+    )
+    dictionary = None
+    if config.dictionary is not None:
+        dictionary = read_dictionary(config.dictionary.path)
+        for pair in _pairs_into(dictionary, pairs, config):
+            dictionary.check(
+                pair.target, stores[-1].schema.dim, any_hook=config.dictionary.any_hook
+            )
+    if config.causal or config.shortcut:
+        model_of_store(stores[0], config.model)
+    root = Path(config.moments.folder or Path(config.out).parent / "moments")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    threads = config.moments.threads or max(1, (cores or 1) // config.moments.workers)
+    shares = shares_of(stores, request)
+    return Opened(stores, pairs, request, shares, dictionary, root, threads)
+
+
+def _pairs_into(
+    dictionary: Dictionary, pairs: Sequence[Pair], config: TransportConfig
+) -> Sequence[Pair]:
+    """The pairs whose target the SAE reads; all of them where none is, to be refused by name."""
+    assert config.dictionary is not None
+    if config.dictionary.any_hook:
+        return pairs
+    mine = [pair for pair in pairs if dictionary.reads(pair.target)]
+    return mine or pairs[:1]
+
+
+def _require_whole(stores: Sequence[ActivationStore], pairs: Sequence[Pair]) -> None:
+    for store, sites in (
+        (stores[0], {pair.source for pair in pairs}),
+        (stores[-1], {pair.target for pair in pairs}),
+    ):
+        for site in sites:
+            coverage = store.coverage(site)
+            if not coverage.is_complete:
+                raise InvalidTransport(
+                    f"{site} of {store.url} is not whole: {coverage}\n"
+                    "hint: go on with the harvest first"
+                )

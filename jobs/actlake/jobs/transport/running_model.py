@@ -1,0 +1,51 @@
+"""The model of a store, found again for tests that need it to run."""
+
+from collections.abc import Iterable
+
+from actlake.jobs.transport.errors import InvalidTransport
+from actlake.platform.config import from_dict
+from actlake.platform.models import ModelChain, ModelHead, load_chain, load_head, resolve_model
+from actlake.platform.models.config import ModelConfig
+from actlake.platform.models.source import ResolvedModel
+from actlake.storage import ActivationStore, Site
+
+
+def model_of_store(store: ActivationStore, asked: ModelConfig | None) -> ResolvedModel:
+    """The model a store was harvested with: as asked for, or as its harvest recorded.
+
+    Raises
+    ------
+    InvalidTransport
+        Nothing was recorded, or the model is not the one that the rows are of.
+    ModelError
+        It cannot be found.
+    """
+    if asked is None:
+        recorded = [
+            group.request["model"] for group in store.ledger.groups if "model" in group.request
+        ]
+        if not recorded:
+            raise InvalidTransport(
+                f"{store.url} does not say how its model was loaded\nhint: give it as model.name"
+            )
+        asked = from_dict(ModelConfig, recorded[0])
+    model = resolve_model(asked)
+    revision = store.provenance.model.get("revision")
+    if model.revision != revision:
+        raise InvalidTransport(
+            f"{store.url} holds rows of revision {revision} of its model; {model.name} is "
+            f"{model.revision}\nhint: give the model of the store as model.name"
+        )
+    return model
+
+
+def chain_of_store(
+    store: ActivationStore, asked: ModelConfig | None, sites: Iterable[Site]
+) -> ModelChain:
+    """The whole model in this process, handing out `sites`."""
+    return load_chain(model_of_store(store, asked), sites)
+
+
+def head_of_store(store: ActivationStore, asked: ModelConfig | None) -> ModelHead:
+    """Its final norm and unembedding."""
+    return load_head(model_of_store(store, asked))
