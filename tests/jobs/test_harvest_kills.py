@@ -111,6 +111,7 @@ def test_a_second_harvest_on_one_store_is_refused(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_twenty_kills_leave_the_same_bytes(killed_and_resumed, smollm2_store, tree):
     interrupted = 0
     for seed in range(4):
