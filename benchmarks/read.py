@@ -64,6 +64,7 @@ ROWS = 2**20
 SMALL = ROWS // 16
 SAELENS_ROWS = 2**18
 ROUNDS = 3
+THREADS = 2
 POOL_ROWS = 2**18
 MEMORY_POOL_ROWS = 2**15
 BARS = {"vs_memmap": 0.7, "vs_saelens": 5.0, "vs_token_loop": 100.0}
@@ -112,7 +113,7 @@ def in_words(result: dict[str, Any]) -> str:
 
 NAMES = {
     "exact": "ours, exact shuffle",
-    "exact_one_thread": "ours, exact shuffle, nothing read ahead",
+    "exact_one_thread": "ours, exact shuffle, in one thread",
     "memmap_gather": "numpy.memmap, the same gathers",
     "pool": "ours, pool shuffle",
     "memmap_chunks": "numpy.memmap, the same chunks, not mixed",
@@ -265,7 +266,7 @@ def read_ours(
         shuffle=shuffle,
         pool_rows=POOL_ROWS,
         epochs=1,
-        threads=1 if prefetch else 0,
+        threads=THREADS if prefetch else 0,
     )
     with TorchBatches(batches, prefetch=prefetch) as tensors:
         for batch in tensors:

@@ -1,9 +1,9 @@
 """Which rows take part: committed, of the split, not excluded, and true of a predicate.
 
 The rows are a set that answers two questions fast: which is the k-th, and how many are below
-row i. Without a filter it is a few runs of rows. With one it is a bit a row (125 MB for 10⁹
-rows, a ten-thousandth of one site's activations) and a count every 512 rows, made in one pass
-over the token tables. Why not less: docs/design/003-order-of-batches.md.
+row i. Without a filter it is a few runs of rows. With one it is a bit a row and the counts that
+go with them, 1.4 bits a row in all (172 MB for 10⁹ rows, a seven-thousandth of one site's
+activations), made in one pass over the token tables. Why not less: docs/design/003-order-of-batches.md.
 """
 
 import bisect
@@ -97,11 +97,16 @@ class Bitmap:
 
     def __init__(self, words: Array) -> None:
         assert len(words) % _WORDS_PER_COUNT == 0, len(words)
-        self._words = words.reshape(-1, _WORDS_PER_COUNT)
-        counts = np.zeros(len(self._words) + 1, np.int64)
-        for block in range(0, len(self._words), _ROWS_AT_ONCE // _COUNTED):
-            part = self._words[block : block + _ROWS_AT_ONCE // _COUNTED]
-            counts[block + 1 : block + 1 + len(part)] = np.bitwise_count(part).sum(axis=1)
+        self._words = words
+        blocks = len(words) // _WORDS_PER_COUNT
+        counts = np.zeros(blocks + 1, np.int64)
+        self._inside = np.empty((blocks, _WORDS_PER_COUNT), np.uint16)
+        """(blocks, 8) how many rows of the set its block holds before and with each word."""
+        for start in range(0, blocks, _ROWS_AT_ONCE // _COUNTED):
+            part = slice(start, start + _ROWS_AT_ONCE // _COUNTED)
+            bits = np.bitwise_count(words.reshape(-1, _WORDS_PER_COUNT)[part])
+            self._inside[part] = np.cumsum(bits, axis=1, dtype=np.uint16)
+            counts[start + 1 : start + 1 + len(bits)] = self._inside[part, -1]
         self._before = np.cumsum(counts)
 
     def __len__(self) -> int:
@@ -111,39 +116,48 @@ class Bitmap:
         """See `RowSet.select`."""
         block = np.searchsorted(self._before, places, side="right") - 1
         left = places - self._before[block]
-        words = self._words[block]
-        upto = np.cumsum(np.bitwise_count(words), axis=1, dtype=np.int64)
-        word = (upto <= left[:, None]).sum(axis=1)
-        every = np.arange(len(word))
-        left -= np.where(word > 0, upto[every, word - 1], 0)
-        bit = _select_in_word(words[every, word], left)
-        rows: Array = block * _COUNTED + word * _WORD + bit
+        inside = self._inside[block]
+        word = (inside <= left[:, None].astype(np.uint16)).sum(axis=1, dtype=np.int64)
+        at = block * _WORDS_PER_COUNT + word
+        left -= np.where(word > 0, self._inside.reshape(-1)[at - 1], 0)
+        rows: Array = at * _WORD + _select_in_word(self._words[at], left)
         return rows
 
     def rank(self, rows: Array) -> Array:
         """See `RowSet.rank`."""
         block, inside = np.divmod(rows, _COUNTED)
-        words = self._words[np.minimum(block, len(self._words) - 1)]  # past the end: see below
+        words = self._words.reshape(-1, _WORDS_PER_COUNT)
+        some = words[np.minimum(block, len(words) - 1)]  # past the end: see below
         whole = np.clip(inside[:, None] - np.arange(0, _COUNTED, _WORD), 0, _WORD)
-        kept = np.bitwise_count(words & _lowest_bits(whole)).sum(axis=1, dtype=np.int64)
-        ranks: Array = self._before[block] + np.where(block < len(self._words), kept, 0)
+        kept = np.bitwise_count(some & _lowest_bits(whole)).sum(axis=1, dtype=np.int64)
+        ranks: Array = self._before[block] + np.where(block < len(words), kept, 0)
         return ranks
 
     def between(self, start: int, stop: int) -> Array:
         """See `RowSet.between`."""
         first, last = start // _WORD, -(-stop // _WORD)
-        bits = np.unpackbits(self._words.reshape(-1)[first:last].view(np.uint8), bitorder="little")
+        bits = np.unpackbits(self._words[first:last].view(np.uint8), bitorder="little")
         rows: Array = first * _WORD + np.flatnonzero(bits)
         return rows[(rows >= start) & (rows < stop)]
 
     def checksum(self) -> int:
         """See `RowSet.checksum`."""
-        return crc32c(self._words.reshape(-1).view(np.uint8))
+        return crc32c(self._words.view(np.uint8))
 
 
 def _select_in_word(words: Array, left: Array) -> Array:
-    """(n,) int64: the place of the set bit that has `left` set bits below it, by halving."""
-    words = words.copy()
+    """(n,) int64: the place of the set bit that has `left` set bits below it, by halving.
+
+    Of a full word it is `left` itself, and under the default exclusion most words are full.
+    """
+    places = left.astype(np.int64)
+    some = np.flatnonzero(words != ~np.uint64(0))
+    if some.size:
+        places[some] = _select_by_halving(words[some], left[some])
+    return places
+
+
+def _select_by_halving(words: Array, left: Array) -> Array:
     place = np.zeros(len(words), np.int64)
     for width in (32, 16, 8, 4, 2, 1):
         below = np.bitwise_count(words & np.uint64((1 << width) - 1)).astype(np.int64)
