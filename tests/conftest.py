@@ -1,12 +1,20 @@
 """What tests of several packages share: one real model, fetched once; real harvests of it."""
 
 import os
+import re
+import secrets
+import shutil
+import socket
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
+from urllib.request import Request, urlopen
 
 import psutil
 import pytest
@@ -64,14 +72,14 @@ def environment() -> dict[str, str]:
 def start() -> Callable[..., Driver]:
     """``start("harvest", "--store", …)``: start a command and return at once."""
 
-    def run(*arguments: str) -> Driver:
+    def run(*arguments: str, env: Mapping[str, str] | None = None) -> Driver:
         return Driver(
             subprocess.Popen(
                 [sys.executable, "-m", "actlake.jobs", *arguments],
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
-                env=environment(),
+                env=environment() | dict(env or {}),
             )
         )
 
@@ -168,3 +176,122 @@ def smollm2_folder() -> Path:
     from actlake.platform.models.smollm2 import smollm2_folder
 
     return smollm2_folder()
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """An empty bucket of an S3 server on this machine."""
+
+    server: str
+    name: str
+    environment: Mapping[str, str]
+    """What a process needs to reach it."""
+
+    @property
+    def url(self) -> str:
+        return f"s3://{self.name}"
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of moto's S3 server, a process of its own."""
+    log = tmp_path_factory.mktemp("s3") / "log"
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", "0"],
+            stdout=file,
+            stderr=file,
+        )
+    try:
+        with _deadline(60, "the S3 server does not start") as tick:
+            while not (found := re.search(r"Running on (http://[\d.]+:\d+)", log.read_text())):
+                assert process.poll() is None, log.read_text()
+                tick()
+        yield found[1]
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture
+def bucket(
+    s3_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> Bucket:
+    """An empty bucket; this process and those it starts can open it."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    environment = {
+        "AWS_ENDPOINT_URL": s3_server,
+        "AWS_ACCESS_KEY_ID": "key-of-the-tests",
+        "AWS_SECRET_ACCESS_KEY": "secret-of-the-tests",
+        "AWS_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "AWS_CONFIG_FILE": str(tmp_path / "no-config"),
+        "AWS_SHARED_CREDENTIALS_FILE": str(tmp_path / "no-credentials"),
+    }
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    name = f"bucket-{zlib.crc32(request.node.nodeid.encode()):08x}-{os.urandom(4).hex()}"
+    urlopen(Request(f"{s3_server}/{name}", method="PUT"), timeout=30).close()
+    return Bucket(s3_server, name, environment)
+
+@dataclass(frozen=True)
+class RayHead:
+    """A cluster of one node that `ray start --head` made, with token authentication."""
+
+    dashboard: str
+    address: str
+    token: str
+    metrics_port: int
+    environment: dict[str, str]
+    """For commands that use it."""
+
+
+@pytest.fixture(scope="session")
+def ray_head() -> Iterator[RayHead]:
+    """Started on free ports, as a user would; only its own processes are ended."""
+    gcs, dashboard, agent, client, metrics = _free_ports(5)
+    token = secrets.token_hex(32)
+    folder = tempfile.mkdtemp(prefix="rh")  # short: the names of Ray's sockets are limited
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    ours = environment() | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token, "PATH": path}
+    url = f"http://127.0.0.1:{dashboard}"
+    try:
+        started = subprocess.run(
+            [
+                *("ray", "start", "--head", "--disable-usage-stats", "--num-cpus=4"),
+                *(f"--port={gcs}", f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1"),
+                *(f"--dashboard-agent-listen-port={agent}", f"--ray-client-server-port={client}"),
+                *(f"--metrics-export-port={metrics}", f"--object-store-memory={128 * 2**20}"),
+                *(f"--temp-dir={folder}", '--system-config={"metrics_report_interval_ms": 1000}'),
+            ],
+            env=ours, capture_output=True, text=True, timeout=150, check=False,
+        )  # fmt: skip
+        assert started.returncode == 0, started.stdout + started.stderr
+        address = f"127.0.0.1:{gcs}"
+        yield RayHead(url, address, token, metrics, ours | {"RAY_API_SERVER_ADDRESS": url})
+    finally:
+        _end_family(folder)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _free_ports(count: int) -> list[int]:
+    """Ports nobody listens on; the system gives them from above those Ray gives its workers."""
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("", 0))
+        return [int(one.getsockname()[1]) for one in sockets]
+
+
+def _end_family(folder: str) -> None:
+    """End the processes that name a folder in their command line, and their children."""
+    family: set[psutil.Process] = set()
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if folder in " ".join(process.cmdline()):
+                family |= {process, *process.children(recursive=True)}
+    for process in family:
+        with suppress(psutil.Error):
+            process.kill()
+    psutil.wait_procs(family, timeout=10)

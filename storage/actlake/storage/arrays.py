@@ -1,4 +1,4 @@
-"""Arrays of a store, read by row: mapped where that can be, through Zarr otherwise."""
+"""Arrays of a store, read by row: mapped, by ranges of bytes, or else through Zarr."""
 
 import logging
 import operator
@@ -13,6 +13,7 @@ from actlake.storage.extents import Extent, UnitSet, num_blocks
 from actlake.storage.layout import ROWS, ArraySpec
 from actlake.storage.location import Location, open_zarr_array
 from actlake.storage.mapped import REPAIR_HINT, CannotMap, MappedShards, missing_shard
+from actlake.storage.ranged import RangedShards
 
 Array = np.ndarray[Any, Any]
 Path = Literal["auto", "mapped", "zarr"]
@@ -32,7 +33,7 @@ class RowArray:
     spec
         Shape, type, chunks, as in ``zarr.json``.
     path
-        ``mapped`` or ``zarr``: how it is read.
+        ``mapped``, ``ranges`` or ``zarr``: how it is read.
     """
 
     def __init__(
@@ -74,7 +75,9 @@ class RowArray:
 
     @property
     def path(self) -> str:
-        """How rows are read: ``mapped``, or ``zarr`` where they cannot be mapped."""
+        """How rows are read: ``mapped``; ``ranges`` where remote; ``zarr`` where compressed."""
+        if self._ranged is not None:
+            return "ranges"
         return "zarr" if self._mapped is None else "mapped"
 
     # Reading.
@@ -138,8 +141,8 @@ class RowArray:
         missing
             What a row of a unit that is not committed gives: an error, or NaN.
         check
-            Check the CRC32C of every chunk that is touched, each once per opened store. Zarr
-            always checks.
+            Check the CRC32C of every chunk that is touched, each once per opened store. Where
+            the array is not mapped, they are always checked.
         out
             Where to write, (n, …) of the array's dtype.
 
@@ -182,6 +185,8 @@ class RowArray:
         shard, inner = divmod(number, self.spec.chunks_per_shard)
         if absent := self._absent_units(start, stop):
             raise self._not_committed(absent)
+        if self._ranged is not None:
+            return self._ranged.chunk(number)[: stop - start]
         if self._mapped is None or not self._touch(self._mapped, np.array([shard])):
             return self.read(start, stop)
         if check:
@@ -195,6 +200,12 @@ class RowArray:
         return num_blocks(block=self.spec.chunk_length, total=len(self))
 
     # How.
+
+    @cached_property
+    def _ranged(self) -> RangedShards | None:
+        if self._wanted_path != "auto" or self._location.local_path("") is not None:
+            return None
+        return RangedShards(self._location, self.spec)
 
     @cached_property
     def _mapped(self) -> MappedShards | None:
@@ -213,6 +224,8 @@ class RowArray:
         return open_zarr_array(self._location, ROWS, self.spec.name)
 
     def _gather(self, rows: Array, shards: Array, *, check: bool) -> Array:
+        if self._ranged is not None:
+            return self._ranged.gather(rows)
         if self._mapped is None or not self._touch(self._mapped, shards):
             return self._through_zarr(
                 lambda zarr: zarr.get_orthogonal_selection((rows,)), np.unique(shards)
@@ -256,6 +269,9 @@ class RowArray:
 
     def _read_into(self, rows: Extent, out: Array) -> None:
         """Read rows that are all there; a file that is not committed is never looked at."""
+        if self._ranged is not None:
+            self._ranged.read_into(rows.start, rows.stop, out)
+            return
         shards = np.array(self._shards_of(rows.start, rows.stop), np.int64)
         if self._mapped is None or not self._touch(self._mapped, shards):
             out[:] = self._through_zarr(lambda zarr: zarr[rows.slice()], shards)

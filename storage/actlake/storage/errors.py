@@ -13,6 +13,7 @@
         ├── StoreDamaged            bytes are not what was written     (OSError)
         ├── StoreNotReadable        no permission to read it           (OSError)
         ├── StoreNotWritable        no permission, or no space         (OSError)
+        ├── StoreUnreachable        its server does not answer         (OSError)
         ├── AlreadyCommitted        a unit that is there already       (ValueError)
         ├── StoreLocked             another driver is writing          (RuntimeError)
         ├── LeaseLost               another driver has taken over      (RuntimeError)
@@ -84,6 +85,10 @@ class StoreNotReadable(StoreError, OSError):
 
 class StoreNotWritable(StoreError, OSError):
     """The place cannot be written: no permission, or no space left."""
+
+
+class StoreUnreachable(StoreError, OSError):
+    """The server of an object store does not answer, however often it is asked."""
 
 
 class AlreadyCommitted(StoreError, ValueError):

@@ -119,12 +119,17 @@ class ArraySpec:
 
     def shard_key(self, shard: int) -> str:
         """Key of the shard's file in the store."""
-        return f"{ROWS}/{self.name}/c" + f".{shard}" + ".0" * (len(self.shape) - 1)
+        return f"{self.folder}/c" + f".{shard}" + ".0" * (len(self.shape) - 1)
+
+    @property
+    def folder(self) -> str:
+        """Where the array's files are in the store, and no others."""
+        return f"{ROWS}/{self.name}"
 
     @property
     def metadata_key(self) -> str:
         """Key of the array's ``zarr.json`` in the store."""
-        return f"{ROWS}/{self.name}/zarr.json"
+        return f"{self.folder}/zarr.json"
 
     def metadata(self) -> dict[str, Any]:
         """What ``zarr.json`` says of the array (Zarr v3 core specification)."""

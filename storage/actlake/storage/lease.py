@@ -30,7 +30,7 @@ from actlake.storage.errors import (
 )
 from actlake.storage.layout import MANIFEST
 from actlake.storage.ledger import FOLDER, LedgerState, LedgerWriter, read_state
-from actlake.storage.location import STAGING, Location
+from actlake.storage.location import STAGING, KeyTaken, Location
 from actlake.storage.sealed import seal, unseal
 
 BEAT_S = 5.0
@@ -90,6 +90,7 @@ class Lease:
         self.ledger = ledger
         self.token = token
         self._beat = 0
+        self._beaten: str | None = None
         self._stop = threading.Event()
         self._write_beat()
         self._thread = threading.Thread(target=self._keep_beating, daemon=True)
@@ -139,7 +140,7 @@ class Lease:
             self._stop.set()
             self._thread.join()
             # Where the disk is full this cannot be said, and the next driver finds out by itself.
-            with suppress(OSError):
+            with suppress(OSError, KeyTaken):
                 self._write_beat(released=True)
                 if not self.token.is_over(self.location):
                     self.location.sweep()
@@ -157,9 +158,8 @@ class Lease:
 
     def _clear_up(self, *, after_kill: bool) -> None:
         """Remove what drivers before this one and their writers have left behind."""
-        for epoch in _epochs(self.location):
-            if epoch < self.token.epoch:
-                self.location.delete(_beat_key(epoch))
+        earlier = [epoch for epoch in _epochs(self.location) if epoch < self.token.epoch]
+        self.location.delete_files(map(_beat_key, earlier))
         self.location.sweep()
         if after_kill:
             self.ledger.clean()
@@ -168,12 +168,16 @@ class Lease:
         while not self._stop.wait(BEAT_S):
             # A beat that cannot be written is made up for by the next, or by the takeover.
             with suppress(OSError):
-                self._write_beat()
+                try:
+                    self._write_beat()
+                except KeyTaken:  # a later driver has cleared it away; the next commit says so
+                    return
 
     def _write_beat(self, *, released: bool = False) -> None:
         self._beat += 1
         content = {"nonce": self.token.nonce, "beat": self._beat, "released": released}
-        self.location.write(_beat_key(self.token.epoch), [seal(content)])
+        key = _beat_key(self.token.epoch)
+        self._beaten = self.location.replace(key, seal(content), seen=self._beaten)
 
 
 _BEAT = f"{FOLDER}/lease-"

@@ -18,7 +18,6 @@ interrupted is passed over.
 import io
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -40,9 +39,9 @@ from actlake.storage.sites import Site
 
 FOLDER = "ledger"
 FAN_OUT = 32
-_NAME = re.compile(rf"{FOLDER}/(?P<first>\d{{8}})(-(?P<last>\d{{8}}))?\.json")
+_NAME = re.compile(rf"{FOLDER}/(?P<first>\d{{8,}})(-(?P<last>\d{{8,}}))?\.json")
 _RETRIES = 20
-# About 60 bytes a record in memory while they are merged.
+# About 180 bytes a record in memory while they are merged: 700 MB.
 _MOST_RECORDS_IN_ONE_TABLE = 4_000_000
 
 _TABLE = pa.schema(
@@ -242,6 +241,8 @@ class LedgerWriter:
     def __init__(self, location: Location, state: LedgerState, *, fan_out: int = FAN_OUT) -> None:
         self._location = location
         self._fan_out = fan_out
+        self._listed: set[str] = set()  # names in the folder at the last commit
+        self._segments: list[_Segment] | None = None  # to replay, as this driver left them
         self.state = state
 
     def append(self, entry: Mapping[str, Any]) -> None:
@@ -265,6 +266,8 @@ class LedgerWriter:
             ) from error
         self.state.apply(entry)
         self.state.last = number
+        if self._segments is not None:
+            self._segments.append(segment)
 
     def commit(self, shards: Iterable[ShardRecord]) -> None:
         """Make written units visible; now and then, merge segments of the log.
@@ -289,8 +292,10 @@ class LedgerWriter:
             if shard.unit in covered:
                 raise already_committed(shard.site, shard.unit, self._location.url)
         self.append({"kind": "units", "shards": [shard.as_json() for shard in rows]})
-        with suppress(StoreNotFound):  # a driver that is being fenced merges at the same time
+        try:
             self._merge_where_due()
+        except StoreNotFound:  # a driver that is being fenced merges at the same time
+            self._segments = None
 
     def revoke(self, shards: Iterable[tuple[Site, int]]) -> None:
         """Take (site, unit) out of the ledger; they are then missing, to be written again."""
@@ -304,35 +309,49 @@ class LedgerWriter:
         records = sum(map(len, self.state.covered.values()))
         if len(segments) > 1 and records <= _MOST_RECORDS_IN_ONE_TABLE:
             self._merge(segments)
+            self._segments = None
 
     def clean(self) -> None:
         """Remove entries that an interrupted merge has left beside the merged segment."""
         kept = _cover(self._location)
-        for segment in set(_segments(self._location)) - set(kept):
-            self._location.delete(segment.key)
+        leftovers = set(_segments(self._location)) - set(kept)
+        self._location.delete_files(segment.key for segment in leftovers)
 
     def _refuse_if_overtaken(self, own: _Segment) -> None:
-        """Look whether the number was only free because its entry has been merged away."""
-        if any(s.last >= own.last and s != own for s in _segments(self._location)):
-            self._location.delete(own.key)
+        """Look whether the number was only free because its entry has been merged away.
+
+        Whatever was there at the commit before is older; only new names are looked into, since
+        at 10⁸ units there are hundreds.
+        """
+        listed = set(self._location.list(FOLDER))
+        new = _named(listed - self._listed)
+        # Only what covers the number: a successor's next entry says that this one was seen.
+        if any(s.first <= own.first and own.last <= s.last and s != own for s in new):
+            self._location.delete_files([own.key])
             raise KeyTaken(f"{own.key} has been merged away")
+        self._listed = listed
 
     def _merge_where_due(self) -> None:
         """Merge the newest segments, wherever there are `fan_out` of about one size."""
-        segments = _cover(self._location)
+        if self._segments is None:
+            self._segments = _cover(self._location)
+        segments = self._segments
         most = 1
-        while most < sum(map(len, segments)):
+        while most < self.state.last:
             start = len(segments)
             while start and len(segments[start - 1]) <= most:
                 start -= 1
             of_this_size = [s for s in segments[start:] if len(s) > most // self._fan_out]
+            records = sum(map(len, segments[start:])) * len(self.state.covered)
+            if records > _MOST_RECORDS_IN_ONE_TABLE:
+                return
             if len(of_this_size) >= self._fan_out:
                 segments[start:] = [self._merge(segments[start:])]
             most *= self._fan_out
 
     def _merge(self, segments: list[_Segment]) -> _Segment:
         merged = _Segment(segments[0].first, segments[-1].last)
-        entries = [_read(self._location, segment) for segment in segments]
+        entries = _read(self._location, segments)
         covered, revoked = _net_effect(entries)
         content = _table_bytes(_merged_table(self._location, segments, entries))
         entry = {
@@ -345,9 +364,8 @@ class LedgerWriter:
         }
         self._location.write(merged.table_key, [content])
         self._location.write(merged.key, [seal(entry)])
-        for segment in segments:  # readers that listed them already list again
-            self._location.delete(segment.key)
-            self._location.delete(segment.table_key)
+        # Readers that listed them already list again.
+        self._location.delete_files(key for s in segments for key in (s.key, s.table_key))
         return merged
 
 
@@ -361,10 +379,13 @@ def already_committed(site: Site, unit: int, url: str) -> AlreadyCommitted:
 
 def _segments(location: Location) -> list[_Segment]:
     """Every segment that has a file, sorted; also leftovers of an interrupted merge."""
-    names = (_NAME.fullmatch(key) for key in location.list(FOLDER))
-    return sorted(
-        _Segment(int(name["first"]), int(name["last"] or name["first"])) for name in names if name
-    )
+    return sorted(_named(location.list(FOLDER)))
+
+
+def _named(keys: Iterable[str]) -> Iterator[_Segment]:
+    for name in map(_NAME.fullmatch, keys):
+        if name:
+            yield _Segment(int(name["first"]), int(name["last"] or name["first"]))
 
 
 def _cover(location: Location) -> list[_Segment]:
@@ -399,7 +420,8 @@ def _read_all(location: Location) -> list[tuple[_Segment, dict[str, Any]]]:
     damage: StoreDamaged | None = None
     for _ in range(_RETRIES):
         try:
-            return [(segment, _read(location, segment)) for segment in _cover(location)]
+            segments = _cover(location)
+            return list(zip(segments, _read(location, segments), strict=True))
         except StoreNotFound:
             damage = None
         except StoreDamaged as error:  # a gap may be a listing of before and after a merge
@@ -416,8 +438,13 @@ def _too_fast(location: Location) -> StoreDamaged:
     )
 
 
-def _read(location: Location, segment: _Segment) -> dict[str, Any]:
-    entry: dict[str, Any] = unseal(location.read(segment.key), name=f"{location.url}/{segment.key}")
+def _read(location: Location, segments: list[_Segment]) -> list[dict[str, Any]]:
+    files = location.read_all([segment.key for segment in segments])
+    return [_unsealed(location, s, data) for s, data in zip(segments, files, strict=True)]
+
+
+def _unsealed(location: Location, segment: _Segment, data: bytes) -> dict[str, Any]:
+    entry: dict[str, Any] = unseal(data, name=f"{location.url}/{segment.key}")
     expected = segment.first if segment.first == segment.last else [segment.first, segment.last]
     if entry.pop("number") != expected:
         raise StoreDamaged(

@@ -1,9 +1,9 @@
-"""Where a store lies: a folder, later a bucket. The only file that knows which.
+"""Where a store lies: a folder, or a place in a bucket. Only `locate` knows which.
 
 Keys are relative and use ``/``. Every write is whole or absent: a reader meets all of a file
-or none of it, and what was written has reached the disk when the call returns (file and folder
-are fsynced). `Location.create` is the one operation that two writers can race for, and exactly
-one wins; the ledger is built on it.
+or none of it, and what was written is durable when the call returns (in a folder: file and
+folder are fsynced). `Location.create` is the one operation that two writers can race for, and
+exactly one wins; the ledger is built on it.
 """
 
 import errno
@@ -18,11 +18,14 @@ import zarr
 from zarr.storage import LocalStore
 
 from actlake.storage.errors import (
+    StoreDamaged,
     StoreError,
     StoreNotFound,
     StoreNotReadable,
     StoreNotWritable,
+    missing_extra,
 )
+from actlake.storage.s3_access import S3Place
 
 STAGING = "partial"
 _PARTIAL = ".partial"
@@ -36,17 +39,39 @@ class Location(Protocol):
     """Named bytes under one root, with atomic and durable writes."""
 
     url: str
+    parallel: int
+    """How many requests at once are worth while: 1 where there is no latency to hide."""
 
     def read(self, key: str) -> bytes:
         """All bytes of `key`; `StoreNotFound` when there are none."""
+        ...
+
+    def read_all(self, keys: Iterable[str]) -> list[bytes]:
+        """As `read`, of several keys, in their order."""
+        ...
+
+    def read_range(self, key: str, start: int, stop: int) -> tuple[memoryview, int]:
+        """Bytes ``start <= i < stop``, and how many there are in all; `StoreDamaged` if fewer."""
         ...
 
     def write(self, key: str, parts: Iterable[Any]) -> None:
         """Make `key` hold exactly the bytes of `parts`, replacing what was there."""
         ...
 
+    def write_all(self, files: Iterable[tuple[str, Iterable[Any]]]) -> None:
+        """As `write`, of several keys; where one fails, others may be written."""
+        ...
+
     def create(self, key: str, data: bytes) -> None:
         """As `write`, but `KeyTaken` when the key exists; atomic against other callers."""
+        ...
+
+    def replace(self, key: str, data: bytes, *, seen: str | None) -> str:
+        """As `write`; what names this state of `key` is returned, for the next call's `seen`.
+
+        Where the key is no longer in the state `seen`: `KeyTaken`. A folder cannot tell, and
+        replaces whatever is there.
+        """
         ...
 
     def size(self, key: str) -> int | None:
@@ -57,6 +82,10 @@ class Location(Protocol):
         """Keys directly in `folder` (files only), in no order."""
         ...
 
+    def sizes(self, folder: str) -> Iterator[tuple[str, int]]:
+        """As `list`, each key with its bytes."""
+        ...
+
     def is_foreign(self, ours: Container[str]) -> bool:
         """Whether anything lies at the root that is not called by one of these names."""
         ...
@@ -65,12 +94,20 @@ class Location(Protocol):
         """Remove `key`, or everything below it; nothing happens when there is nothing."""
         ...
 
+    def delete_files(self, keys: Iterable[str]) -> None:
+        """Remove these files, those that are there."""
+        ...
+
     def sweep(self) -> None:
         """Remove what killed writers have left half-written."""
         ...
 
     def local_path(self, key: str) -> Path | None:
         """The file of `key` where it can be memory-mapped, else None."""
+        ...
+
+    def file(self, key: str) -> Any:
+        """What Arrow reads `key` from: a path, or a file that fetches what is asked for."""
         ...
 
     def zarr_store(self, key: str) -> Any:
@@ -87,6 +124,8 @@ class LocalFolder:
         Folder, below `root` and on the same file system, where files lie while they are
         written, so that no reader of the others meets them; by default beside the file to be.
     """
+
+    parallel = 1
 
     def __init__(self, root: Path, *, staging: str | None = None) -> None:
         self.root = root.expanduser().absolute()
@@ -108,10 +147,31 @@ class LocalFolder:
                 "hint: ask its owner for permission to read"
             ) from error
 
+    def read_all(self, keys: Iterable[str]) -> list[bytes]:
+        """See `Location.read_all`."""
+        return [self.read(key) for key in keys]
+
+    def read_range(self, key: str, start: int, stop: int) -> tuple[memoryview, int]:
+        """See `Location.read_range`."""
+        data = self.read(key)
+        if len(data) < stop:
+            raise StoreDamaged(f"{key} in {self.url} has {len(data):,} bytes, not {stop:,}")
+        return memoryview(data)[start:stop], len(data)
+
     def write(self, key: str, parts: Iterable[Any]) -> None:
         """See `Location.write`."""
         with self._partial(key, parts) as (partial, path):
             partial.replace(path)
+
+    def write_all(self, files: Iterable[tuple[str, Iterable[Any]]]) -> None:
+        """See `Location.write_all`; one after the other."""
+        for key, parts in files:
+            self.write(key, parts)
+
+    def replace(self, key: str, data: bytes, *, seen: str | None) -> str:
+        """See `Location.replace`."""
+        self.write(key, [data])
+        return ""
 
     def create(self, key: str, data: bytes) -> None:
         """See `Location.create`; atomic by a hard link, which fails where the name exists."""
@@ -170,6 +230,12 @@ class LocalFolder:
             if not name.endswith(_PARTIAL):
                 yield f"{folder}/{name}" if folder else name
 
+    def sizes(self, folder: str) -> Iterator[tuple[str, int]]:
+        """See `Location.sizes`."""
+        for key in self.list(folder):
+            if (size := self.size(key)) is not None:
+                yield key, size
+
     def is_foreign(self, ours: Container[str]) -> bool:
         """See `Location.is_foreign`; hidden files do not count."""
         paths = self.root.iterdir() if self.root.is_dir() else ()
@@ -185,6 +251,11 @@ class LocalFolder:
         else:
             path.unlink(missing_ok=True)
 
+    def delete_files(self, keys: Iterable[str]) -> None:
+        """See `Location.delete_files`."""
+        for key in keys:
+            (self.root / key).unlink(missing_ok=True)
+
     def sweep(self) -> None:
         """See `Location.sweep`; only where there is a staging folder."""
         if self._staging is not None:
@@ -197,6 +268,10 @@ class LocalFolder:
     def local_path(self, key: str) -> Path:
         """See `Location.local_path`."""
         return self.root / key
+
+    def file(self, key: str) -> Any:
+        """See `Location.file`."""
+        return str(self.root / key)
 
     def zarr_store(self, key: str) -> Any:
         """See `Location.zarr_store`."""
@@ -236,7 +311,11 @@ def locate(url: "str | os.PathLike[str] | Location") -> Location:
     Raises
     ------
     StoreError
-        The URL has a scheme that cannot be opened.
+        The URL has a scheme that cannot be opened, or is no place in a bucket.
+    StoreNotReadable
+        There are no credentials for the bucket.
+    MissingExtra
+        The extra ``s3`` is not installed.
     """
     if not isinstance(url, str | os.PathLike):
         return url
@@ -246,10 +325,20 @@ def locate(url: "str | os.PathLike[str] | Location") -> Location:
         return LocalFolder(Path(text), staging=STAGING)
     if scheme == "file":
         return LocalFolder(Path(rest), staging=STAGING)
+    if scheme == "s3":
+        return _s3_folder(S3Place.parse(text))
     raise StoreError(
-        f"Cannot open {text}: there is no reader for {scheme}:// yet\n"
-        "hint: give a path on a file system that all workers share"
+        f"Cannot open {scheme}://…: there is no reader for {scheme}://\n"
+        "hint: give s3://bucket/prefix, or a path on a file system that all workers share"
     )
+
+
+def _s3_folder(place: S3Place) -> Location:
+    try:
+        from actlake.storage.object_store import S3Folder
+    except ModuleNotFoundError as error:
+        raise missing_extra(f"Opening {place}", package="obstore", extra="s3") from error
+    return S3Folder(place)
 
 
 def open_zarr_array(location: Location, group: str, name: str) -> Any:

@@ -102,7 +102,7 @@ def decode_shard(spec: ArraySpec, shard: int, data: Buffer, *, name: str) -> np.
         if len(stored) != length or crc32c(payload) != int.from_bytes(checksum, "little"):
             raise StoreDamaged(f"Chunk {number} of {name} fails its CRC32C")
         target = rows[number * spec.chunk_length :][: spec.chunk_length]
-        target[:] = _decode_chunk(spec, payload)[: len(target)]
+        target[:] = decode_chunk(spec, payload)[: len(target)]
     return rows
 
 
@@ -133,6 +133,7 @@ def _encode_chunk(spec: ArraySpec, rows: np.ndarray[Any, Any]) -> Buffer:
     return bytes(Zstd(level=ZSTD_LEVEL).encode(raw))
 
 
-def _decode_chunk(spec: ArraySpec, payload: Buffer) -> np.ndarray[Any, Any]:
+def decode_chunk(spec: ArraySpec, payload: Buffer) -> np.ndarray[Any, Any]:
+    """(chunk_length, …): a chunk's rows, from its bytes without their checksum."""
     raw = payload if spec.compression == "none" else Zstd().decode(bytes(payload))
     return np.frombuffer(raw, spec.numpy_dtype).reshape(spec.chunk_shape)

@@ -4,19 +4,20 @@ A store is one plain Zarr v3 group of rows, with the documents, the tokenizer an
 beside it. Row ``i`` of every array is about the same token. Nothing here needs torch or ray.
 """
 
-import io
 import itertools
 import os
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from operator import methodcaller
 from typing import TYPE_CHECKING, Any, Self, Unpack
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from actlake.storage.ahead import map_ahead
 from actlake.storage.arrays import Path, RowArray
 from actlake.storage.create import DOCUMENTS, MANIFEST, TOKENIZER
 from actlake.storage.errors import FormatTooNew, SiteNotStored, StoreDamaged, StoreNotFound, nearest
@@ -53,9 +54,11 @@ def open_store(
     Parameters
     ----------
     url
-        A local path, or a URL.
+        A local path, or a URL: ``s3://bucket/prefix``, with credentials, region and endpoint
+        from the environment as other AWS tools take them (docs/object-storage.md).
     path
-        ``mapped`` or ``zarr`` forces one way of reading; ``auto`` maps what can be mapped.
+        ``mapped`` or ``zarr`` forces one way of reading; ``auto`` maps what can be mapped, and
+        fetches ranges of bytes from a bucket.
 
     Returns
     -------
@@ -70,6 +73,8 @@ def open_store(
         A newer actlake wrote it.
     StoreDamaged
         ``store.json`` or the ledger is not what was written.
+    StoreNotReadable, StoreUnreachable
+        No permission, no such bucket; its server does not answer.
     """
     location = locate(url)
     try:
@@ -291,12 +296,12 @@ class ActivationStore:
         StoreDamaged
             ``documents.parquet`` is missing or unreadable.
         """
-        local = self.location.local_path(DOCUMENTS)
         try:
-            source = str(local) if local else io.BytesIO(self.location.read(DOCUMENTS))
             # Without partitioning=None a folder called key=value on the path becomes a column.
             return pq.read_table(
-                source, columns=None if columns is None else list(columns), partitioning=None
+                self.location.file(DOCUMENTS),
+                columns=None if columns is None else list(columns),
+                partitioning=None,
             )
         except (OSError, pa.ArrowException) as error:
             raise StoreDamaged(
@@ -502,9 +507,12 @@ class ActivationStore:
         }
         splits = range(len(self.schema.splits)) if split is None else [self._split_code(split)]
         kinds = [False, True] if excluded is None else [excluded]
+        threads = len(parts) if self.location.parallel > 1 else 1
         total = Moments.empty(self.schema.dim)
         for block in _blocks(self.ledger.covered[stored] if units is None else units):
-            table = {name: part.take(block) for name, part in parts.items()}
+            take = methodcaller("take", block)
+            taken = map_ahead(take, parts.values(), threads=threads)
+            table = dict(zip(parts, taken, strict=True))
             groups = (
                 (unit, code, int(kind))
                 for unit in range(len(block))

@@ -13,7 +13,9 @@ from actlake.storage.sites import Site
 if TYPE_CHECKING:  # store.py shows summaries
     from actlake.storage.store import ActivationStore, Coverage
 
-_MOST_UNITS_TO_MERGE = 10_000  # four small files each: of more, they are not read unasked
+# Four small files each: of more, they are not read unasked. Remote ones are a request each.
+_MOST_UNITS_TO_MERGE = 10_000
+_MOST_UNITS_TO_FETCH = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +130,8 @@ def summarize(store: "ActivationStore") -> Summary:
 
 def _line(store: "ActivationStore", site: Site) -> SiteLine:
     coverage = store.coverage(site)
-    few = 0 < coverage.units <= _MOST_UNITS_TO_MERGE
+    is_remote = store.location.local_path("") is None
+    few = 0 < coverage.units <= (_MOST_UNITS_TO_FETCH if is_remote else _MOST_UNITS_TO_MERGE)
     return SiteLine(
         site,
         coverage,

@@ -4,13 +4,14 @@ Reads every byte once. What is found wrong is named by site and unit, and `revok
 exactly that back to the harvest.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 
+from actlake.storage.ahead import map_ahead
 from actlake.storage.create import CORPUS, DOCUMENTS
 from actlake.storage.errors import StoreDamaged, StoreNotFound
 from actlake.storage.extents import UnitSet, block_extent, num_blocks
@@ -23,6 +24,7 @@ from actlake.storage.sites import Site
 from actlake.storage.store import ActivationStore
 
 Array = np.ndarray[Any, Any]
+_Files = Mapping[str, bytes | None]
 _ROWS_AT_ONCE = 2**20
 
 
@@ -89,9 +91,13 @@ def verify(
     problems += _metadata(store)
     shards, seen = 0, {site: UnitSet() for site in store.sites}
     try:
-        for record in read_shards(store.location):
+        for record, files in _fetched(store):
             seen.setdefault(record.site, UnitSet()).add(record.unit)
-            problems += _shard(store, record, counted, with_moments=corpus_is_whole)
+            found = list(_shard(store, record, files, counted, with_moments=corpus_is_whole))
+            if found and store.location.parallel > 1:  # it may have been spoilt on its way
+                files = _files_of(store, record)
+                found = list(_shard(store, record, files, counted, with_moments=corpus_is_whole))
+            problems += found
             shards += 1
     except StoreDamaged as error:
         problems.append(Problem("ledger", str(error)))
@@ -134,9 +140,12 @@ def revoke_shards(lease: Lease, shards: Iterable[tuple[Site, int]]) -> None:
 
 def undersized(store: ActivationStore) -> Iterator[ShardRecord]:
     """Committed shards whose file is missing or has another size; cheap, for every resume."""
+    sizes: dict[Site, dict[str, int]] = {}
     for record in read_shards(store.location):
-        key = store.schema.activations(record.site).shard_key(record.unit)
-        if store.location.size(key) != record.rows_bytes:
+        spec = store.schema.activations(record.site)
+        if record.site not in sizes:
+            sizes[record.site] = dict(store.location.sizes(spec.folder))
+        if sizes[record.site].get(spec.shard_key(record.unit)) != record.rows_bytes:
             yield record
 
 
@@ -237,12 +246,39 @@ def _metadata_files(store: ActivationStore, site: Site | None) -> dict[str, byte
     return store.schema.common_metadata() if site is None else store.schema.site_metadata(site)
 
 
+def _fetched(store: ActivationStore) -> Iterator[tuple[ShardRecord, _Files]]:
+    """Every committed shard with its files; a few ahead where the store is remote."""
+
+    def fetch(record: ShardRecord) -> tuple[ShardRecord, _Files]:
+        return record, _files_of(store, record)
+
+    yield from map_ahead(fetch, read_shards(store.location), threads=store.location.parallel // 4)
+
+
+def _files_of(store: ActivationStore, record: ShardRecord) -> _Files:
+    specs = [*store.schema.moments(record.site).values(), store.schema.activations(record.site)]
+    keys = [spec.shard_key(record.unit) for spec in specs]
+    return {key: _read(store, key) for key in keys}
+
+
+def _read(store: ActivationStore, key: str) -> bytes | None:
+    try:
+        return store.location.read(key)
+    except StoreNotFound:
+        return None
+
+
 def _shard(
-    store: ActivationStore, record: ShardRecord, counted: _Counter, *, with_moments: bool
+    store: ActivationStore,
+    record: ShardRecord,
+    files: _Files,
+    counted: _Counter,
+    *,
+    with_moments: bool,
 ) -> Iterator[Problem]:
     try:
-        rows = _checked_rows(store, record, counted)
-        stored = _checked_moments(store, record, counted)
+        rows = _checked_rows(store, record, files, counted)
+        stored = _checked_moments(store, record, files, counted)
     except (StoreDamaged, StoreNotFound) as error:
         yield Problem("shard", str(error), record.site, record.unit)
         return
@@ -268,11 +304,20 @@ def _shard(
             )
 
 
-def _checked_rows(store: ActivationStore, record: ShardRecord, counted: _Counter) -> Array:
+def _counted(store: ActivationStore, files: _Files, key: str, counted: _Counter) -> bytes:
+    data = files[key]
+    if data is None:
+        raise StoreNotFound(f"There is no {key} in {store.url}")
+    counted(len(data))
+    return data
+
+
+def _checked_rows(
+    store: ActivationStore, record: ShardRecord, files: _Files, counted: _Counter
+) -> Array:
     spec = store.schema.activations(record.site)
     key = spec.shard_key(record.unit)
-    data = store.location.read(key)
-    counted(len(data))
+    data = _counted(store, files, key, counted)
     if len(data) != record.rows_bytes:
         raise StoreDamaged(f"{key} has {len(data):,} bytes, not {record.rows_bytes:,}")
     rows = decode_shard(spec, record.unit, data, name=key)
@@ -282,14 +327,13 @@ def _checked_rows(store: ActivationStore, record: ShardRecord, counted: _Counter
 
 
 def _checked_moments(
-    store: ActivationStore, record: ShardRecord, counted: _Counter
+    store: ActivationStore, record: ShardRecord, files: _Files, counted: _Counter
 ) -> dict[str, Array]:
     values: dict[str, Array] = {}
     checksums, num_bytes = [], 0
     for name, spec in sorted(store.schema.moments(record.site).items()):
         key = spec.shard_key(record.unit)
-        data = store.location.read(key)
-        counted(len(data))
+        data = _counted(store, files, key, counted)
         values[name] = decode_shard(spec, record.unit, data, name=key)
         checksums.append(shard_crc32c(spec, record.unit, data, name=key))
         num_bytes += len(data)

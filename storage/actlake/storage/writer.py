@@ -123,16 +123,17 @@ def _write_site(
     bad: tuple[int, int],
     numerics: int,
 ) -> ShardRecord:
+    files: list[tuple[str, Iterable[Any]]] = []
     moments_bytes, checksums = 0, []
     for name, spec in sorted(store.schema.moments(site).items()):
         values = np.array([getattr(group, name) for group in moments], spec.numpy_dtype)
         shard = encode_shard(spec, unit, np.ascontiguousarray(values.reshape(1, *spec.shape[1:])))
-        store.location.write(spec.shard_key(unit), shard.parts)
+        files.append((spec.shard_key(unit), shard.parts))
         moments_bytes += shard.num_bytes
         checksums.append(shard.crc32c)
     spec = store.schema.activations(site)
     shard = encode_shard(spec, unit, rows)
-    store.location.write(spec.shard_key(unit), shard.parts)
+    store.location.write_all([*files, (spec.shard_key(unit), shard.parts)])
     return ShardRecord(
         site=site,
         unit=unit,

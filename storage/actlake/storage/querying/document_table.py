@@ -1,6 +1,5 @@
 """The documents table, read a batch at a time: of the columns that are wanted, and no others."""
 
-import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -48,10 +47,8 @@ def document_batches(
 
 @contextmanager
 def _opened(store: "ActivationStore") -> Iterator[pq.ParquetFile]:
-    local = store.location.local_path(DOCUMENTS)
     try:
-        source = str(local) if local else io.BytesIO(store.location.read(DOCUMENTS))
-        with pq.ParquetFile(source) as file:
+        with pq.ParquetFile(store.location.file(DOCUMENTS)) as file:
             yield file
     except (OSError, pa.ArrowException) as error:
         if isinstance(error, StoreDamaged):

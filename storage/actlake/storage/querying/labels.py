@@ -11,7 +11,6 @@ spans already mapped to their tokens. Keys that are not of the store are counted
 unless they are asked to be dropped.
 """
 
-import io
 import json
 import os
 import re
@@ -33,7 +32,6 @@ from actlake.storage.errors import (
     LabelsNotAttached,
     StoreDamaged,
     StoreMismatch,
-    StoreNotWritable,
     nearest,
 )
 from actlake.storage.location import LocalFolder
@@ -186,8 +184,7 @@ def attach_labels(
     """Attach a label table; see `ActivationStore.attach_labels`."""
     _check_name(name)
     kind = _kind(key)
-    home = _home(store)
-    if home.size(f"{name}.parquet") is not None and not replace:
+    if store.location.size(_key(name)) is not None and not replace:
         raise InvalidQuery(
             f"Labels called {name!r} are attached to {store.url} already\n"
             "hint: give another name, or replace=True"
@@ -209,7 +206,7 @@ def attach_labels(
             "hint: documents are named by their id (a string) or their ordinal (an integer)"
         )
     data = _encoded(store, kind, given.select(columns), fitted, alignment)
-    home.write(f"{name}.parquet", [data])
+    _write(store, name, data)
     return Labels(store, name)
 
 
@@ -518,24 +515,25 @@ def _encoded(
     return sink.getvalue().to_pybytes()
 
 
-def _home(store: "ActivationStore") -> LocalFolder:
+def _write(store: "ActivationStore", name: str, data: bytes) -> None:
+    """Beside the rows; not through the store's staging, which a driver may be clearing."""
     folder = store.location.local_path(FOLDER)
     if folder is None:
-        raise StoreNotWritable(
-            f"Labels cannot be attached to {store.url}, which is not a local folder\n"
-            "hint: attach them to a copy"
-        )
-    return LocalFolder(folder)
+        store.location.write(_key(name), [data])
+    else:
+        LocalFolder(folder).write(f"{name}.parquet", [data])
+
+
+def _key(name: str) -> str:
+    return f"{FOLDER}/{name}.parquet"
 
 
 def _source(store: "ActivationStore", name: str) -> Any:
-    key = f"{FOLDER}/{name}.parquet"
-    local = store.location.local_path(key)
-    return str(local) if local else io.BytesIO(store.location.read(key))
+    return store.location.file(_key(name))
 
 
 def _schema(store: "ActivationStore", name: str) -> pa.Schema:
-    if store.location.size(f"{FOLDER}/{name}.parquet") is None:
+    if store.location.size(_key(name)) is None:
         attached = attached_names(store)
         hint = nearest(name, attached) if attached else "hint: store.attach_labels attaches them"
         raise LabelsNotAttached(f"No labels {name!r} are attached to {store.url}\n{hint}")

@@ -31,6 +31,7 @@ from actlake.storage.reading.order import Permutation
 from actlake.storage.reading.predicates import Predicate
 from actlake.storage.reading.selection import Exclusion, RowFilter, RowSet, select_rows
 from actlake.storage.sites import Site
+from actlake.storage.store import ActivationStore
 
 Array = np.ndarray[Any, Any]
 Shuffle = Literal["auto", "exact", "pool", "none"]
@@ -145,7 +146,8 @@ def read_batches(
         bounded pool. ``none``: in the order of the store. ``auto``: ``exact`` where all sites
         are mapped, else ``pool``; decided by the store alone, logged, and kept in the state.
     pool_rows
-        Rows in memory of the ``pool`` shuffle; more mix better.
+        Rows in memory of the ``pool`` shuffle; more mix better. Of a remote store 16 chunks
+        more are on their way.
     exclude
         ``default``: without position 0 of each context and special token ids (design §3);
         None: with them.
@@ -165,7 +167,8 @@ def read_batches(
     state
         What `Batches.state_dict` gave: go on after the batch that came before it.
     threads
-        Threads that read ahead; 0: read when asked. Which batch comes does not depend on it.
+        Threads that read ahead; 0: read when asked. Stores that are not on this machine are
+        always read ahead, by 16 threads at least. Which batch comes does not depend on it.
     dtype
         Turn activations into this type, such as ``"float32"``; by default they are as stored.
 
@@ -235,9 +238,14 @@ def read_batches(
         share=(rank, world_size),
         stride=stride,
         start=(0, 0) if state is None else (state["epoch"], state["step"]),
-        threads=threads,
+        threads=max(threads, *(_threads_of(store) for store in stores.stores)),
         dtype=None if dtype is None else np.dtype(dtype),
     )
+
+
+def _threads_of(store: ActivationStore) -> int:
+    """What a store needs to be read at the speed of its server; 0 where it is here."""
+    return store.location.parallel if store.location.parallel > 1 else 0
 
 
 class _Reader(Protocol):
@@ -321,6 +329,7 @@ class Batches(Iterator[Batch]):
                 seed=order.seed,
                 batch_rows=order.rows_per_batch,
                 executor=self._executor,
+                chunks_ahead=max(store.location.parallel for store in stores.stores),
             )
         else:
             self._reader = RandomReader(
@@ -472,10 +481,13 @@ def _resolve(
         return str(state["order"]["shuffle"]), "as the state says"
     if shuffle != "auto":
         return shuffle, "asked for"
-    by_zarr = [array.spec.name for s in sites for array in stores.arrays(s) if array.path == "zarr"]
-    if by_zarr:
-        return "pool", f"{by_zarr[0]} is read through Zarr, chunk by chunk"
+    for array in (array for site in sites for array in stores.arrays(site)):
+        if array.path != "mapped":
+            return "pool", f"{array.spec.name} is read {_HOW[array.path]}, chunk by chunk"
     return "exact", "the store is memory-mapped"
+
+
+_HOW = {"zarr": "through Zarr", "ranges": "by ranges of bytes"}
 
 
 def _identities(stores: ManyStores) -> list[dict[str, Any]]:

@@ -18,6 +18,7 @@ or the size of a batch, and a reader that goes on in the middle reads D blocks a
 """
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor, Future
 from functools import cached_property
@@ -187,6 +188,9 @@ class PoolReader:
     ----------
     executor
         Reads the next block meanwhile; None: it is read when it is needed.
+    chunks_ahead
+        Chunks to have under way, at least: as many blocks are read ahead, and are in memory
+        beside the pool.
     """
 
     def __init__(
@@ -199,6 +203,7 @@ class PoolReader:
         seed: int,
         batch_rows: int,
         executor: Executor | None,
+        chunks_ahead: int = 1,
     ) -> None:
         self._arrays = {site: stores.arrays(stored) for site, stored in sites.items()}
         self._dtype, self._dim = stores.dtype, stores.dim
@@ -206,6 +211,7 @@ class PoolReader:
         self._how = {"pool_rows": pool_rows, "seed": seed}
         self._batch_rows = batch_rows
         self._executor = executor
+        self._chunks_ahead = chunks_ahead
         self._epoch = -1
         self._plan: MixingPlan
         self._pool: dict[Site, Array] = {}
@@ -236,7 +242,10 @@ class PoolReader:
         self._wait(self._loads)
         self._epoch = epoch
         self._plan = MixingPlan(self._map.counts, epoch=epoch, **self._how)
-        self._num_slots = self._plan.blocks_at_once(self._batch_rows)
+        chunks_a_block = len(self._plan.chunks) / self._plan.num_blocks
+        self._ahead = max(1, math.ceil(self._chunks_ahead / chunks_a_block))
+        slots = self._plan.blocks_at_once(self._batch_rows) + self._ahead - 1
+        self._num_slots = min(slots, self._plan.num_blocks)
         self._slot_rows = int(self._plan.block_sizes.max())
         self._loads, self._block_rows, self._ordered = {}, {}, {}
         length = self._num_slots * self._slot_rows
@@ -253,14 +262,14 @@ class PoolReader:
             )
 
     def _bring(self, rounds: Extent) -> None:
-        """Have the blocks of these rounds in memory, and the next one on its way."""
+        """Have the blocks of these rounds in memory, and the next ones on their way."""
         needed = self._plan.blocks(rounds)
         for block in [block for block in self._loads if block < needed.start]:
             self._wait({block: self._loads.pop(block)})
             del self._block_rows[block]
         for number in [number for number in self._ordered if number < rounds.start]:
             del self._ordered[number]
-        ahead = 1 if self._executor is not None else 0
+        ahead = self._ahead if self._executor is not None else 0
         for block in range(needed.start, min(needed.stop + ahead, self._plan.num_blocks)):
             if block not in self._loads and block < needed.start + self._num_slots:
                 self._load(block)

@@ -3,7 +3,8 @@
 The rows are a set that answers two questions fast: which is the k-th, and how many are below
 row i. Without a filter it is a few runs of rows. With one it is a bit a row and the counts that
 go with them, 1.4 bits a row in all (172 MB for 10⁹ rows, a seven-thousandth of one site's
-activations), made in one pass over the token tables. Why not less: docs/design/003-order-of-batches.md.
+activations), made in one pass over the token tables. Why not less:
+docs/design/003-order-of-batches.md.
 """
 
 import bisect

@@ -1,0 +1,198 @@
+"""Requests to an object store: made again while that can help, their errors in our words.
+
+Made again: answers 5xx, 408, 425 and 429, connections refused or lost, time-outs, bodies cut
+short. Between attempts is a pause drawn from 0 to 0.1, 0.2, 0.4, … 10 s (full jitter; Brooker
+2015, "Exponential backoff and jitter"), for two minutes; for ten seconds where the server has
+never answered, since a wrong address does not become right.
+
+Never shown: what the server wrote but for its error code, since it may repeat what we sent.
+"""
+
+import logging
+import os
+import random
+import re
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from obstore.exceptions import (
+    BaseError,
+    PermissionDeniedError,
+    UnauthenticatedError,
+)
+
+from actlake.storage.errors import (
+    StoreError,
+    StoreNotFound,
+    StoreNotReadable,
+    StoreNotWritable,
+    StoreUnreachable,
+)
+
+T = TypeVar("T")
+logger = logging.getLogger(__name__)
+
+GIVE_UP_S = 120.0
+GIVE_UP_FIRST_S = 10.0
+SHORTEST_PAUSE_S = 0.1
+LONGEST_PAUSE_S = 10.0
+_AGAIN = frozenset({408, 425, 429})
+_NOT_IMPLEMENTED = 501
+_STATUS = re.compile(r"status code: (\d{3})")
+_CODE = re.compile(r"<Code>(\w{1,64})</Code>")
+# The process that first used obstore: its threads are not there after a fork.
+_users: list[int] = []
+
+
+class TryAgain(Exception):
+    """Raised by a request whose answer cannot be right; the message says why."""
+
+
+class Refused(StoreError):
+    """The server understands and will not, whatever we repeat.
+
+    Attributes
+    ----------
+    status
+        Of HTTP.
+    code
+        The server's word, such as ``InvalidRange``; empty where it gave none.
+    """
+
+    def __init__(self, message: str, status: int, code: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+
+
+class Attempts:
+    """Makes the requests of one location.
+
+    Parameters
+    ----------
+    url
+        Of the location, for messages.
+    server
+        Whom it talks to, in words.
+    """
+
+    def __init__(self, url: str, server: str) -> None:
+        self._url = url
+        self._server = server
+        self._has_answered = False
+
+    def __call__(self, deed: str, request: Callable[[], T], *, writes: bool = False) -> T:
+        """The answer of `request`, which may be called more than once.
+
+        Obstore's `AlreadyExistsError` and `PreconditionError`, and errors of our own, pass
+        through.
+
+        Parameters
+        ----------
+        deed
+            What is done, for messages: ``GET store.json``.
+        writes
+            Whether a refusal is about writing.
+
+        Raises
+        ------
+        StoreNotFound
+            There is no such key.
+        StoreNotReadable, StoreNotWritable
+            No permission, no such bucket.
+        Refused
+            Any other answer 4xx.
+        StoreUnreachable
+            No useful answer, however often we asked.
+        """
+        _refuse_in_a_fork(self._url)
+        began = time.monotonic()
+        number = 0
+        while True:
+            number += 1
+            try:
+                answer = request()
+            except (TryAgain, BaseError, FileNotFoundError) as error:
+                reason = self._reason(deed, error, writes=writes)
+            else:
+                self._has_answered = True
+                return answer
+            pause = random.uniform(0, min(LONGEST_PAUSE_S, SHORTEST_PAUSE_S * 2**number))
+            patience = GIVE_UP_S if self._has_answered else GIVE_UP_FIRST_S
+            if time.monotonic() - began + pause > patience:
+                raise StoreUnreachable(
+                    f"{self._server} does not answer: {deed} of {self._url} failed {number} times "
+                    f"in {time.monotonic() - began:.0f} s, the last time: {reason}\n"
+                    "hint: look at AWS_ENDPOINT_URL, AWS_REGION and the network; the same command "
+                    "goes on where it stopped"
+                ) from None
+            level = logging.WARNING if number > 3 else logging.INFO
+            logger.log(
+                level, "%s of %s: %s; attempt %d in %.1f s",
+                deed, self._url, reason, number + 1, pause,
+            )  # fmt: skip
+            time.sleep(pause)
+
+    def _reason(self, deed: str, error: Exception, *, writes: bool) -> str:
+        """Why it failed, if another attempt may succeed; else the error is raised."""
+        if isinstance(error, TryAgain):
+            return str(error)
+        if isinstance(error, StoreError) or type(error).__name__ in _FOR_THE_CALLER:
+            raise error
+        text = str(error)
+        found, named = _STATUS.search(text), _CODE.search(text)
+        status = int(found[1]) if found else 0
+        code = named[1] if named else ""
+        refusal = StoreNotWritable if writes else StoreNotReadable
+        if code == "NoSuchBucket":
+            raise refusal(
+                f"There is no bucket for {self._url} at {self._server}\n"
+                "hint: look at its name, AWS_REGION and AWS_ENDPOINT_URL; actlake makes no buckets"
+            ) from None
+        if isinstance(error, FileNotFoundError):
+            raise StoreNotFound(f"{deed}: there is no such key in {self._url}") from None
+        if isinstance(error, PermissionDeniedError | UnauthenticatedError) or status in (401, 403):
+            raise refusal(
+                f"{self._server} refuses {deed} of {self._url}: {code or 'no permission'}\n"
+                "hint: look at the credentials (AWS_PROFILE, AWS_ACCESS_KEY_ID, the machine's "
+                "role) and their rights: s3:ListBucket, s3:GetObject"
+                + (", s3:PutObject, s3:DeleteObject" if writes else "")
+            ) from None
+        if (300 <= status < 500 and status not in _AGAIN) or status == _NOT_IMPLEMENTED:
+            raise Refused(
+                f"{self._server} refuses {deed} of {self._url}: {status} {code}\n"
+                "hint: look at AWS_REGION and AWS_ENDPOINT_URL"
+                if status != _NOT_IMPLEMENTED
+                else f"{self._server} cannot do {deed}: {status} {code}",
+                status,
+                code,
+            ) from None
+        return f"{status} {code}".strip() if status else _in_words(text)
+
+
+# They are answers, not failures.
+_FOR_THE_CALLER = frozenset({"AlreadyExistsError", "PreconditionError"})
+
+
+def _in_words(text: str) -> str:
+    """What became of a request without an answer."""
+    head = text.partition("Debug source")[0]
+    if re.search(r"kind: Timeout|timed out|TimedOut", text):
+        return "timed out"
+    if re.search(r"kind: Connect\b|error sending request", text):
+        return "no connection"
+    if re.search(r"response body|kind: (Decode|Interrupted)", text):
+        return "the answer was cut short"
+    return head.strip().rpartition(" - ")[2][:100]
+
+
+def _refuse_in_a_fork(url: str) -> None:
+    if not _users:
+        _users.append(os.getpid())
+    elif _users[0] != os.getpid():
+        raise StoreUnreachable(
+            f"{url} cannot be read in a forked process: the threads that do it stayed behind\n"
+            "hint: start workers by spawning, such as "
+            'DataLoader(…, multiprocessing_context="spawn")'
+        )

@@ -1,0 +1,352 @@
+"""A location in an S3 bucket, or at a server that speaks S3.
+
+An object is put whole or not at all, by one PUT or by completing a multipart upload, so nothing
+is staged, renamed or synced: when `write` returns, the object is durable and every reader sees
+it (S3 is strongly consistent). `create` is a PUT with ``If-None-Match: *``, `replace` one with
+``If-Match``; before the first of them, a server is asked whether it keeps these conditions, and
+refused where it does not, since drivers could not be kept apart there.
+
+A request whose answer was lost is made again, and then meets its own first success: `create`
+marks each object with a number of its own and looks, `replace` compares the bytes.
+
+Why obstore, and what was tried: docs/design/005-object-storage.md.
+"""
+
+import io
+import uuid
+from collections.abc import Callable, Container, Iterable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import obstore
+import pyarrow as pa
+from obstore.exceptions import AlreadyExistsError, PreconditionError
+
+from actlake.storage.ahead import REQUESTS_AT_ONCE, file_threads, request_threads
+from actlake.storage.attempts import Attempts, Refused, TryAgain
+from actlake.storage.errors import StoreDamaged, StoreNotFound, StoreNotWritable
+from actlake.storage.location import KeyTaken
+from actlake.storage.s3_access import S3Place, open_client, server
+
+READ_TIMEOUT_S = 30.0
+WRITE_TIMEOUT_S = 300.0
+_PIECE = 8 * 2**20
+# Up to here one PUT: a multipart upload that dies leaves parts that nobody sees and all pay for.
+_LARGEST_PUT = 64 * 2**20
+_PART = 16 * 2**20
+_KEYS_AT_ONCE = 1000  # what one LIST or DELETE takes
+_MARK = "actlake-attempt"
+Page = list[tuple[str, int]]
+
+
+class S3Folder:
+    """The keys below a prefix of a bucket; see `Location`.
+
+    Raises
+    ------
+    StoreError, StoreNotReadable, MissingExtra
+        As `open_client`.
+    """
+
+    parallel = REQUESTS_AT_ONCE
+
+    def __init__(self, place: S3Place) -> None:
+        self.url = str(place)
+        self._place = place
+        self._reads = open_client(place, timeout_s=READ_TIMEOUT_S)
+        self._writes = open_client(place, timeout_s=WRITE_TIMEOUT_S)
+        self._attempt = Attempts(self.url, server())
+        self._keeps_conditions = False
+
+    def __repr__(self) -> str:
+        return f"S3Folder({self.url!r})"
+
+    # Reading.
+
+    def read(self, key: str) -> bytes:
+        """See `Location.read`; large objects in pieces, in parallel."""
+        while True:
+            first, size, tag = self._get(key, 0, _PIECE)
+            starts = range(len(first), size, _PIECE)
+            try:
+                rest = request_threads().map(partial(self._piece, key, tag), starts)
+                return b"".join([first, *rest])
+            except PreconditionError:  # replaced meanwhile: once more, all of one version
+                continue
+
+    def read_all(self, keys: Iterable[str]) -> list[bytes]:
+        """See `Location.read_all`."""
+        return list(file_threads().map(self.read, keys))
+
+    def read_range(self, key: str, start: int, stop: int) -> tuple[memoryview, int]:
+        """See `Location.read_range`."""
+        data, size, _ = self._get(key, start, stop)
+        if len(data) < stop - start:
+            raise StoreDamaged(f"{key} in {self.url} has {size:,} bytes, and none at {stop - 1:,}")
+        return data, size
+
+    def size(self, key: str) -> int | None:
+        """See `Location.size`."""
+        try:
+            return self._attempt(f"HEAD {key}", lambda: obstore.head(self._reads, key)["size"])
+        except StoreNotFound:
+            return None
+
+    def list(self, folder: str) -> Iterator[str]:
+        """See `Location.list`."""
+        for key, _ in self.sizes(folder):
+            yield key
+
+    def sizes(self, folder: str) -> Iterator[tuple[str, int]]:
+        """See `Location.sizes`."""
+        assert folder, "only of folders, whose keys all lie directly in them"
+        after: str | None = None
+        while True:
+            page = self._page(folder, after)
+            for key, size in page:
+                if "/" not in key.removeprefix(f"{folder}/"):
+                    yield key, size
+            if len(page) < _KEYS_AT_ONCE:
+                return
+            after = page[-1][0]
+
+    def is_foreign(self, ours: Container[str]) -> bool:
+        """See `Location.is_foreign`; hidden names do not count."""
+        found = self._attempt("LIST", lambda: obstore.list_with_delimiter(self._reads))
+        names = [*found["common_prefixes"], *(meta["path"] for meta in found["objects"])]
+        return any(name and name not in ours and name[0] != "." for name in names)
+
+    def file(self, key: str) -> Any:
+        """See `Location.file`; only what is asked for is fetched."""
+        return pa.PythonFile(_RangedFile(self, key), mode="r")
+
+    def local_path(self, key: str) -> Path | None:
+        """See `Location.local_path`: there is none."""
+        return None
+
+    def zarr_store(self, key: str) -> Any:
+        """See `Location.zarr_store`."""
+        from zarr.storage import ObjectStore
+
+        below = S3Place(self._place.bucket, f"{self._place.prefix}/{key}".strip("/"))
+        return ObjectStore(open_client(below, timeout_s=READ_TIMEOUT_S), read_only=True)
+
+    # Writing.
+
+    def write(self, key: str, parts: Iterable[Any]) -> None:
+        """See `Location.write`."""
+        body = _joined(parts)
+        large = len(body) > _LARGEST_PUT
+        self._attempt(
+            f"PUT {key}",
+            lambda: obstore.put(
+                self._writes, key, body, use_multipart=large, chunk_size=_PART, max_concurrency=8
+            ),
+            writes=True,
+        )
+
+    def write_all(self, files: Iterable[tuple[str, Iterable[Any]]]) -> None:
+        """See `Location.write_all`."""
+        for _ in file_threads().map(lambda file: self.write(*file), files):
+            pass
+
+    def create(self, key: str, data: bytes) -> None:
+        """See `Location.create`."""
+        self._require_conditions()
+        self._create(key, data)
+
+    def replace(self, key: str, data: bytes, *, seen: str | None) -> str:
+        """See `Location.replace`."""
+        self._require_conditions()
+        return self._replace(key, data, seen)
+
+    def delete(self, key: str) -> None:
+        """See `Location.delete`."""
+        self.delete_files([key])
+        while page := self._page(key, None):
+            self.delete_files(found for found, _ in page)
+
+    def delete_files(self, keys: Iterable[str]) -> None:
+        """See `Location.delete_files`."""
+        doomed = list(keys)
+        for start in range(0, len(doomed), _KEYS_AT_ONCE):
+            some = doomed[start : start + _KEYS_AT_ONCE]
+            self._attempt(
+                f"DELETE {some[0]}",
+                partial(obstore.delete, self._writes, some),
+                writes=True,
+            )
+
+    def sweep(self) -> None:
+        """See `Location.sweep`: nothing is ever half-written under a key."""
+
+    # One request.
+
+    def _get(
+        self, key: str, start: int, stop: int, tag: str | None = None
+    ) -> tuple[memoryview, int, str | None]:
+        """Bytes of a range, as many as there are; the object's size and its tag."""
+
+        def request() -> tuple[memoryview, int, str | None]:
+            options: Any = {"range": (start, stop)} | ({"if_match": tag} if tag else {})
+            answer = obstore.get(self._reads, key, options=options)
+            body = memoryview(answer.bytes())
+            size = answer.meta["size"]
+            # A body may be short of what its own header says, without any error.
+            if len(body) != min(stop, size) - start:
+                raise TryAgain(f"the answer was cut short: {len(body):,} bytes")
+            return body, size, answer.meta["e_tag"]
+
+        try:
+            return self._attempt(f"GET {key}", request)
+        except Refused as error:
+            if error.status != _RANGE_NOT_SATISFIABLE:
+                raise
+            size = self.size(key) or 0
+            return memoryview(b""), size, None
+
+    def _piece(self, key: str, tag: str | None, start: int) -> memoryview:
+        return self._get(key, start, start + _PIECE, tag)[0]
+
+    def _page(self, folder: str, after: str | None) -> Page:
+        """What lies below a folder, up to `_KEYS_AT_ONCE`, in the order of keys."""
+
+        def request() -> Page:
+            listed = obstore.list(self._reads, folder, offset=after, chunk_size=_KEYS_AT_ONCE)
+            return [(meta["path"], meta["size"]) for meta in next(iter(listed), ())]
+
+        return self._attempt(f"LIST {folder}", request)
+
+    def _create(self, key: str, data: bytes) -> None:
+        mark = uuid.uuid4().hex
+
+        def request() -> None:
+            try:
+                obstore.put(
+                    self._writes, key, data, mode="create", attributes={_MARK: mark},
+                    use_multipart=False,
+                )  # fmt: skip
+            except AlreadyExistsError as error:
+                try:
+                    there = obstore.get(self._reads, key).attributes
+                except FileNotFoundError:  # 409: two at once, and perhaps neither has won
+                    raise TryAgain("409 ConditionalRequestConflict") from error
+                if there.get(_MARK) != mark:
+                    raise KeyTaken(f"{key} already exists in {self.url}") from None
+
+        self._attempt(f"PUT {key}", request, writes=True)
+
+    def _replace(self, key: str, data: bytes, seen: str | None) -> str:
+        def request() -> str:
+            mode: Any = {"e_tag": seen} if seen else "overwrite"
+            try:
+                put = obstore.put(self._writes, key, data, mode=mode, use_multipart=False)
+            except PreconditionError:
+                return self._tag_if(key, data)
+            return put["e_tag"] or ""
+
+        return self._attempt(f"PUT {key}", request, writes=True)
+
+    def _tag_if(self, key: str, data: bytes) -> str:
+        """The tag of a key that holds these bytes: an attempt that succeeded without answer."""
+        try:
+            there = obstore.get(self._reads, key)
+            is_ours = there.bytes() == data
+        except FileNotFoundError:
+            is_ours = False
+        if not is_ours:
+            raise KeyTaken(f"{key} in {self.url} is not what it was") from None
+        return there.meta["e_tag"] or ""
+
+    def _require_conditions(self) -> None:
+        """Find out, once, whether the server keeps conditions on PUT.
+
+        Raises
+        ------
+        StoreNotWritable
+            It does not.
+        """
+        if self._keeps_conditions:
+            return
+        key = f"ledger/probe-{uuid.uuid4().hex}"  # where no other driver clears up
+        try:
+            self._create(key, b"1")
+            kept = _is_refused(lambda: self._create(key, b"2")) and _is_refused(
+                lambda: self._replace(key, b"3", '"another"')
+            )
+        except Refused as error:
+            if error.code not in _CANNOT_DO:
+                raise
+            kept = False
+        self.delete_files([key])
+        if not kept:
+            raise StoreNotWritable(
+                f"{server()} does not keep conditions on PUT (If-None-Match, If-Match), by which "
+                "drivers are kept apart\nhint: write to Amazon S3 or a server that keeps them, or "
+                "to a shared file system; reading needs no conditions"
+            )
+        self._keeps_conditions = True
+
+
+_RANGE_NOT_SATISFIABLE = 416
+_CANNOT_DO = frozenset({"NotImplemented", "InvalidArgument", "InvalidRequest"})
+
+
+class _RangedFile(io.RawIOBase):
+    """An object as a seekable file."""
+
+    def __init__(self, location: S3Folder, key: str) -> None:
+        size = location.size(key)
+        if size is None:
+            raise StoreNotFound(f"There is no {key} in {location.url}")
+        self._location = location
+        self._key = key
+        self._size = size
+        self._at = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        into = memoryview(buffer).cast("B")
+        n = max(0, min(len(into), self._size - self._at))
+        pieces = range(self._at, self._at + n, _PIECE)
+        stop = self._at + n
+
+        def fetch(start: int) -> None:
+            end = min(start + _PIECE, stop)
+            data, _ = self._location.read_range(self._key, start, end)
+            into[start - pieces.start : end - pieces.start] = data
+
+        for _ in request_threads().map(fetch, pieces):
+            pass
+        self._at += n
+        return n
+
+
+def _is_refused(put: Callable[[], object]) -> bool:
+    try:
+        put()
+    except KeyTaken:
+        return True
+    return False
+
+
+def _joined(parts: Iterable[Any]) -> Any:
+    """One buffer of bytes; a single part is not copied."""
+    views = [np.frombuffer(part, np.uint8) for part in parts if memoryview(part).nbytes]
+    if len(views) == 1:
+        return views[0]
+    return b"".join(view.data for view in views)

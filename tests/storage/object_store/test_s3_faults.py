@@ -1,0 +1,263 @@
+"""What networks and servers do costs time and nothing else; what cannot be mended is named."""
+
+import logging
+import random
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from actlake.storage import (
+    Lease,
+    Site,
+    attempts,
+    lease,
+    object_store,
+    open_store,
+    verify,
+    write_unit,
+)
+from actlake.storage.errors import (
+    LeaseLost,
+    StoreDamaged,
+    StoreLocked,
+    StoreNotWritable,
+    StoreUnreachable,
+)
+from actlake.storage.location import KeyTaken, locate
+
+SITE = "resid_post.3"
+
+
+@pytest.mark.parametrize("kind", ["answer", "reset", "truncate", "short", "slow"])
+def test_a_read_that_fails_is_made_again_until_it_is_whole(kind, bucket, weather):
+    location = locate(bucket.url)
+    data = bytes(range(256)) * 4000
+    location.write("key", [data])
+    weather.add(kind, "GET", "key", times=3)
+
+    assert location.read("key") == data
+    assert weather.count("GET", "key") == (1 if kind == "slow" else 4)
+
+
+def test_a_read_that_stalls_is_made_again(bucket, weather, monkeypatch):
+    monkeypatch.setattr(object_store, "READ_TIMEOUT_S", 0.5)
+    location = locate(bucket.url)
+    location.write("key", [b"x" * 100_000])
+    weather.add("stall", "GET", "key", times=2)
+
+    assert location.read("key") == b"x" * 100_000
+
+
+@pytest.mark.parametrize("kind", ["answer", "answer after", "reset", "reset after"])
+def test_a_write_that_fails_is_made_again(kind, bucket, weather):
+    weather.add(kind, "PUT", "key", times=3)
+
+    locate(bucket.url).write("key", [b"one"])
+
+    assert locate(bucket.url).read("key") == b"one"
+    assert weather.count("PUT", "key") == 4
+
+
+@pytest.mark.parametrize("status", [429, 500, 502, 503, 504])
+def test_the_servers_plea_for_patience_is_heard(status, bucket, weather):
+    weather.add("answer", status=status, code="SlowDown", times=4)
+
+    locate(bucket.url).write("key", [b"one"])
+
+    assert locate(bucket.url).read("key") == b"one"
+
+
+def test_a_server_that_never_recovers_is_given_up_with_the_reason(bucket, weather, monkeypatch):
+    monkeypatch.setattr(attempts, "GIVE_UP_S", 0.2)
+    location = locate(bucket.url)
+    location.write("key", [b"one"])
+    weather.add("answer", "GET", status=503, code="SlowDown", times=10**6)
+
+    with pytest.raises(
+        StoreUnreachable, match=r"failed \d+ times in .* the last time: 503 SlowDown"
+    ):
+        location.read("key")
+
+
+def test_attempts_are_logged_without_secrets(bucket, weather, caplog):
+    weather.add("answer", "PUT", times=5)
+
+    with caplog.at_level(logging.DEBUG, logger="actlake"):
+        locate(bucket.url).write("key", [b"one"])
+
+    assert "PUT key of s3://" in caplog.text
+    assert "500 InternalError; attempt 2 in" in caplog.text
+    assert "of-the-tests" not in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["answer after", "reset after"])
+def test_a_creation_whose_answer_was_lost_counts_as_made(kind, bucket, weather):
+    location = locate(bucket.url)
+    weather.add(kind, "PUT", "/key", times=2)
+
+    location.create("key", b"one")
+
+    assert location.read("key") == b"one"
+    with pytest.raises(KeyTaken):
+        location.create("key", b"one")
+
+
+def test_a_creation_that_meets_another_at_the_same_moment_is_made_again(bucket, weather):
+    weather.add("answer", "PUT", "/key", status=409, code="ConditionalRequestConflict")
+
+    locate(bucket.url).create("key", b"one")
+
+    assert locate(bucket.url).read("key") == b"one"
+
+
+def test_a_replacement_whose_answer_was_lost_counts_as_made(bucket, weather):
+    location = locate(bucket.url)
+    seen = location.replace("key", b"1", seen=None)
+    weather.add("reset after", "PUT", "/key")
+
+    seen = location.replace("key", b"2", seen=seen)
+    location.replace("key", b"3", seen=seen)
+
+    assert location.read("key") == b"3"
+
+
+def test_of_many_that_create_a_key_exactly_one_wins(bucket):
+    locations = [locate(bucket.url) for _ in range(6)]
+    for location in locations:
+        location._require_conditions()
+    barrier = threading.Barrier(len(locations))
+
+    def race(number):
+        barrier.wait()
+        try:
+            locations[number].create("key", b"%d" % number)
+        except KeyTaken:
+            return None
+        return number
+
+    with ThreadPoolExecutor(len(locations)) as executor:
+        winners = [n for n in executor.map(race, range(len(locations))) if n is not None]
+
+    assert len(winners) == 1
+    assert locations[0].read("key") == b"%d" % winners[0]
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        {"kind": "no conditions"},
+        {"kind": "answer", "status": 501, "code": "NotImplemented"},
+    ],
+    ids=["ignores them", "does not know them"],
+)
+def test_a_server_without_conditional_puts_is_refused_before_anything_is_written(
+    fault, bucket, weather
+):
+    weather.decide = lambda seen: (
+        weather.fault(**fault) if any(h.startswith("if-") for h in seen.headers) else None
+    )
+
+    with pytest.raises(StoreNotWritable, match="does not keep conditions on PUT"):
+        Lease.acquire(locate(bucket.url))
+
+    weather.decide = None
+    assert list(locate(bucket.url).list("ledger")) == []
+
+
+def test_a_store_is_made_and_read_whole_in_bad_weather(make_known, url, weather):
+    known = make_known(rows=100)
+    rng, lock = random.Random(0), threading.Lock()
+    kinds = {
+        "GET": ["answer", "reset", "truncate", "short"],
+        "PUT": ["answer", "answer after", "reset", "reset after"],
+        "POST": ["answer", "answer after", "reset"],
+        "HEAD": ["answer", "reset"],
+    }
+
+    def decide(seen):
+        with lock:
+            return weather.fault(rng.choice(kinds[seen.method])) if rng.random() < 0.15 else None
+
+    weather.decide = decide
+
+    known.build(url)
+    known.fill(url)
+
+    store = open_store(url)
+    report = verify(store)
+    assert report.is_whole, report.problems
+    for site, acts in known.acts.items():
+        np.testing.assert_array_equal(store[site][:], acts)
+
+
+def test_a_byte_that_flips_on_its_way_is_read_again(make_known, url, weather):
+    known = make_known(rows=40)
+    known.build(url)
+    known.fill(url)
+    store = open_store(url)
+    weather.add("flip", "GET", "acts/resid_post.3/c.0.0")
+
+    np.testing.assert_array_equal(store[SITE][:24], known.acts[Site(3)][:24])
+
+
+def test_verify_reads_again_what_was_spoilt_on_its_way(make_known, url, weather):
+    known = make_known(rows=40)
+    known.build(url)
+    known.fill(url)
+    store = open_store(url)
+    weather.add("flip", "GET", "acts/resid_post.3/c.1.0")
+
+    assert verify(store).is_whole
+    assert weather.count("GET", "acts/resid_post.3/c.1.0") == 2
+
+
+def test_a_driver_whose_lease_was_taken_over_can_commit_nothing_more(known, url, monkeypatch):
+    monkeypatch.setattr(lease, "BEAT_S", 0.3)
+    known.build(url)
+    known.fill(url, skip=(3,))
+    stale = Lease.acquire(locate(url))
+    store = open_store(url)
+    with pytest.raises(StoreLocked, match=f"Another driver is writing to {url.split('+')[0]}"):
+        Lease.acquire(locate(url), give_up_s=5)
+    rows = {site: acts[72:96] for site, acts in known.acts.items()}
+    records = write_unit(store, 3, rows, token=stale.token)
+
+    with Lease.acquire(locate(url), give_up_s=0):
+        with pytest.raises(LeaseLost, match="taken over"):
+            write_unit(store, 3, rows, token=stale.token)
+        with pytest.raises(LeaseLost, match="Another driver has taken over"):
+            stale.ledger.commit(records)
+        with pytest.raises(KeyTaken):
+            stale._write_beat()
+        assert len(list(locate(url).list("ledger"))) > 0
+        stale.release()
+    assert 3 not in open_store(url).ledger.covered[Site(3)]
+
+
+def test_what_is_damaged_in_the_bucket_is_named(known, url):
+    known.build(url)
+    known.fill(url)
+    location = locate(url)
+    key = "rows.zarr/acts/resid_post.3/c.4.0"
+    data = bytearray(location.read(key))
+    data[100] ^= 1
+    location.write(key, [bytes(data)])
+    cut = "rows.zarr/acts/resid_post.0/c.2.0"
+    location.write(cut, [location.read(cut)[:-7]])
+    location.delete("rows.zarr/acts/resid_post.0/c.6.0")
+
+    store = open_store(url)
+    report = verify(store)
+
+    assert {site: list(units) for site, units in report.damaged.items()} == {
+        Site(3): [4],
+        Site(0): [2, 6],
+    }
+    with pytest.raises(StoreDamaged, match=r"Chunk 0 of .*c\.4\.0 .* fails its CRC32C\nhint"):
+        store[SITE].take([4 * 24])
+    with pytest.raises(StoreDamaged, match=r"c\.2\.0 .* bytes; its rows need"):
+        store["resid_post.0"].take([2 * 24])
+    with pytest.raises(StoreDamaged, match=r"c\.6\.0 is missing from s3://"):
+        store["resid_post.0"].take([6 * 24])
