@@ -235,6 +235,7 @@ def bucket(
     urlopen(Request(f"{s3_server}/{name}", method="PUT"), timeout=30).close()
     return Bucket(s3_server, name, environment)
 
+
 @dataclass(frozen=True)
 class RayHead:
     """A cluster of one node that `ray start --head` made, with token authentication."""

@@ -54,17 +54,59 @@ def _demo() -> Run:
     return main
 
 
+def _sae() -> Run:
+    from actlake.jobs.sae.command import main
+
+    return main
+
+
 def _transport() -> Run:
     from actlake.jobs.transport.command import main
 
     return main
 
 
+def _submit() -> Run:
+    from actlake.jobs.submission.command import main
+
+    return main
+
+
+def _jobs() -> Run:
+    from actlake.jobs.submission.jobs_command import main
+
+    return main
+
+
+def _run() -> Run:
+    from actlake.jobs.pipeline.command import main
+
+    return main
+
+
+def _doctor() -> Run:
+    from actlake.jobs.doctor.command import main
+
+    return main
+
+
+def _probe() -> Run:
+    from actlake.jobs.probe.command import main
+
+    return main
+
+
 COMMANDS = {
     "demo": Command("the whole path on a small real model, on this machine, in minutes", _demo),
+    "doctor": Command("what is wrong with this machine or a cluster, and what to do", _doctor),
     "export": Command("copy chosen sites, splits or rows into a new store", _export),
     "harvest": Command("fill a store with a model's activations on a text", _harvest),
     "info": Command("what a store holds, and how much of it", _info),
+    "jobs": Command("list, follow and stop what was submitted to a cluster", _jobs),
+    "run": Command("harvest, train, fit and probe as one pipeline", _run),
+    "submit": Command("run a job on a Ray cluster", _submit),
+    "sae": Command("train sparse autoencoders, transcoders and crosscoders", _sae),
+    "probe": Command("train linear probes at every site, beside honest controls", _probe),
     "transport": Command("fit linear maps between layers and test what they carry", _transport),
     "verify": Command("whether a store is sound, byte by byte; --repair mends it", _verify),
 }

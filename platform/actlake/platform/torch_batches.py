@@ -170,7 +170,7 @@ def _in_one_thread(tensor: Tensor, dtype: torch.dtype) -> Tensor:
         return tensor
     converted = torch.empty(tensor.shape, dtype=dtype)
     rows = max(1, _ONE_THREAD // max(1, tensor[:1].numel()))
-    torch._foreach_copy_(converted.split(rows), tensor.split(rows))
+    torch._foreach_copy_(torch.split(converted, rows), torch.split(tensor, rows))
     return converted
 
 

@@ -10,6 +10,8 @@ from rich.console import Console
 from safetensors.numpy import save_file
 from sklearn.metrics import r2_score
 
+from actlake.jobs.sae import read_sae
+from actlake.jobs.sae.errors import DictionaryMismatch
 from actlake.jobs.transport import (
     DictionaryConfig,
     Listed,
@@ -17,9 +19,7 @@ from actlake.jobs.transport import (
     TransportConfig,
     TransportOperator,
     fit_transport,
-    read_dictionary,
 )
-from actlake.jobs.transport.errors import DictionaryMismatch
 from actlake.platform.tracking import TrackingConfig
 from actlake.storage import Site
 
@@ -91,12 +91,14 @@ def by_hand(architecture: str, config: dict, t: dict, rows: np.ndarray) -> np.nd
 def test_every_architecture_is_computed_by_its_definition(
     save_sae, layers, architecture, config
 ) -> None:
-    sae = read_dictionary(str(save_sae(architecture, **config)))
+    sae = read_sae(str(save_sae(architecture, **config)))
     rows = layers.acts[Site(2)][:200]
 
     found = sae.encode(rows)
 
-    expected = by_hand(architecture, config, dict(sae.tensors), rows)
+    expected = by_hand(
+        architecture, config, {name: part.numpy() for name, part in sae.tensors.items()}, rows
+    )
     assert found.shape == (200, FEATURES)
     assert (found > 0).any()
     scale = np.abs(expected).max()
@@ -125,9 +127,9 @@ def test_features_are_scored_on_the_rows_on_which_they_fire(
     x, y = (layers.acts[site][test].astype(np.float64) for site in (Site(1), Site(2)))
     operator = TransportOperator.load(result.operator("resid_post.1->resid_post.2"))
     mapped = x @ operator.weight.T.astype(np.float64) + operator.bias
-    sae = read_dictionary(str(sae_folder))
+    sae = read_sae(str(sae_folder))
     fires = sae.encode(layers.acts[Site(2)][test]) > 0
-    unit = sae.decoder / np.linalg.norm(sae.decoder, axis=1, keepdims=True)
+    unit = (sae.decoder / sae.decoder.norm(dim=1, keepdim=True)).numpy()
     assert len(rows) == FEATURES  # the pair that ends elsewhere has no features
     checked = 0
     for row in rows:
@@ -150,26 +152,26 @@ def test_features_are_scored_on_the_rows_on_which_they_fire(
 
 
 def test_an_sae_that_cannot_be_used_is_refused_by_name(save_sae, layers_folder, tmp_path) -> None:
-    sae = read_dictionary(str(save_sae("standard")))
+    sae = read_sae(str(save_sae("standard")))
 
     with pytest.raises(DictionaryMismatch, match=r"reads rows of width 12, and .* has 576"):
         sae.check(Site(2), 576)
     with pytest.raises(
         DictionaryMismatch,
-        match=r"trained on blocks.2.hook_resid_post, and the target is resid_post.3",
+        match=r"trained on blocks.2.hook_resid_post, and resid_post.3 is blocks.3",
     ):
         sae.check(Site(3), DIM)
     sae.check(Site(3), DIM, any_hook=True)
     with pytest.raises(
         DictionaryMismatch, match=r"architecture 'matryoshka'.*\n.*save_inference_model"
     ):
-        read_dictionary(str(save_sae("matryoshka", "other")))
+        read_sae(str(save_sae("matryoshka", "other")))
     lacking = save_sae("standard", "lacking")
     about = json.loads((lacking / "cfg.json").read_text()) | {"architecture": "jumprelu"}
     (lacking / "cfg.json").write_text(json.dumps(about))
     with pytest.raises(DictionaryMismatch, match="lacks threshold"):
-        read_dictionary(str(lacking))
+        read_sae(str(lacking))
     with pytest.raises(DictionaryMismatch, match="normalised by 'layer_norm'"):
-        read_dictionary(str(save_sae("topk", "normed", k=3, normalize_activations="layer_norm")))
+        read_sae(str(save_sae("topk", "normed", k=3, normalize_activations="layer_norm")))
     with pytest.raises(DictionaryMismatch, match="There is no SAE in"):
-        read_dictionary(str(tmp_path))
+        read_sae(str(tmp_path))

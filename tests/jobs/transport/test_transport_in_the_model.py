@@ -8,6 +8,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from actlake.jobs.model_of_store import NotTheModel
 from actlake.jobs.transport import (
     CausalConfig,
     RowsConfig,
@@ -15,11 +16,11 @@ from actlake.jobs.transport import (
     TransportConfig,
     fit_transport,
 )
-from actlake.jobs.transport.causal import contexts_of_split, score_causally
-from actlake.jobs.transport.errors import InvalidTransport
+from actlake.jobs.transport.causal import score_causally
 from actlake.jobs.transport.operators import AffineMap
 from actlake.jobs.transport.pairs import Pair
 from actlake.jobs.transport.shortcut import early_exits, score_shortcuts
+from actlake.jobs.whole_contexts import contexts_of_split
 from actlake.platform.models import load_chain, load_head, resolve_model
 from actlake.platform.models.config import ModelConfig
 from actlake.platform.seeds import Seeds
@@ -203,7 +204,7 @@ def test_the_job_runs_both_tests_with_the_model_its_store_names(store_folder, tm
 
 
 def test_a_model_that_is_not_the_stores_is_refused(store_folder, tmp_path, smollm2_folder) -> None:
-    with pytest.raises(InvalidTransport, match="holds rows of revision sha256"):
+    with pytest.raises(NotTheModel, match="holds rows of revision sha256"):
         fit_transport(
             TransportConfig(
                 store=str(store_folder),

@@ -9,8 +9,8 @@ from sklearn.cross_decomposition import CCA
 from sklearn.linear_model import LinearRegression, Ridge
 from sklearn.metrics import r2_score
 
+from actlake.jobs.jackknife import jackknife, jackknife_mean, over_groups
 from actlake.jobs.transport.errors import InvalidRank, InvalidTransport, NotEnoughRows
-from actlake.jobs.transport.jackknife import jackknife, jackknife_mean, over_groups
 from actlake.jobs.transport.metrics import r2, r2_along, rank_curves, spectrum
 from actlake.jobs.transport.moments import PairSums
 from actlake.jobs.transport.moments_file import TRAIN

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from actlake.platform.cluster import ClusterConfig
+from actlake.platform.cluster import ClusterConfig, Placement, Transport
 from actlake.platform.corpus import CorpusConfig
 from actlake.platform.models import ModelConfig
 from actlake.platform.tracking import TrackingConfig
@@ -37,11 +37,38 @@ class StorageConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PipelineConfig:
+    """How a copy of the model is cut into stages, where they are and how they talk.
+
+    None of it changes a bit of what is stored.
+    """
+
+    boundaries: tuple[int, ...] = ()
+    """Layers at which a new stage begins: 8,16 makes stages [0, 8), [8, 16) and [16, …). Left
+    out, `stages` and `balance` decide."""
+
+    balance: Literal["bytes", "compute"] = "bytes"
+    """What stages have about the same of: bytes of parameters, so that the largest fits its
+    device, or layers, so that none waits for another. They differ for small models, whose
+    embedding is large and takes no time; `--plan` shows what waits."""
+
+    placement: Placement = "pack"
+    """``pack``: the stages of a copy on one node; ``spread``: on as few nodes as hold them."""
+
+    transport: Transport = "auto"
+    """How hidden states travel: ``nccl`` from GPU to GPU (needs CuPy), ``object_store`` through
+    shared memory, ``auto`` the first where all stages can and else the second."""
+
+    batches_in_flight: int = 4
+    """Batches of one unit between two stages before the sender waits."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class HarvestConfig:
     """Run a corpus through a model and store the activations at chosen sites."""
 
     store: str
-    """Where the store is, or will be: a path that all workers see."""
+    """Where the store is, or will be: a path that all workers see, or s3://bucket/prefix."""
 
     model: ModelConfig
     """The language model."""
@@ -57,10 +84,17 @@ class HarvestConfig:
     """How rows are stored."""
 
     replicas: int = 1
-    """Copies of the model that work side by side."""
+    """Copies of the model that work side by side, at most: those that a node takes along are
+    started again where there is room, also on nodes that join later."""
+
+    min_replicas: int | None = None
+    """Copies the cluster must have room for at the start; null: all of `replicas`."""
 
     stages: int = 1
     """Pieces a copy is cut into by layers, each in a process (and on a GPU) of its own."""
+
+    pipeline: PipelineConfig = field(default_factory=PipelineConfig)
+    """How it is cut, placed and connected."""
 
     threads: int | None = None
     """CPU threads of each process; null: the machine's cores shared among them. Part of what
@@ -72,6 +106,10 @@ class HarvestConfig:
 
     unit_timeout_s: float | None = None
     """A replica that finishes no unit for so long is taken for hung and replaced."""
+
+    max_attempts: int = 3
+    """How often a unit may lose its replica before it is given up. The harvest goes on without
+    it and ends incomplete; the same command tries it again."""
 
     allow_other_numerics: bool = False
     """Go on with a store that was begun with another torch, device, dtype or batch budget. Its
@@ -91,6 +129,9 @@ class HarvestConfig:
         sizes = {
             "replicas": self.replicas,
             "stages": self.stages,
+            "min_replicas": self.min_replicas,
+            "max_attempts": self.max_attempts,
+            "pipeline.batches_in_flight": self.pipeline.batches_in_flight,
             "threads": self.threads,
             "batch_tokens": self.batch_tokens,
             "unit_timeout_s": self.unit_timeout_s,
@@ -102,3 +143,18 @@ class HarvestConfig:
                     f"{name} must be more than 0, and is {size}\n"
                     f"hint: leave {name} out for the default"
                 )
+        if self.min_replicas is not None and self.min_replicas > self.replicas:
+            raise InvalidHarvest(
+                f"min_replicas is {self.min_replicas} and replicas only {self.replicas}\n"
+                "hint: replicas is the most there will be, min_replicas the fewest to begin with"
+            )
+        if self.pipeline.boundaries and self.stages not in (1, self.num_stages):
+            raise InvalidHarvest(
+                f"stages is {self.stages}, and boundaries {self.pipeline.boundaries} make "
+                f"{self.num_stages}\nhint: leave stages out"
+            )
+
+    @property
+    def num_stages(self) -> int:
+        """Stages of a replica."""
+        return len(self.pipeline.boundaries) + 1 if self.pipeline.boundaries else self.stages

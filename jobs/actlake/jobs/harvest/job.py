@@ -22,16 +22,17 @@ from rich.console import Console
 
 from actlake.jobs.harvest.config import HarvestConfig
 from actlake.jobs.harvest.planning import (
-    UNITS_IN_FLIGHT,
     HarvestPlan,
     plan_harvest,
     plan_stages,
     stored_sites,
+    units_in_flight,
 )
 from actlake.jobs.harvest.preparation import harvest_request, prepare_store, scratch_store
 from actlake.jobs.harvest.progress import HarvestProgress, Tally
 from actlake.jobs.harvest.worker import HarvestWorker, UnitReceipt, numerics_here
 from actlake.platform.cluster import (
+    Gauges,
     PoolEvent,
     PoolResult,
     ReplicaSpec,
@@ -49,6 +50,7 @@ from actlake.platform.tracking import TrackedRun, Tracker, open_tracker
 from actlake.storage import ActivationStore, Lease, Site, UnitSet, add_sites, open_store
 from actlake.storage.create import MANIFEST
 from actlake.storage.location import locate
+from actlake.storage.querying.index_file import cache_folder
 from actlake.storage.resume import use_numerics
 from actlake.storage.summary import summarize
 from actlake.storage.verify import revoke_shards, undersized
@@ -166,7 +168,12 @@ class _Run:
             rows_before=_rows_of(store, done),
             units_before=len(done),
         )
-        self._progress = HarvestProgress(self._tally, store.location, console=console)
+        self._progress = HarvestProgress(
+            self._tally,
+            store.location,
+            console=console,
+            gauges=Gauges({"store": store.fingerprint}).set,
+        )
 
     def run(self) -> HarvestResult:
         results: list[PoolResult] = []
@@ -206,7 +213,13 @@ class _Run:
             self._replica(sites),
             replicas=min(self._config.replicas, len(units)),
             on_done=self._commit,
-            in_flight=UNITS_IN_FLIGHT + self._config.stages - 1,
+            at_least=min(
+                self._config.min_replicas or self._config.replicas,
+                self._config.replicas,
+                len(units),
+            ),
+            in_flight=units_in_flight(self._config.num_stages),
+            max_attempts=self._config.max_attempts,
             unit_timeout_s=self._config.unit_timeout_s,
             on_event=self._hear,
         )
@@ -236,7 +249,10 @@ class _Run:
                     threads=self._threads,
                 )
                 for layers in layers_of_stages
-            )
+            ),
+            placement=self._config.pipeline.placement,
+            transport=self._config.pipeline.transport,
+            messages_in_flight=self._config.pipeline.batches_in_flight,
         )
 
     def _commit(self, unit: int, receipts: Sequence[UnitReceipt], timing: UnitTiming) -> None:
@@ -253,6 +269,7 @@ class _Run:
         tally.rows += rows
         tally.units += 1
         tally.rows_by_replica[timing.replica] += rows
+        tally.actors.done(timing.replica, rows, [receipt.use for receipt in receipts])
         tally.num_bytes += sum(receipt.num_bytes for receipt in receipts)
         tally.num_tokens += receipts[0].num_tokens
         tally.compute_s += sum(receipt.compute_s for receipt in receipts)
@@ -265,6 +282,10 @@ class _Run:
         )
 
     def _hear(self, event: PoolEvent) -> None:
+        if event.replica is not None and event.kind == "replica_up":
+            self._tally.actors.up(event.replica)
+        elif event.replica is not None and event.kind == "replica_lost":
+            self._tally.actors.gone(event.replica)
         if event.kind == "replica_up" and self._tally.units == 0:
             self._tally.restart_clock()
         elif event.kind == "unit_requeued":
@@ -298,7 +319,7 @@ def _resolve(config: HarvestConfig) -> tuple[ResolvedModel, int]:
     model.check_context(config.corpus.context_length)
     plan_stages(model, config)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    share = max(1, (cores or 1) // (config.replicas * config.stages))
+    share = max(1, (cores or 1) // (config.replicas * config.num_stages))
     return model, config.threads or share
 
 
@@ -365,7 +386,9 @@ def _norms(store: ActivationStore, unit: int, sites: Iterable[Site]) -> dict[str
 
 def _tracker(config: HarvestConfig, store: ActivationStore) -> TrackedRun:
     log = store.location.local_path("log")
-    assert log is not None
+    if log is None:  # trackers append, which a bucket cannot
+        log = cache_folder() / "log" / hashlib.sha256(store.url.encode()).hexdigest()[:12]
+        logger.info("The log of %s is kept in %s", store.url, log)
     sites = ",".join(map(str, stored_sites(config.sites)))
     identity = hashlib.sha256(f"{store.fingerprint} {sites}".encode()).hexdigest()[:12]
     run_id = f"harvest-{identity}"

@@ -1,12 +1,15 @@
 """What a harvest will do and need, before it does it. Pure arithmetic on what is known."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 from actlake.jobs.harvest.config import HarvestConfig
 from actlake.platform.models import (
     ResolvedModel,
+    check_split,
     layer_bytes,
     num_layers_needed,
+    pipeline_idle,
     split_layers,
     stage_bytes,
 )
@@ -32,6 +35,15 @@ class HarvestPlan:
     stage_param_bytes: tuple[int, ...]
     stage_buffer_bytes: tuple[int, ...]
     """Rows of the units in flight, in each stage's memory."""
+    stage_hidden_bytes: tuple[int, ...]
+    """Hidden states under way to each stage, at most; in shared memory or on its device."""
+    wire_bytes_per_token: int
+    """From stage to stage, over all hops of a replica."""
+    idle: float
+    """Share of the stages' time in which they wait for each other, filling and emptying
+    included; 0 for one stage."""
+    idle_by_compute: float
+    """The same if stages were balanced by compute."""
     replicas: int
     threads: int
     device: str
@@ -53,26 +65,56 @@ class HarvestPlan:
             f"actors    {self.replicas} replica(s) x {len(self.stages)} stage(s) on {self.device}"
             + (f", {self.threads} thread(s) each" if self.device == "cpu" else ", a GPU each"),
         ]
-        for layers, weights, buffers in zip(
-            self.stages, self.stage_param_bytes, self.stage_buffer_bytes, strict=True
+        for layers, weights, buffers, hidden in zip(
+            self.stages,
+            self.stage_param_bytes,
+            self.stage_buffer_bytes,
+            self.stage_hidden_bytes,
+            strict=True,
         ):
             lines.append(
                 f"  layers {layers.start}–{layers.stop - 1}: {human_bytes(weights)} of weights, "
-                f"up to {human_bytes(buffers)} of rows in flight"
+                f"up to {human_bytes(buffers)} of rows"
+                + (f" and {human_bytes(hidden)} of hidden states" if hidden else "")
+                + " in flight"
+            )
+        if len(self.stages) > 1:
+            lines.append(
+                f"wire      {self.wire_bytes_per_token:,} bytes per token from stage to stage"
+            )
+            lines.append(
+                f"bubble    stages wait {self.idle:.0%} of the time"
+                + (
+                    f"; {self.idle_by_compute:.0%} with --pipeline.balance compute"
+                    if self.idle > self.idle_by_compute + 0.05
+                    else ""
+                )
             )
         return "\n".join(lines)
 
 
 def plan_stages(model: ResolvedModel, config: HarvestConfig) -> list[range]:
-    """Layers of each stage, balanced by bytes of parameters.
+    """Layers of each stage: as the config cuts them, or balanced by bytes or compute.
 
     Raises
     ------
     InvalidSplit
-        There are fewer layers to run than stages.
+        There are fewer layers to run than stages, or the boundaries do not cover them.
     """
     needed = num_layers_needed(config.sites)
+    if config.pipeline.boundaries:
+        bounds = [0, *config.pipeline.boundaries, needed]
+        chosen = [range(start, stop) for start, stop in pairwise(bounds)]
+        check_split(chosen, needed)
+        return chosen
+    if config.pipeline.balance == "compute":
+        return split_layers(needed, config.stages, weights=model.anatomy.block_params[:needed])
     return split_layers(needed, config.stages, weights=layer_bytes(model, needed))
+
+
+def units_in_flight(num_stages: int) -> int:
+    """Units a replica holds at once: a stage writes one while it computes the next."""
+    return UNITS_IN_FLIGHT + num_stages - 1
 
 
 def plan_harvest(
@@ -86,15 +128,32 @@ def plan_harvest(
     """Put the numbers together."""
     stages = plan_stages(model, config)
     sites = stored_sites(config.sites)
-    unit_bytes = min(schema.geometry.unit_rows, schema.rows) * schema.row_bytes
+    unit_rows = min(schema.geometry.unit_rows, schema.rows)
+    unit_bytes = unit_rows * schema.row_bytes
+    in_flight = units_in_flight(len(stages))
+    token_bytes = model.dim * model.dtype.value.itemsize
+    needed = stages[-1].stop
+    batches = max(
+        1, schema.rows // config.batch_tokens // max(1, config.replicas)
+    )  # that flow through one replica
+    by_compute = split_layers(needed, len(stages), weights=model.anatomy.block_params[:needed])
     return HarvestPlan(
         sites=sites,
         stages=tuple(stages),
         stage_param_bytes=tuple(stage_bytes(model, layers) for layers in stages),
         stage_buffer_bytes=tuple(
-            sum(site.layer in layers for site in sites) * unit_bytes * UNITS_IN_FLIGHT
+            sum(site.layer in layers for site in sites) * unit_bytes * in_flight
             for layers in stages
         ),
+        stage_hidden_bytes=tuple(
+            config.batch_tokens * token_bytes * config.pipeline.batches_in_flight * in_flight
+            if layers.start
+            else 0
+            for layers in stages
+        ),
+        wire_bytes_per_token=(len(stages) - 1) * token_bytes,
+        idle=_idle(model, stages, batches),
+        idle_by_compute=_idle(model, by_compute, batches),
         replicas=config.replicas,
         threads=threads,
         device=model.device.value,
@@ -104,6 +163,12 @@ def plan_harvest(
         unit_rows=schema.geometry.unit_rows,
         num_bytes=schema.rows * schema.row_bytes * len(sites),
     )
+
+
+def _idle(model: ResolvedModel, stages: list[range], batches: int) -> float:
+    """Expected idle share of a chain, if a block's time goes with its parameters."""
+    work = [sum(model.anatomy.block_params[layers.start : layers.stop]) for layers in stages]
+    return pipeline_idle(work, batches)
 
 
 def stored_sites(sites: tuple[Site, ...]) -> tuple[Site, ...]:

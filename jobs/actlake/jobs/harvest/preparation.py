@@ -106,7 +106,7 @@ def scratch_store(
 def harvest_request(config: HarvestConfig, *, threads: int) -> dict[str, Any]:
     """What is kept in the ledger with the sites, so that damaged units can be computed again."""
     asked = to_dict(config)
-    kept = ("model", "corpus", "storage", "batch_tokens", "stages")
+    kept = ("model", "corpus", "storage", "batch_tokens", "stages", "pipeline")
     return {key: asked[key] for key in kept} | {"threads": threads}
 
 

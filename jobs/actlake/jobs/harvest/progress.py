@@ -1,14 +1,14 @@
 """How far a harvest is: for a terminal, for a log, for the tracker, for a notebook elsewhere.
 
 The numbers are kept once (`Tally`) and shown by `HarvestProgress`: a bar on a terminal, a line
-every ten seconds in a log, and ``log/status.json`` beside the store.
+every ten seconds in a log, ``log/status.json`` beside the store, and gauges for Prometheus.
 """
 
 import json
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
+from actlake.jobs.harvest.actors import Actors
 from actlake.storage.location import Location
 from actlake.storage.summary import human_bytes
 
@@ -43,6 +44,8 @@ class Tally:
     requeued: int = 0
     nonfinite: int = 0
     rows_by_replica: Counter[int] = field(default_factory=Counter)
+    actors: Actors = field(default_factory=Actors)
+    """Replicas and stages one by one; see `actlake.jobs.harvest.actors`."""
     began: float = field(default_factory=time.monotonic)
     """When the first replica was ready; loading is not part of the rate."""
 
@@ -82,6 +85,7 @@ class Tally:
                 f"harvest/replica_{replica}/tokens_per_s": rows / self.seconds
                 for replica, rows in self.rows_by_replica.items()
             },
+            **self.actors.numbers(),
         }
 
     def __str__(self) -> str:
@@ -95,6 +99,8 @@ class Tally:
             each = sorted(self.rows_by_replica.items())
             rates = ", ".join(f"{number}: {rows / self.seconds:,.0f}" for number, rows in each)
             line += f" (replica {rates})"
+        for replica, share in self.actors.stragglers().items():
+            line += f", replica {replica} lags at {share:.0%}"
         if self.requeued:
             line += f", {self.requeued} units requeued"
         return line if self.eta_s is None else f"{line}, {_clock(self.eta_s)} to go"
@@ -103,8 +109,16 @@ class Tally:
 class HarvestProgress:
     """Shows a `Tally` as it grows; a context manager."""
 
-    def __init__(self, tally: Tally, location: Location, *, console: Console) -> None:
+    def __init__(
+        self,
+        tally: Tally,
+        location: Location,
+        *,
+        console: Console,
+        gauges: Callable[[Mapping[str, float]], None] = lambda numbers: None,
+    ) -> None:
         self.tally = tally
+        self._gauges = gauges
         self._location = location
         self._console = console
         self._bar = Progress(
@@ -137,6 +151,7 @@ class HarvestProgress:
             logger.info("%s", self.tally)
         if now >= self._next_status:
             self._next_status = now + _STATUS_EVERY_S
+            self.tally.actors.watch()
             self._write_status(running=True)
 
     def _write_status(self, *, running: bool) -> None:
@@ -145,7 +160,9 @@ class HarvestProgress:
             "line": str(self.tally),
             "eta_s": self.tally.eta_s,
             **self.tally.numbers(),
+            "actors": self.tally.actors.table(),
         }
+        self._gauges(self.tally.numbers())
         self._location.write(STATUS, [json.dumps(status, indent=1).encode()])
 
 

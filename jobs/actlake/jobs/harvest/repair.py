@@ -1,6 +1,11 @@
 """Compute again what `verify` found damaged, and nothing else."""
 
-from actlake.jobs.harvest.config import HarvestConfig, InvalidHarvest, StorageConfig
+from actlake.jobs.harvest.config import (
+    HarvestConfig,
+    InvalidHarvest,
+    PipelineConfig,
+    StorageConfig,
+)
 from actlake.jobs.harvest.job import HarvestResult, harvest
 from actlake.platform.cluster import ClusterConfig
 from actlake.platform.config import from_dict
@@ -51,6 +56,7 @@ def repair(
                 batch_tokens=request["batch_tokens"],
                 threads=request["threads"],
                 stages=request["stages"],
+                pipeline=from_dict(PipelineConfig, request.get("pipeline", {})),
                 cluster=cluster or ClusterConfig(),
                 tracking=TrackingConfig(wandb="disabled"),
             )

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from actlake.jobs.harvest.batches import Array, Batch, unit_batches
+from actlake.jobs.harvest.batches import Batch, unit_batches
 from actlake.jobs.harvest.buffers import UnitBuffers
+from actlake.jobs.harvest.metering import Meter, StageUse
 from actlake.platform.cluster import Send
 from actlake.platform.models import ResolvedModel, load_stage
 from actlake.storage import Extent, Site, Token, open_store, write_unit
@@ -37,6 +37,8 @@ class UnitReceipt:
     write_s: float
     numerics: dict[str, Any]
     """What the bits depend on, read where they were made."""
+    use: StageUse
+    """What the stage did since its last receipt, whichever units that was for."""
 
 
 @dataclass(slots=True)
@@ -76,6 +78,7 @@ class HarvestWorker:
         self._stage = load_stage(model, layers, sites, threads=threads)
         self._numerics = numerics_here(model, threads=threads, batch_tokens=batch_tokens)
         self._lock = threading.Lock()
+        self._meter = Meter()
         self._open: dict[int, _Open] = {}
 
     def run(self, unit: int, send: Send | None) -> UnitReceipt:
@@ -86,29 +89,35 @@ class HarvestWorker:
                 leaving_BLD = self._compute(work, batch, torch.from_numpy(batch.ids))
                 if send is not None:
                     assert leaving_BLD is not None
-                    send((number, _packed(leaving_BLD)))
-            work.complete()
+                    with self._meter.doing("send"):
+                        send((number, leaving_BLD))
+            self._complete(work)
         return self._write(unit, work)
 
-    def receive(self, unit: int, message: tuple[int, Array], send: Send | None) -> None:
+    def receive(self, unit: int, message: tuple[int, Tensor], send: Send | None) -> None:
         """Later stages: one batch's hidden state, (B, L, D)."""
-        number, packed = message
+        number, hidden_BLD = message
         with self._lock:
             if unit not in self._open:
                 self._open[unit] = self._begin(unit)
             work = self._open[unit]
-            hidden_BLD = _unpacked(packed, self._stage.model.dtype.value)
             leaving_BLD = self._compute(work, work.batches[number], hidden_BLD)
         if send is not None:
             assert leaving_BLD is not None
-            send((number, _packed(leaving_BLD)))
+            with self._meter.doing("send"):
+                send((number, leaving_BLD))
 
     def finish(self, unit: int) -> UnitReceipt:
         """Later stages: write the unit."""
         with self._lock:
             work = self._open.pop(unit)
-            work.complete()
+            self._complete(work)
         return self._write(unit, work)
+
+    def _complete(self, work: _Open) -> None:
+        """Wait for what was only handed to a GPU, which is computing too."""
+        with self._meter.doing("compute"):
+            work.complete()
 
     def _begin(self, unit: int) -> _Open:
         extent = self._store.schema.unit_extent(unit)
@@ -132,11 +141,12 @@ class HarvestWorker:
 
     def _compute(self, work: _Open, batch: Batch, inputs: Tensor) -> Tensor | None:
         started = time.monotonic()
-        if work.buffers is None:
-            leaving_BLD = self._stage.run(inputs, _nothing)
-        else:
-            work.buffers.begin(batch)
-            leaving_BLD = self._stage.run(inputs, work.buffers.put)
+        with self._meter.doing("compute"):
+            if work.buffers is None:
+                leaving_BLD = self._stage.run(inputs, _nothing)
+            else:
+                work.buffers.begin(batch)
+                leaving_BLD = self._stage.run(inputs, work.buffers.put)
         work.compute_s += time.monotonic() - started
         return leaving_BLD
 
@@ -144,9 +154,10 @@ class HarvestWorker:
         started = time.monotonic()
         records: list[ShardRecord] = []
         if work.buffers is not None:
-            rows = work.buffers.to_host()
-            work.buffers = None
-            records = write_unit(self._store, unit, rows, token=self._token)
+            with self._meter.doing("write"):
+                rows = work.buffers.to_host()
+                work.buffers = None
+                records = write_unit(self._store, unit, rows, token=self._token)
         return UnitReceipt(
             records=records,
             num_bytes=sum(record.rows_bytes + record.moments_bytes for record in records),
@@ -154,7 +165,12 @@ class HarvestWorker:
             compute_s=work.compute_s,
             write_s=time.monotonic() - started,
             numerics=self._numerics,
+            use=self._meter.take(gpu_bytes=_gpu_bytes(self._stage.device)),
         )
+
+
+def _gpu_bytes(device: torch.device) -> int:
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
 
 
 def numerics_here(model: ResolvedModel, *, threads: int, batch_tokens: int) -> dict[str, Any]:
@@ -185,21 +201,6 @@ def _cpu_model() -> str:
     lines = info.read_text().splitlines() if info.is_file() else []
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(names, "")
-
-
-def _packed(hidden_BLD: Tensor) -> Array:
-    """A hidden state as a NumPy array on the host; bfloat16, which NumPy lacks, as its bits."""
-    host_BLD = hidden_BLD.to("cpu")
-    values: Array = (
-        host_BLD.view(torch.int16) if host_BLD.dtype == torch.bfloat16 else host_BLD
-    ).numpy()
-    return values
-
-
-def _unpacked(values: Array, dtype: torch.dtype) -> Tensor:
-    """The tensor of `_packed`, copied: what arrives is read-only shared memory."""
-    host_BLD = torch.from_numpy(np.array(values))
-    return host_BLD.view(dtype) if dtype == torch.bfloat16 else host_BLD
 
 
 def _nothing(site: Site, acts_BLD: Tensor) -> None:

@@ -7,14 +7,12 @@ from .config import (
     ShortcutConfig,
     TransportConfig,
 )
-from .dictionary import Dictionary, read_dictionary
 from .job import TransportPlan, TransportResult, fit_transport, plan_transport
 from .moments_file import StoredMoments
 from .pairs import Grid, Listed, Pair
 
 __all__ = [
     "CausalConfig",
-    "Dictionary",
     "DictionaryConfig",
     "Grid",
     "Listed",
@@ -29,5 +27,4 @@ __all__ = [
     "TransportResult",
     "fit_transport",
     "plan_transport",
-    "read_dictionary",
 ]

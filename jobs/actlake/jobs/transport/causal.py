@@ -17,9 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from actlake.jobs.transport.jackknife import Interval, jackknife_mean
+from actlake.jobs.jackknife import Interval, jackknife_mean
 from actlake.jobs.transport.operators import AffineMap
 from actlake.jobs.transport.pairs import Pair
+from actlake.jobs.whole_contexts import WholeContext
 from actlake.platform.models import (
     Capture,
     ModelChain,
@@ -28,7 +29,7 @@ from actlake.platform.models import (
     token_divergence,
 )
 from actlake.platform.seeds import Seeds
-from actlake.storage import ActivationStore, Extent, Site
+from actlake.storage import Site
 
 CONDITIONS = ("own", "transported", "identity", "mean", "bias", "zero")
 
@@ -47,34 +48,9 @@ class CausalScore:
     """Tokens that were replaced."""
 
 
-@dataclass(frozen=True, slots=True)
-class CausalContext:
-    """A test context: its tokens, and which may be replaced."""
-
-    ids: Tensor
-    allowed: Tensor
-
-
-def contexts_of_split(store: ActivationStore, split: str, number: int) -> list[CausalContext]:
-    """Whole contexts, spread evenly over a split, at most `number`."""
-    code = store.schema.splits.index(split)
-    found = np.flatnonzero(np.asarray(store.contexts["split"][:]) == code)
-    chosen = found[np.unique(np.linspace(0, len(found) - 1, number).astype(int))]
-    contexts = []
-    for context in chosen.tolist():
-        start, stop = store.contexts["start"].read(context, context + 2).tolist()
-        if stop - start > 1:
-            rows = Extent(start, stop)
-            ids, excluded = store.tokens["id"][rows.slice()], store.excluded(rows)
-            contexts.append(
-                CausalContext(torch.from_numpy(ids.astype(np.int64)), torch.from_numpy(~excluded))
-            )
-    return contexts
-
-
 def score_causally(
     chain: ModelChain,
-    contexts: Sequence[CausalContext],
+    contexts: Sequence[WholeContext],
     maps: Mapping[Pair, tuple[AffineMap, AffineMap]],
     *,
     share: float,

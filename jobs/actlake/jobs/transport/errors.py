@@ -8,8 +8,7 @@
         ├── StoresDiffer        two stores do not hold the same tokens             (ValueError)
         ├── MomentsMismatch     moments of another store, sites or options         (ValueError)
         ├── InvalidRank         a rank below 0 or above the width                  (ValueError)
-        ├── OperatorNotFound    no such operator on disk, or a damaged one         (LookupError)
-        └── DictionaryMismatch  an SAE of another width, hook or architecture      (ValueError)
+        └── OperatorNotFound    no such operator on disk, or a damaged one         (LookupError)
 
 A message says what happened, what there is, and, after ``hint:``, what to do.
 """
@@ -47,7 +46,3 @@ class InvalidRank(TransportError, ValueError):
 
 class OperatorNotFound(TransportError, LookupError):
     """There is no operator at that place, or it cannot be read."""
-
-
-class DictionaryMismatch(TransportError, ValueError):
-    """An SAE that does not read the site, or that we cannot compute."""

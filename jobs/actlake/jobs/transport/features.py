@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from actlake.jobs.sae.trained import TrainedSAE
 from actlake.jobs.transport.artefact import TransportOperator
-from actlake.jobs.transport.dictionary import Dictionary
 from actlake.jobs.transport.operators import AffineMap
 from actlake.jobs.transport.pairs import Pair
 from actlake.jobs.transport.parts import TEST, Shares, rows_of_part
@@ -120,21 +120,21 @@ def score_features(
     shares: Shares,
     pair: Pair,
     fitted: AffineMap | TransportOperator,
-    dictionary: Dictionary,
+    dictionary: TrainedSAE,
     *,
     excluded: bool = False,
     threshold: float = 0.5,
     least_active: int = 20,
 ) -> FeatureScores:
     """Read the test rows once and score every feature of the target's SAE."""
-    decoder = dictionary.decoder
+    decoder = dictionary.decoder.numpy()
     norms = np.linalg.norm(decoder, axis=1, keepdims=True)
     directions = (decoder / np.where(norms > 0, norms, 1)).astype(np.float32)
-    sums = FeatureSums.zeros(dictionary.num_features)
+    sums = FeatureSums.zeros(dictionary.d_sae)
     # Projections are counted from that of a typical row, so that float32 keeps its digits.
     origin: Array | None = None
     for source, target in read_pair(stores, shares, pair, excluded=excluded):
-        active = (dictionary.encode(target) > 0).astype(np.float32)
+        active = (dictionary.encode(target) != 0).astype(np.float32)
         mapped = np.asarray(fitted(source), np.float32)
         origin = target.mean(axis=0) if origin is None else origin
         sums.add(active, (target - origin) @ directions.T, (mapped - origin) @ directions.T)

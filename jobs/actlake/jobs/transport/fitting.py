@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from actlake.jobs.transport.jackknife import Interval, jackknife
+from actlake.jobs.jackknife import Interval, jackknife
 from actlake.jobs.transport.metrics import (
     R2,
     RankCurves,

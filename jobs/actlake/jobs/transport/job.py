@@ -24,13 +24,13 @@ from pathlib import Path
 
 from rich.console import Console
 
+from actlake.jobs.progress_bar import progress
 from actlake.jobs.transport.config import Kind, TransportConfig
 from actlake.jobs.transport.moments_file import StoredMoments, find_moments
 from actlake.jobs.transport.moments_pass import MomentsPlan, compute_moments, plan_moments
 from actlake.jobs.transport.opening import Opened, open_config
 from actlake.jobs.transport.pairs import Pair
 from actlake.jobs.transport.parts import TEST, warn_if_few
-from actlake.jobs.transport.progress import progress
 from actlake.jobs.transport.result import ResultWriter
 from actlake.platform.cluster import Session, session
 from actlake.platform.config import to_dict

@@ -5,14 +5,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from actlake.jobs.model_of_store import model_of_store
+from actlake.jobs.sae.errors import DictionaryMismatch
+from actlake.jobs.sae.trained import TrainedSAE, read_sae
 from actlake.jobs.transport.config import TransportConfig
-from actlake.jobs.transport.dictionary import Dictionary, read_dictionary
 from actlake.jobs.transport.errors import InvalidTransport, StoresDiffer
 from actlake.jobs.transport.moments_file import MomentsRequest
 from actlake.jobs.transport.moments_pass import request_moments, shares_of
 from actlake.jobs.transport.pairs import Pair, resolve_pairs
 from actlake.jobs.transport.parts import Shares, check_same_tokens
-from actlake.jobs.transport.running_model import model_of_store
 from actlake.storage import ActivationStore, open_store
 
 
@@ -24,7 +25,7 @@ class Opened:
     pairs: tuple[Pair, ...]
     request: MomentsRequest
     shares: Shares
-    dictionary: Dictionary | None
+    dictionary: TrainedSAE | None
     root: Path
     threads: int
 
@@ -65,7 +66,12 @@ def open_config(config: TransportConfig) -> Opened:
     )
     dictionary = None
     if config.dictionary is not None:
-        dictionary = read_dictionary(config.dictionary.path)
+        dictionary = read_sae(config.dictionary.path)
+        if dictionary.is_transcoder:
+            raise DictionaryMismatch(
+                f"{config.dictionary.path} is a transcoder: what it reads and what it writes are "
+                "two sites\nhint: give an SAE of the target site"
+            )
         for pair in _pairs_into(dictionary, pairs, config):
             dictionary.check(
                 pair.target, stores[-1].schema.dim, any_hook=config.dictionary.any_hook
@@ -80,7 +86,7 @@ def open_config(config: TransportConfig) -> Opened:
 
 
 def _pairs_into(
-    dictionary: Dictionary, pairs: Sequence[Pair], config: TransportConfig
+    dictionary: TrainedSAE, pairs: Sequence[Pair], config: TransportConfig
 ) -> Sequence[Pair]:
     """The pairs whose target the SAE reads; all of them where none is, to be refused by name."""
     assert config.dictionary is not None

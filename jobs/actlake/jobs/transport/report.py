@@ -1,18 +1,19 @@
 """The report of a fit: pictures as PNG files, and all of it in one self-contained page."""
 
-import base64
-import html
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from actlake.jobs.transport import pictures
+from actlake.jobs import pictures
+from actlake.jobs.report_page import Html, facts, figures, number, section, table, warnings
+from actlake.jobs.report_page import page as whole_page
 from actlake.jobs.transport.causal import CausalScore
 from actlake.jobs.transport.features import FeatureScores
 from actlake.jobs.transport.fitting import PairFit
 from actlake.jobs.transport.pairs import Pair, depth
+from actlake.jobs.transport.pictures import heatmap
 from actlake.jobs.transport.shortcut import EarlyExit, ShortcutScore
 
 Array = np.ndarray[Any, Any]
@@ -85,6 +86,8 @@ def draw(findings: Findings) -> dict[str, bytes]:
             scores.r2[scores.judged],
             title=f"{pair}: {scores.share_transported:.0%} of {scores.judged.sum():,} transported",
             x="R² on active rows",
+            y="features",
+            span=(-1, 1),
             mark=scores.threshold,
         )
     for pair in dict.fromkeys(score.pair for score in findings.causal):
@@ -121,7 +124,7 @@ def _heatmaps(pairs: Sequence[PairSummary]) -> Iterable[tuple[str, bytes]]:
             finite = [v for v in values.values() if np.isfinite(v)]
             if finite:
                 high = max(1.0, max(finite))
-                drawn = pictures.heatmap(layers, distances, values, title=title, high=high)
+                drawn = heatmap(layers, distances, values, title=title, high=high)
                 yield f"{name}{suffix}", drawn
 
 
@@ -237,18 +240,8 @@ def _source_depth(score: ShortcutScore) -> tuple[int, int]:
 
 def page(findings: Findings, drawn: Mapping[str, bytes]) -> str:
     """The whole report as one HTML page with the pictures in it."""
-    facts = "".join(
-        f"<tr><th>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>"
-        for name, value in findings.facts.items()
-    )
-    figures = "".join(
-        f'<figure><img alt="{html.escape(name)}" '
-        f'src="data:image/png;base64,{base64.b64encode(content).decode()}"></figure>'
-        for name, content in drawn.items()
-    )
     sections = [
-        f"<table class=facts>{facts}</table>",
-        f"<div class=figures>{figures}</div>",
+        section("Fit", facts(findings.facts), figures(drawn)),
         _pair_table(findings.pairs),
     ]
     if findings.features:
@@ -257,26 +250,11 @@ def page(findings: Findings, drawn: Mapping[str, bytes]) -> str:
         sections.append(_causal_table(findings.causal))
     if findings.shortcuts:
         sections.append(_shortcut_table(findings))
-    if findings.warnings:
-        items = "".join(f"<li>{html.escape(warning)}" for warning in findings.warnings)
-        sections.append(f"<h2>Warnings</h2><ul>{items}</ul>")
-    return (
-        "<!doctype html><meta charset=utf-8>"
-        f"<title>{html.escape(findings.title)}</title><style>{_STYLE}</style>"
-        f"<h1>{html.escape(findings.title)}</h1>" + "".join(sections)
-    )
+    sections.append(warnings(findings.warnings))
+    return whole_page(findings.title, sections)
 
 
-_STYLE = (
-    "body{font:14px/1.5 system-ui,sans-serif;max-width:76rem;margin:2rem auto;padding:0 1rem}"
-    "table{border-collapse:collapse;margin:1rem 0}th,td{padding:.15rem .6rem;text-align:right}"
-    "th{text-align:left;font-weight:600}tr:nth-child(even){background:#f4f4f4}"
-    ".figures{display:flex;flex-wrap:wrap;gap:1rem}figure{margin:0}img{max-width:36rem}"
-    ".facts td{text-align:left}"
-)
-
-
-def _pair_table(pairs: Sequence[PairSummary]) -> str:
+def _pair_table(pairs: Sequence[PairSummary]) -> Html:
     head = (
         "source", "target", "k", "offset", "α", "R² ridge", "±", "in-sample", "R² ols",
         "R² identity", "R² weighted", "R² whitened", "dim_linear",
@@ -288,21 +266,21 @@ def _pair_table(pairs: Sequence[PairSummary]) -> str:
             str(one.pair.distance),
             f"{one.pair.offset:+d}" if one.pair.offset else "0",
             f"{one.alpha:g}",
-            _number(one.r2["ridge"]["uniform"]),
-            _number(one.half_width),
-            _number(one.train_r2),
-            _number(one.r2["ols"]["uniform"]),
-            _number(one.r2.get("identity", {}).get("uniform", float("nan"))),
-            _number(one.r2["ridge"]["variance_weighted"]),
-            _number(one.r2["ridge"]["whitened"]),
-            _number(one.dim_linear, 1),
+            number(one.r2["ridge"]["uniform"]),
+            number(one.half_width),
+            number(one.train_r2),
+            number(one.r2["ols"]["uniform"]),
+            number(one.r2.get("identity", {}).get("uniform", float("nan"))),
+            number(one.r2["ridge"]["variance_weighted"]),
+            number(one.r2["ridge"]["whitened"]),
+            number(one.dim_linear, 1),
         )
         for one in pairs
     ]
-    return "<h2>Pairs</h2>" + _table(head, body)
+    return section("Pairs", table(head, body))
 
 
-def _feature_table(features: Mapping[Pair, FeatureScores]) -> str:
+def _feature_table(features: Mapping[Pair, FeatureScores]) -> Html:
     head = ("pair", "features", "judged", "transported", "synthesised", "median R²", "threshold")
     body = []
     for pair, scores in features.items():
@@ -312,48 +290,36 @@ def _feature_table(features: Mapping[Pair, FeatureScores]) -> str:
         body.append(
             (
                 str(pair), f"{len(scores.r2):,}", f"{judged:,}", f"{transported:,}",
-                f"{judged - transported:,}", _number(middle), f"{scores.threshold:g}",
+                f"{judged - transported:,}", number(middle), f"{scores.threshold:g}",
             )
         )  # fmt: skip
-    return "<h2>Features, on active rows</h2>" + _table(head, body)
+    return section("Features, on active rows", table(head, body))
 
 
-def _causal_table(scores: Sequence[CausalScore]) -> str:
+def _causal_table(scores: Sequence[CausalScore]) -> Html:
     head = ("pair", "replaced by", "Δ cross-entropy", "±", "KL", "±", "tokens replaced")
     body = [
         (
-            str(s.pair), s.condition, _number(s.delta_ce.value), _number(s.delta_ce.half_width),
-            _number(s.divergence.value), _number(s.divergence.half_width), f"{s.replaced:,}",
+            str(s.pair), s.condition, number(s.delta_ce.value), number(s.delta_ce.half_width),
+            number(s.divergence.value), number(s.divergence.half_width), f"{s.replaced:,}",
         )
         for s in scores
     ]  # fmt: skip
-    return "<h2>In the running model, nats a token</h2>" + _table(head, body)
+    return section("In the running model, nats a token", table(head, body))
 
 
-def _shortcut_table(findings: Findings) -> str:
+def _shortcut_table(findings: Findings) -> Html:
     head = ("source", "lens", "P@1", "P@5", "P@10", "surprisal", "KL")
     body = [
         (
-            str(s.source), s.lens, *(_number(s.precision[k].value) for k in (1, 5, 10)),
-            _number(s.surprisal.value), _number(s.divergence.value),
+            str(s.source), s.lens, *(number(s.precision[k].value) for k in (1, 5, 10)),
+            number(s.surprisal.value), number(s.divergence.value),
         )
         for s in findings.shortcuts
     ]  # fmt: skip
-    exits = [(f"{e.threshold:g}", _number(e.kept), _number(e.layers_saved)) for e in findings.exits]
-    return (
-        "<h2>Shortcut to the output</h2>"
-        + _table(head, body)
-        + _table(("probability to stop at", "top token kept", "layers saved"), exits)
+    exits = [(f"{e.threshold:g}", number(e.kept), number(e.layers_saved)) for e in findings.exits]
+    return section(
+        "Shortcut to the output",
+        table(head, body),
+        table(("probability to stop at", "top token kept", "layers saved"), exits),
     )
-
-
-def _table(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
-    top = "".join(f"<th>{html.escape(name)}</th>" for name in head)
-    rows = "".join(
-        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in body
-    )
-    return f"<table><tr>{top}</tr>{rows}</table>"
-
-
-def _number(value: float, digits: int = 4) -> str:
-    return f"{value:.{digits}f}" if np.isfinite(value) else "–"

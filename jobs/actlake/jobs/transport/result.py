@@ -9,14 +9,12 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
+from actlake.jobs.model_of_store import chain_of_store, head_of_store, model_of_store
+from actlake.jobs.progress_bar import progress
+from actlake.jobs.report_page import publish
 from actlake.jobs.transport import report
 from actlake.jobs.transport.artefact import save_operator
-from actlake.jobs.transport.causal import (
-    CONDITIONS,
-    CausalScore,
-    contexts_of_split,
-    score_causally,
-)
+from actlake.jobs.transport.causal import CONDITIONS, CausalScore, score_causally
 from actlake.jobs.transport.config import TransportConfig
 from actlake.jobs.transport.errors import InvalidTransport
 from actlake.jobs.transport.features import FeatureScores, rows_to_test, score_features
@@ -27,8 +25,6 @@ from actlake.jobs.transport.opening import Opened
 from actlake.jobs.transport.operators import AffineMap
 from actlake.jobs.transport.pairs import Pair
 from actlake.jobs.transport.parts import TEST
-from actlake.jobs.transport.progress import progress
-from actlake.jobs.transport.running_model import chain_of_store, head_of_store, model_of_store
 from actlake.jobs.transport.shortcut import EarlyExit, ShortcutScore, score_shortcuts
 from actlake.jobs.transport.tables import (
     causal_row,
@@ -41,6 +37,7 @@ from actlake.jobs.transport.tables import (
     write_blocks,
     write_rows,
 )
+from actlake.jobs.whole_contexts import contexts_of_split
 from actlake.platform.seeds import Seeds
 from actlake.platform.tracking import Tracker
 from actlake.storage import ActivationStore, Site
@@ -154,7 +151,7 @@ class ResultWriter:
         if dictionary is None or not self._reads(fit.pair):
             return
         test = self.moments.moments(fit.pair, TEST)
-        along = r2_along(fit.ridge.fitted, test, dictionary.decoder.astype(np.float64))
+        along = r2_along(fit.ridge.fitted, test, dictionary.decoder.double().numpy())
         length = len(along)
         self.directions.append(
             {name: [value] * length for name, value in pair_columns(fit.pair).items()}
@@ -274,15 +271,8 @@ class ResultWriter:
 
     def _write_report(self, findings: report.Findings, metrics: Mapping[str, float]) -> None:
         drawn = report.draw(findings)
-        pictures = self.folder / "pictures"
-        pictures.mkdir()
-        step = len(self.summaries)
-        for name, content in drawn.items():
-            (pictures / f"{name}.png").write_bytes(content)
-            self.tracker.image(f"pictures/{name}", content, step=step)
         page = report.page(findings, drawn)
-        (self.folder / "report.html").write_text(page)
-        self.tracker.html("report", page, step=step)
+        publish(self.folder, page, drawn, self.tracker, step=len(self.summaries))
         self.tracker.summary(dict(metrics))
 
     def _file(self, table: str) -> Path:

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from actlake.jobs.transport.jackknife import Interval, jackknife_mean
+from actlake.jobs.jackknife import Interval, jackknife_mean
 from actlake.jobs.transport.operators import AffineMap
 from actlake.platform.models import ModelHead
 from actlake.storage import ActivationStore, Site

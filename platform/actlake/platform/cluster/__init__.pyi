@@ -1,16 +1,22 @@
 from .config import ClusterConfig
 from .errors import (
     ClusterError,
+    ClusterMismatch,
     ClusterUnreachable,
     InvalidClusterConfig,
+    JobExists,
+    JobNotFound,
+    JobRefused,
     NotEnoughResources,
     ReplicasKeepDying,
     ReplicaStartFailed,
     WorkerFailed,
     WorkStopped,
 )
+from .gauges import Gauges
 from .map_reduce import ARITY, map_reduce
 from .pool import PoolEvent, PoolResult, UnitTiming, run_units
+from .process_group import Member, run_group
 from .resources import Placement, Resources, check_demand
 from .session import Session, session
 from .stage import (
@@ -19,8 +25,10 @@ from .stage import (
     Send,
     StageSpec,
     StageWorker,
+    Transport,
     run_chain,
 )
+from .submission import Job, JobServer, Submission
 
 __all__ = [
     "ClusterConfig",
@@ -28,6 +36,7 @@ __all__ = [
     "session",
     "Resources",
     "Placement",
+    "Transport",
     "check_demand",
     "StageWorker",
     "StageSpec",
@@ -37,6 +46,8 @@ __all__ = [
     "run_chain",
     "run_units",
     "map_reduce",
+    "Member",
+    "run_group",
     "ARITY",
     "PoolEvent",
     "PoolResult",
@@ -49,4 +60,12 @@ __all__ = [
     "ReplicasKeepDying",
     "WorkerFailed",
     "WorkStopped",
+    "ClusterMismatch",
+    "JobExists",
+    "JobNotFound",
+    "JobRefused",
+    "Job",
+    "JobServer",
+    "Submission",
+    "Gauges",
 ]

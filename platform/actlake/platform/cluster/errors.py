@@ -7,7 +7,11 @@
     ├── ReplicaStartFailed      replicas die before they work     (RuntimeError)
     ├── ReplicasKeepDying       replicas die without a result     (RuntimeError)
     ├── WorkerFailed            a worker's error that cannot travel as itself  (RuntimeError)
-    └── WorkStopped             ended early, on request           (RuntimeError)
+    ├── WorkStopped             ended early, on request           (RuntimeError)
+    ├── ClusterMismatch         other code or versions there      (RuntimeError)
+    ├── JobExists               a submitted job has that id       (ValueError)
+    ├── JobNotFound             no submitted job has that id      (LookupError)
+    └── JobRefused              the cluster does not take a job   (RuntimeError)
 
 What a worker raises itself (a `StoreError`, a `ValueError`) is not in this list: it reaches
 the caller of `run_units` as the same exception.
@@ -46,3 +50,19 @@ class WorkerFailed(ClusterError, RuntimeError):
 
 class WorkStopped(ClusterError, RuntimeError):
     """SIGTERM or Ctrl-C ended the work before there was a result."""
+
+
+class ClusterMismatch(ClusterError, RuntimeError):
+    """The cluster runs another Ray, Python or actlake than this process."""
+
+
+class JobExists(ClusterError, ValueError):
+    """A job of that id was submitted before."""
+
+
+class JobNotFound(ClusterError, LookupError):
+    """The cluster knows no job of that id."""
+
+
+class JobRefused(ClusterError, RuntimeError):
+    """The cluster does not take the job."""

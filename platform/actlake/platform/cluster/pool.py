@@ -7,6 +7,9 @@ actors as one. So the driver owns the list of what is to be done:
 2. A replica that loses any of its processes, or is silent for too long, is fenced (killed
    whole) and replaced; its units go back to the front, each a bounded number of times.
 3. A unit counts when `on_done` has returned for it, in the driver's thread, once.
+4. There are as many replicas as wanted and as the living nodes hold: nodes that go take theirs
+   along, nodes that come later get theirs. A replica that cannot write is not replaced; while
+   others can, they do its units.
 
 A unit may be *executed* more than once, so executing it twice must leave what once leaves.
 If the driver dies, Ray ends its actors; what was counted is the caller's to remember.
@@ -28,22 +31,38 @@ from actlake.platform.cluster.errors import (
 )
 from actlake.platform.cluster.losses import LOST, cause_of, reason
 from actlake.platform.cluster.replica import Ref, Replica
-from actlake.platform.cluster.resources import check_demand
+from actlake.platform.cluster.resources import check_demand, replicas_that_fit
 from actlake.platform.cluster.schedule import Attempt, Schedule
 from actlake.platform.cluster.session import Session
 from actlake.platform.cluster.stage import Receipt, ReplicaSpec
-from actlake.storage.errors import ActlakeError
+from actlake.storage.errors import ActlakeError, StoreNotWritable
 
 logger = logging.getLogger(__name__)
 
 STARTS_IN_A_ROW = 3
-"""Replicas that may fail to start, one after another, before the run gives up."""
+"""Replicas that may fail to start, one after another, before the run gives up; or, while
+others work, before the next is tried only after a while."""
+
+_BACK_OFF_S = 30.0  # and twice that the next time, up to ten minutes
+_LONGEST_BACK_OFF_S = 600.0
+_NODES_S = 2.0  # how soon a node that came is noticed; asking takes 1 to 2 ms
+_SLOW_START_S = 60.0  # after which a replica that is still starting is spoken of
 
 _POLL_S = 0.25  # how soon a stop or a time-out is noticed; results are noticed at once
 
 EventKind = Literal[
-    "replica_starting", "replica_up", "replica_lost", "unit_requeued", "unit_failed", "stopping"
+    "replica_starting",
+    "replica_up",
+    "replica_slow",
+    "replica_lost",
+    "nodes_too_few",
+    "unit_requeued",
+    "unit_failed",
+    "stopping",
 ]
+
+
+_BAD = ("replica_slow", "replica_lost", "nodes_too_few", "unit_failed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +127,7 @@ def run_units(
     *,
     replicas: int,
     on_done: OnDone,
+    at_least: int | None = None,
     in_flight: int = 2,
     max_attempts: int = 3,
     unit_timeout_s: float | None = None,
@@ -129,7 +149,10 @@ def run_units(
     replica
         The chain.
     replicas
-        How many copies work side by side.
+        How many copies work side by side, at most.
+    at_least
+        How many of them the cluster must have room for at the start; all, if left out. The
+        others join when nodes do.
     on_done
         Called in this thread once per unit, with the receipts of all stages in order. This is
         where a unit is committed. If it raises, the run ends and the exception is raised.
@@ -142,6 +165,7 @@ def run_units(
         A replica that holds units and has finished none for so long counts as lost.
     start_timeout_s
         A replica that is not ready after so long, waiting for a place included, has failed.
+        After so long without a node that could hold any replica the run ends.
     drain_s
         How long a stop waits for what is in flight.
     on_event
@@ -155,10 +179,12 @@ def run_units(
     Raises
     ------
     NotEnoughResources
-        The cluster can never hold these replicas.
+        The cluster can never hold these replicas, or has lost the nodes that could.
     ReplicaStartFailed
-        Replicas failed to start three times in a row. An `ActlakeError` from a worker's
-        constructor is raised as it is, at the first time.
+        Replicas failed to start three times in a row and none works. An `ActlakeError` from a
+        worker's constructor is raised as it is, at the first time.
+    StoreNotWritable
+        The last replica cannot write. Of several, one that cannot is given up.
     ReplicasKeepDying
         Many replicas were lost in a row without one unit finished.
     Exception
@@ -169,7 +195,10 @@ def run_units(
             raise InvalidClusterConfig(f"{name} must be at least 1, not {value}")
     if max_attempts < 1:
         raise InvalidClusterConfig(f"max_attempts must be at least 1, not {max_attempts}")
-    check_demand(session.nodes(), replica.demand, placement=replica.placement, replicas=replicas)
+    needed = replicas if at_least is None else at_least
+    if not 1 <= needed <= replicas:
+        raise InvalidClusterConfig(f"at_least must be from 1 to {replicas}, not {needed}")
+    check_demand(session.nodes(), replica.demand, placement=replica.placement, replicas=needed)
     pool = _Pool(
         session=session,
         spec=replica,
@@ -194,6 +223,8 @@ class _Member:
     since: float
     """When it was started; once it is up, when it last finished a unit."""
     starting: set[Ref]
+    is_slow: bool = False
+    """That it takes long to start was said."""
 
     @property
     def up(self) -> bool:
@@ -227,6 +258,11 @@ class _Pool:
     members: dict[int, _Member] = field(default_factory=dict)
     started: int = 0
     starts_failed_in_a_row: int = 0
+    no_start_before: float = 0.0
+    room: int = 0
+    """Replicas that the living nodes hold, at most `wanted`."""
+    room_known_until: float = 0.0
+    without_room_since: float | None = None
     lost: int = 0
     lost_in_a_row: int = 0
     watched: dict[Ref, _Flight | _Member] = field(default_factory=dict)
@@ -266,13 +302,37 @@ class _Pool:
 
     def staff(self) -> None:
         """Start replicas until there are as many as wanted, while there is work to hand out."""
-        while self.stopped_at is None and self.schedule.waiting and len(self.members) < self.wanted:
+        if self.stopped_at is not None or not self.schedule.waiting:
+            return
+        if len(self.members) == self.wanted or time.monotonic() < self.no_start_before:
+            return
+        self.look_at_nodes()
+        while len(self.members) < self.room:
             replica = Replica(self.started, self.spec, in_flight=self.in_flight)
             member = _Member(replica, time.monotonic(), set(replica.starting))
             self.members[replica.number] = member
             self.watched.update(dict.fromkeys(replica.starting, member))
             self.started += 1
             self.tell("replica_starting", replica=replica.number)
+
+    def look_at_nodes(self) -> None:
+        """How many replicas there is room for now; nothing is started that has no place."""
+        now = time.monotonic()
+        if now < self.room_known_until:
+            return
+        nodes = self.session.nodes()
+        room = replicas_that_fit(
+            nodes, self.spec.demand, placement=self.spec.placement, wanted=self.wanted
+        )
+        if room != self.room and room < self.wanted:
+            self.tell("nodes_too_few", reason=f"room for {room} of {self.wanted} replicas")
+        self.room, self.room_known_until = room, now + _NODES_S
+        if room:
+            self.without_room_since = None
+        elif self.without_room_since is None:
+            self.without_room_since = now
+        elif now - self.without_room_since > self.start_timeout_s:
+            check_demand(nodes, self.spec.demand, placement=self.spec.placement, replicas=1)
 
     def deal(self) -> None:
         """Hand out units to every replica that has room."""
@@ -284,13 +344,17 @@ class _Pool:
                 self.watched[ref] = _Flight(member, attempt, time.monotonic())
 
     def listen(self) -> None:
-        """Wait for one answer, or a moment."""
-        assert self.watched, "a pool that is not over waits for a start or a unit"
-        answered, _ = ray.wait(
-            list(self.watched), num_returns=1, timeout=_POLL_S, fetch_local=False
-        )
+        """Wait for an answer, or a moment; then hear all that have come."""
+        if not self.watched:  # every node is gone
+            self.session.stop.wait(_POLL_S)
+            return
+        refs = list(self.watched)
+        answered, waiting = ray.wait(refs, num_returns=1, timeout=_POLL_S, fetch_local=False)
+        if answered and waiting:
+            more, _ = ray.wait(waiting, num_returns=len(waiting), timeout=0, fetch_local=False)
+            answered += more
         for ref in answered:
-            match self.watched.pop(ref):
+            match self.watched.pop(ref, None):  # None: of a replica that was lost just now
                 case _Member() as member:
                     self.hear_start(member, ref)
                 case _Flight() as flight:
@@ -320,7 +384,13 @@ class _Pool:
             self.lose(flight.member, reason(lost))
             return
         except ray.exceptions.RayError as error:
-            raise _as_ours(error) from None
+            cause = _as_ours(error)
+            if not isinstance(cause, StoreNotWritable) or len(self.members) == 1:
+                raise cause from None
+            self.wanted -= 1
+            self.room = min(self.room, self.wanted)
+            self.lose(flight.member, f"cannot write and is not replaced: {cause}")
+            return
         flight.receipts.append(receipt)
         unit, number = flight.attempt.unit, flight.member.replica.number
         stage = len(flight.receipts)
@@ -338,7 +408,11 @@ class _Pool:
     def start_failed(self, member: _Member, cause: Exception) -> None:
         self.starts_failed_in_a_row += 1
         self.lose(member, f"did not start: {reason(cause)}")
-        if self.starts_failed_in_a_row >= STARTS_IN_A_ROW:
+        too_many = self.starts_failed_in_a_row - STARTS_IN_A_ROW
+        if too_many >= 0 and any(other.up for other in self.members.values()):
+            pause = min(_BACK_OFF_S * 2**too_many, _LONGEST_BACK_OFF_S)
+            self.no_start_before = time.monotonic() + pause
+        elif too_many >= 0:
             raise ReplicaStartFailed(
                 f"Replicas failed to start {self.starts_failed_in_a_row} times in a row, the "
                 f"last one with\n  {reason(cause)}\n"
@@ -359,6 +433,7 @@ class _Pool:
             and not (isinstance(watched, _Flight) and watched.member is member)
         }
         self.lost += 1
+        self.room_known_until = 0.0  # its node may be gone
         self.tell("replica_lost", replica=number, reason=why)
         leaving = self.schedule.leave(number, why)
         for unit in leaving.requeued:
@@ -381,6 +456,7 @@ class _Pool:
         if now < self.next_check:
             return
         self.next_check = now + _POLL_S
+        oldest = self.oldest_flights() if self.unit_timeout_s is not None else {}
         for member in list(self.members.values()):
             number = member.replica.number
             if not member.up:
@@ -388,17 +464,23 @@ class _Pool:
                     self.start_failed(
                         member, TimeoutError(f"not ready after {self.start_timeout_s:g} s")
                     )
+                elif now - member.since > _SLOW_START_S and not member.is_slow:
+                    member.is_slow = True
+                    free = f"still starting; free on the cluster are {self.session.free()}"
+                    self.tell("replica_slow", replica=number, reason=free)
             elif self.unit_timeout_s is not None and self.schedule.held(number):
-                silent_since = max(member.since, self.oldest(member))
+                silent_since = max(member.since, oldest.get(number, now))
                 if now - silent_since > self.unit_timeout_s:
                     self.lose(member, f"no unit finished within {self.unit_timeout_s:g} s")
 
-    def oldest(self, member: _Member) -> float:
-        return min(
-            flight.dispatched
-            for flight in self.watched.values()
-            if isinstance(flight, _Flight) and flight.member is member
-        )
+    def oldest_flights(self) -> dict[int, float]:
+        """By replica, when the unit it holds longest was handed out."""
+        oldest: dict[int, float] = {}
+        for flight in self.watched.values():
+            if isinstance(flight, _Flight):
+                number = flight.member.replica.number
+                oldest[number] = min(flight.dispatched, oldest.get(number, flight.dispatched))
+        return oldest
 
     def tell(
         self,
@@ -409,7 +491,7 @@ class _Pool:
         reason: str = "",
     ) -> None:
         event = PoolEvent(kind, time.monotonic() - self.began, replica, unit, reason)
-        level = logging.WARNING if kind in ("replica_lost", "unit_failed") else logging.INFO
+        level = logging.WARNING if kind in _BAD else logging.INFO
         logger.log(level, "%s", event)
         if self.on_event is not None:
             self.on_event(event)

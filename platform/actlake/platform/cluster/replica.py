@@ -1,5 +1,6 @@
 """A running replica: its actors, their place, and their end."""
 
+import uuid
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
@@ -47,9 +48,15 @@ class Replica:
                     .remote(next_stage, spec.messages_in_flight)
                 )
                 self._actors.insert(0, actor)
+            size, group = len(spec.stages), f"actlake-{uuid.uuid4().hex}"
+            # Only stages that all have a GPU need to be asked; the rest share memory.
+            ask = size > 1 and all(stage.resources.gpus for stage in spec.stages)
+            offered = [actor.offers.remote() for actor in self._actors] if ask else []
             self.starting: list[Ref] = [
-                actor.start.remote(stage.make, dict(stage.kwargs))
-                for actor, stage in zip(self._actors, spec.stages, strict=True)
+                actor.start.remote(
+                    stage.make, dict(stage.kwargs), spec.transport, group, rank, size, *offered
+                )
+                for rank, (actor, stage) in enumerate(zip(self._actors, spec.stages, strict=True))
             ]
         except BaseException:
             self.fence()

@@ -95,11 +95,12 @@ def check_demand(
     each = " then ".join(map(str, stages))
     together = ", all on one node" if placement == "pack" and len(stages) > 1 else ""
     there = "; ".join(map(str, nodes)) or "no nodes"
-    hint = (
-        f"run {fitting} replica{'s' if fitting > 1 else ''}, or add nodes"
-        if fitting
-        else "ask for less per stage, use more and smaller stages, or add larger nodes"
-    )
+    if fitting:
+        hint = f"run {fitting} replica{'s' if fitting > 1 else ''}, or add nodes"
+    elif replicas_that_fit(nodes, stages, placement="spread", wanted=1):
+        hint = "placement: spread lets the stages of a replica lie on several nodes"
+    else:
+        hint = "ask for less per stage, use more and smaller stages, or add larger nodes"
     raise NotEnoughResources(
         f"{replicas} replica(s) of {len(stages)} stage(s) do not fit this cluster: "
         f"it has room for {fitting}\n"

@@ -29,6 +29,7 @@ from actlake.platform.cluster.config import ClusterConfig
 from actlake.platform.cluster.errors import ClusterUnreachable, InvalidClusterConfig
 from actlake.platform.cluster.interrupts import current_handlers, stop_flag
 from actlake.platform.cluster.resources import Resources, total
+from actlake.platform.cluster.same_code import check_same_code
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +77,8 @@ def session(config: ClusterConfig | None = None) -> Iterator[Session]:
     ------
     ClusterUnreachable
         Nobody answers at the address, or our token is not accepted.
+    ClusterMismatch
+        A node of a running cluster has other code of actlake than this process.
     InvalidClusterConfig
         The address is not one that can be connected to.
     """
@@ -93,6 +96,8 @@ def session(config: ClusterConfig | None = None) -> Iterator[Session]:
         logger.info("%s, after %.1f s", here, time.monotonic() - began)
         # Ray's shutdown comes after the handlers are back, so that Ctrl-C ends it too.
         with stop_flag(here.stop, restore=handlers):
+            if not here.embedded:
+                check_same_code()
             yield here
 
 

@@ -13,7 +13,7 @@ Workers know nothing of Ray; `run_chain` drives the same objects in one process.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 from actlake.platform.cluster.errors import InvalidClusterConfig
 from actlake.platform.cluster.resources import Placement, Resources
@@ -24,6 +24,9 @@ Receipt: TypeAlias = Any
 Send: TypeAlias = Callable[[object], None]
 """Hands one message to the next stage; blocks while too many are under way."""
 
+Transport: TypeAlias = Literal["auto", "object_store", "nccl", "gloo"]
+"""How tensors get from stage to stage; see `ReplicaSpec.transport`."""
+
 
 class StageWorker(Protocol):
     """A plain class that does one stage's part of a unit. Knows nothing of Ray.
@@ -33,8 +36,10 @@ class StageWorker(Protocol):
     what must not overlap. Of one unit, `receive` is called in the order of sending and never
     twice at once, and `finish` after the last `receive` has returned.
 
-    Arrays inside a received message are read-only views of shared memory: copy before
-    changing them, and do not keep them longer than needed.
+    A message is a tuple or a single value, small but for tensors and arrays. Torch tensors
+    arrive as tensors of the receiver's own, on the host or, with a direct transport, on its
+    device. NumPy arrays arrive as read-only views of shared memory: copy before changing them,
+    and do not keep them longer than needed.
 
     A unit may be asked for again, of this or another worker, after a crash: doing it twice
     must leave what doing it once leaves.
@@ -93,6 +98,11 @@ class ReplicaSpec:
     """``pack``: all stages on one node. ``spread``: on as few nodes as possible, for models
     larger than a node."""
 
+    transport: Transport = "auto"
+    """How tensors travel between stages: ``nccl`` from GPU to GPU, ``object_store`` through
+    shared memory, ``auto`` the first where all stages can and else the second. ``gloo`` runs
+    the code of ``nccl`` on CPUs; the object store is faster there."""
+
     messages_in_flight: int = 4
     """Messages of one unit between two stages before `send` blocks. Bounds the memory between
     stages: units in flight x this x the size of a message."""
@@ -103,6 +113,11 @@ class ReplicaSpec:
         if self.messages_in_flight < 1:
             raise InvalidClusterConfig(
                 f"messages_in_flight must be at least 1, not {self.messages_in_flight}"
+            )
+        if self.transport == "nccl" and not all(stage.resources.gpus for stage in self.stages):
+            raise InvalidClusterConfig(
+                "The transport nccl needs a GPU for each stage, and some ask for none\n"
+                "hint: transport: auto"
             )
 
     @property

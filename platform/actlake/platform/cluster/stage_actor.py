@@ -11,7 +11,8 @@ order. The order that workers are promised is made here, without ever waiting in
   returned for every message. Then the driver calls the next stage's `finish`, while this one
   is already at the next unit.
 
-Messages travel as call arguments, through Ray's object store and never through the driver.
+Messages travel as call arguments, through Ray's object store and never through the driver; the
+tensors in them possibly straight from device to device (see `wire`).
 """
 
 import threading
@@ -25,7 +26,8 @@ from ray import cloudpickle
 
 from actlake.platform.cluster.errors import WorkerFailed
 from actlake.platform.cluster.losses import LOST, cause_of
-from actlake.platform.cluster.stage import Receipt, StageWorker
+from actlake.platform.cluster.stage import Receipt, StageWorker, Transport
+from actlake.platform.cluster.wire import Wire, offers, open_wire
 
 
 class StageActor:
@@ -35,14 +37,29 @@ class StageActor:
         self._next = next_stage
         self._messages_in_flight = messages_in_flight
         self._worker: StageWorker
+        self._wire: Wire
         self._lock = threading.Lock()
         self._turnstiles: dict[int, _Turnstile] = {}
         self._outboxes: dict[int, _Outbox] = {}
 
-    def start(self, make: Callable[..., StageWorker], kwargs: Mapping[str, Any]) -> None:
+    def offers(self) -> list[Transport]:
+        """Ways to send that this process has; see `wire.choose`."""
+        return offers()
+
+    def start(
+        self,
+        make: Callable[..., StageWorker],
+        kwargs: Mapping[str, Any],
+        transport: Transport,
+        group: str,
+        rank: int,
+        size: int,
+        *offered: list[Transport],
+    ) -> None:
         """Make the worker. Not in ``__init__``, where an exception would lose its type."""
         try:
             self._worker = make(**kwargs)
+            self._wire = open_wire(transport, offered, group, rank=rank, size=size)
         except Exception as error:
             raise portable(error) from None
 
@@ -55,10 +72,11 @@ class StageActor:
         except Exception as error:
             raise (outbox and outbox.failure) or portable(error) from None
 
-    def receive(self, unit: int, number: int, message: Any) -> None:
+    def receive(self, unit: int, number: int, payload: Any) -> None:
         """Later stages: message `number` of the unit, in its turn."""
         outbox = self._outbox(unit)
         try:
+            message = self._wire.receive(payload)
             with self._turnstile(unit).turn(number):
                 self._worker.receive(unit, message, outbox.send if outbox else None)
         except Exception as error:
@@ -86,7 +104,9 @@ class StageActor:
             return None
         with self._lock:
             if unit not in self._outboxes:
-                self._outboxes[unit] = _Outbox(self._next, unit, self._messages_in_flight)
+                self._outboxes[unit] = _Outbox(
+                    self._next, self._wire, unit, self._messages_in_flight
+                )
             return self._outboxes[unit]
 
     def _close_outbox(self, unit: int) -> int:
@@ -99,9 +119,10 @@ class StageActor:
 class _Outbox:
     """What a stage sends on of one unit."""
 
-    def __init__(self, next_stage: Any, unit: int, limit: int) -> None:
+    def __init__(self, next_stage: Any, wire: Wire, unit: int, limit: int) -> None:
         self.failure: BaseException | None = None
         self._next = next_stage
+        self._wire = wire
         self._unit = unit
         self._limit = limit
         self._sent = 0
@@ -110,8 +131,17 @@ class _Outbox:
     def send(self, message: object) -> None:
         if len(self._under_way) >= self._limit:
             self._wait_for(1)
-        self._under_way.append(self._next.receive.remote(self._unit, self._sent, message))
+        number = self._sent
         self._sent += 1
+
+        def call(payload: Any) -> Any:
+            return self._next.receive.remote(self._unit, number, payload)
+
+        try:
+            self._under_way.append(self._wire.send(message, call))
+        except (*LOST, ray.exceptions.RayTaskError) as error:
+            self.failure = cause_of(error)
+            raise self.failure from None
 
     def close(self) -> int:
         self._wait_for(len(self._under_way))

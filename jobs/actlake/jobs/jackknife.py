@@ -1,8 +1,8 @@
 """Confidence intervals by leaving out groups of documents.
 
-Tokens of one document are alike, so rows are not independent and documents are the unit. The
-map stays as it was fitted: the interval says how far a number on *other test documents* would
-be from this one, not how far another training text would lead to another map.
+Tokens of one document are alike, so rows are not independent and documents are the unit. What
+was trained or fitted stays as it is: the interval says how far a number on *other test
+documents* would be from this one, not how far another training text would have led.
 """
 
 from collections.abc import Callable, Sequence

@@ -1,0 +1,308 @@
+"""What large models and 10^12 rows would take: arithmetic on constants, and the driver simulated.
+
+Paper: tokens/s, bytes/s, cost per billion tokens and the break-even of storing against
+recomputing, for models of 8, 70 and 405 billion parameters on the hardware assumed below.
+docs/design/006-scale.md says where each constant comes from.
+
+Simulation: the real `Schedule`, `LedgerWriter` and `read_state` drive fake workers (a thousand
+replicas that answer in random order, one in a thousand units losing its replica) at the end of a
+ledger of 10^3 and 10^6 units, and of as many as 10^12 rows of these models are. The older
+part of the ledger is laid down as the merged segments that committing would have left, without
+the tables that nothing here reads. Merging is measured on tables of real size.
+
+    python benchmarks/scale.py            two minutes; status 1 if a unit takes the driver 2 ms
+"""
+
+import gc
+import json
+import random
+import sys
+import tempfile
+import time
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from actlake.platform.cluster.schedule import Schedule
+from actlake.storage import Site
+from actlake.storage import ledger as ledgers
+from actlake.storage.extents import UnitSet
+from actlake.storage.ledger import FAN_OUT, LedgerWriter, ShardRecord, read_state
+from actlake.storage.location import LocalFolder
+from actlake.storage.sealed import crc32c, seal
+
+BAR_MS = 2.0
+SITES = 3
+REPLICAS = 1000
+IN_FLIGHT = 3
+SIMULATED = 2000
+LOSS = 0.001
+SHARD_BYTES = 128 * 2**20
+
+# Assumptions, each named in docs/design/006-scale.md.
+GPU_FLOPS = 989e12  # H100 SXM, bfloat16, dense: NVIDIA's data sheet
+UTILISATION = 0.4  # of a forward pass in batches of 16,384 tokens
+GPU_BYTES = 80e9
+GPU_HOUR_USD = 2.5
+GB_MONTH_USD = 0.023  # S3 Standard
+GET_USD = 0.4e-6  # a request; of 16 MiB here
+NODE_WRITE_BYTES = 5e9  # a node of eight GPUs to shared storage
+HARVEST_RATIO = 0.9  # of the bare forward pass, the bar of benchmarks/harvest.py
+
+
+@dataclass(frozen=True)
+class Model:
+    name: str
+    params: float
+    layers: int
+    dim: int
+
+
+MODELS = (
+    Model("8B", 8.0e9, 32, 4096),
+    Model("70B", 70.6e9, 80, 8192),
+    Model("405B", 405.9e9, 126, 16384),
+)
+
+
+@dataclass(frozen=True)
+class OnPaper:
+    """A model, harvested at `SITES` sites up to its middle layer."""
+
+    stages: int
+    tokens_per_gpu_s: float
+    bytes_per_gpu_s: float
+    wire_bytes_per_token: int
+    usd_per_billion: float
+    stored_tb_per_billion: float
+    usd_month_per_billion: float
+    break_even_passes_a_month: float
+    rows_per_unit: int
+    units_at_1e12: float
+
+
+def on_paper(model: Model) -> OnPaper:
+    depth = 0.5  # half of the layers are run
+    flops = 2 * model.params * depth
+    tokens_per_gpu_s = GPU_FLOPS * UTILISATION * HARVEST_RATIO / flops
+    row_bytes = 2 * model.dim
+    usd_per_billion = 1e9 / tokens_per_gpu_s / 3600 * GPU_HOUR_USD
+    stored = 1e9 * row_bytes * SITES
+    usd_month = stored / 1e9 * GB_MONTH_USD
+    usd_read = stored / (16 * 2**20) * GET_USD
+    stages = -(-model.params * 2 * depth // (0.6 * GPU_BYTES))
+    rows_per_unit = SHARD_BYTES // row_bytes
+    return OnPaper(
+        stages=int(stages),
+        tokens_per_gpu_s=tokens_per_gpu_s,
+        bytes_per_gpu_s=tokens_per_gpu_s * row_bytes * SITES,
+        wire_bytes_per_token=int(stages - 1) * row_bytes,
+        usd_per_billion=usd_per_billion,
+        stored_tb_per_billion=stored / 1e12,
+        usd_month_per_billion=usd_month,
+        break_even_passes_a_month=usd_month / (usd_per_billion - usd_read),
+        rows_per_unit=rows_per_unit,
+        units_at_1e12=1e12 / rows_per_unit,
+    )
+
+
+def lay_down(location: LocalFolder, units: int) -> None:
+    """The ledger that committing `units` units one by one leaves, as merged segments."""
+    names = [str(Site(layer)) for layer in range(SITES)]
+    writer = LedgerWriter(location, read_state(location))
+    writer.append({"kind": "open", "epoch": 1, "owner": {}})
+    writer.append({"kind": "sites", "sites": names, "request": {}})
+    writer.merge_all()
+    largest = max(
+        FAN_OUT**k for k in range(6) if FAN_OUT**k * SITES <= ledgers._MOST_RECORDS_IN_ONE_TABLE
+    )
+    size = largest
+    while size > 1:
+        while size <= units - writer.state.last:
+            # Full segments are never merged again, so nothing here reads their tables.
+            _lay_down_segment(writer, size, names, table=size < largest)
+        size //= FAN_OUT
+    while writer.state.last < units:
+        writer.commit(_records(writer.state.last))
+
+
+def _lay_down_segment(writer: LedgerWriter, size: int, names: list[str], *, table: bool) -> None:
+    location, first = writer._location, writer.state.last
+    segment = ledgers._Segment(first + 1, first + size)
+    content = ledgers._table_bytes(_table(names, first, size)) if table else b""
+    entry = {
+        "kind": "merged",
+        "others": [],
+        "covered": {name: [(first, first + size)] for name in names},
+        "revoked": {},
+        "table": {"bytes": len(content), "crc32c": crc32c(content)},
+    }
+    location.write(segment.table_key, [content])
+    location.write(segment.key, [seal({"number": [segment.first, segment.last], **entry})])
+    writer.state.apply(entry)
+    writer.state.last = segment.last
+
+
+def _records(unit: int) -> list[ShardRecord]:
+    return [
+        ShardRecord(Site(layer), unit, SHARD_BYTES, unit * 7919 % 2**32, 20_000, unit % 2**32)
+        for layer in range(SITES)
+    ]
+
+
+def resident_mb() -> float:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) / 1024
+    return float("nan")
+
+
+def drive(location: LocalFolder, units: int) -> dict[str, float]:
+    """Open the ledger and do `SIMULATED` more units with fake workers."""
+    gc.collect()
+    before = resident_mb()
+    began = time.perf_counter()
+    writer = LedgerWriter(location, read_state(location))
+    opened_ms = 1000 * (time.perf_counter() - began)
+    schedule = Schedule(iter(range(units, units + SIMULATED)), in_flight=IN_FLIGHT, max_attempts=3)
+    rng = random.Random(0)
+    replicas = deque(range(REPLICAS))
+    newest = REPLICAS
+    flying: list[tuple[int, int]] = []
+    for replica in replicas:
+        schedule.join(replica)
+    cpu, worst = time.process_time(), 0.0
+    while not schedule.finished:
+        while replicas:
+            replica = replicas.popleft()
+            while attempt := schedule.take(replica):
+                flying.append((replica, attempt.unit))
+        place = rng.randrange(len(flying))
+        flying[place], flying[-1] = flying[-1], flying[place]
+        replica, unit = flying.pop()
+        if rng.random() < LOSS:
+            schedule.leave(replica, "lost")
+            flying = [pair for pair in flying if pair[0] != replica]
+            replica, newest = newest, newest + 1
+            schedule.join(replica)
+        else:
+            one = time.process_time()
+            writer.commit(_records(unit))
+            worst = max(worst, time.process_time() - one)
+            schedule.done(replica, unit)
+        replicas.append(replica)
+        if not flying:
+            replicas.extend(schedule._held)
+    cpu = time.process_time() - cpu
+    assert schedule.done_count == SIMULATED
+    return {
+        "units": units,
+        "open_ms": opened_ms,
+        "ledger_files": sum(1 for _ in location.list("ledger")),
+        "ms_per_unit": 1000 * cpu / SIMULATED,
+        "worst_commit_ms": 1000 * worst,
+        "memory_mb": resident_mb() - before,
+    }
+
+
+def merging(folder: Path) -> dict[str, float]:
+    """The largest merge that is ever made: its CPU, spread over the units it merges, and memory."""
+    entries = FAN_OUT**4
+    location = LocalFolder(folder)
+    names = [str(Site(layer)) for layer in range(SITES)]
+    writer = LedgerWriter(location, read_state(location))
+    writer.state.covered = {Site(layer): UnitSet() for layer in range(SITES)}
+    for _ in range(FAN_OUT):
+        _lay_down_segment(writer, entries // FAN_OUT, names, table=True)
+    segments = ledgers._cover(location)
+    cpu = time.process_time()
+    merged = writer._merge(segments)
+    cpu = time.process_time() - cpu
+    size = location.size(merged.table_key)
+    assert size is not None
+    records = entries * SITES
+    return {"records": records, "seconds": cpu, "ms_per_unit": 1000 * cpu / entries,
+            "table_bytes_per_record": size / records}  # fmt: skip
+
+
+def _table(names: list[str], first: int, units: int) -> pa.Table:
+    rng = np.random.default_rng(first)
+    records = units * len(names)
+    return pa.table(
+        {
+            "site": np.repeat(names, units),
+            "unit": np.tile(np.arange(first, first + units), len(names)),
+            "rows_bytes": np.full(records, SHARD_BYTES),
+            "rows_crc32c": rng.integers(0, 2**32, records, dtype=np.uint32),
+            "moments_bytes": np.full(records, 20_000),
+            "moments_crc32c": rng.integers(0, 2**32, records, dtype=np.uint32),
+            "infinite": np.zeros(records, np.int64),
+            "nan": np.zeros(records, np.int64),
+            "numerics": np.zeros(records, np.int16),
+        },
+        schema=ledgers._TABLE,
+    )
+
+
+def main() -> int:
+    papers = {model.name: on_paper(model) for model in MODELS}
+    print_paper(papers)
+    sizes = (10**3, 10**6, *(int(papers[name].units_at_1e12) for name in ("8B", "405B")))
+    runs = []
+    with tempfile.TemporaryDirectory(prefix="actlake-bench-") as scratch:
+        for size in sizes:
+            location = LocalFolder(Path(scratch) / str(size))
+            lay_down(location, size)
+            runs.append(drive(location, size))
+            r = runs[-1]
+            print(
+                f"{r['units']:>12,.0f} units before: opened in {r['open_ms']:.0f} ms, "
+                f"{r['ledger_files']:.0f} files, {r['ms_per_unit']:.2f} ms of driver CPU a unit "
+                f"(worst commit {r['worst_commit_ms']:.0f} ms), memory +{r['memory_mb']:.1f} MB"
+            )
+        merged = merging(Path(scratch) / "merging")
+    print(
+        f"The largest merge, {merged['records']:,.0f} records: {merged['seconds']:.1f} s of CPU, "
+        f"{merged['ms_per_unit']:.4f} ms for each of its units; "
+        f"{merged['table_bytes_per_record']:.0f} bytes a record on disk"
+    )
+    ms = runs[-1]["ms_per_unit"] + merged["ms_per_unit"]
+    print(
+        json.dumps(
+            {
+                "driver_ms_per_unit_1e12": round(ms, 3),
+                "open_ms_1e12": round(runs[-1]["open_ms"], 1),
+                "ledger_files_1e12": runs[-1]["ledger_files"],
+                "driver_growth_mb": round(runs[-1]["memory_mb"] - runs[0]["memory_mb"], 1),
+                **{
+                    f"usd_per_billion_tokens_{name}": round(paper.usd_per_billion, 2)
+                    for name, paper in papers.items()
+                },
+            }
+        )
+    )
+    return 0 if ms < BAR_MS else 1
+
+
+def print_paper(papers: dict[str, OnPaper]) -> None:
+    print(f"Half of the layers, {SITES} sites in bfloat16, H100 at {UTILISATION:.0%} of its peak\n")
+    for name, p in papers.items():
+        share = 8 * p.bytes_per_gpu_s / NODE_WRITE_BYTES
+        print(
+            f"{name:>5}: {p.stages} stage(s) a replica, {p.tokens_per_gpu_s:,.0f} tokens/s and "
+            f"{p.bytes_per_gpu_s / 1e6:,.0f} MB/s a GPU (eight of them: {share:.2f} of what a node "
+            f"can write), {p.wire_bytes_per_token:,} wire bytes a token\n       "
+            f"{p.usd_per_billion:,.2f} USD and {p.stored_tb_per_billion:.1f} TB a "
+            f"billion tokens; storing costs {p.usd_month_per_billion:,.0f} USD a month, as much as "
+            f"{p.break_even_passes_a_month:.1f} passes over the model\n       10^12 rows: "
+            f"{p.units_at_1e12:,.0f} units of {p.rows_per_unit:,} rows, "
+            f"{p.units_at_1e12 * SITES:,.0f} shards"
+        )
+    print()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,139 @@
+"""``actlake doctor``: run the checks, show a table, say what to do."""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from actlake.jobs.doctor.check import Check, Finding, run_checks
+from actlake.platform.config import ConfigError
+from actlake.platform.config.yaml_text import parse_yaml
+
+_COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command; 1 when something fails, else 0."""
+    options = _parser().parse_args(list(arguments))
+    configs = _configs(options.config)
+    findings = list(run_checks(_checks(options, configs)))
+    if options.json:
+        sys.stdout.write(f"{json.dumps([finding.as_json() for finding in findings], indent=1)}\n")
+    else:
+        _show(findings)
+    return int(any(finding.status == "fail" for finding in findings))
+
+
+def _checks(
+    options: argparse.Namespace, configs: Sequence[Mapping[str, Any]]
+) -> Iterator[tuple[str, Check]]:
+    from actlake.jobs.doctor import access, cluster, machine
+
+    stores = _values(configs, "store", options.store)
+    folders = [place for place in (*stores, *_values(configs, "out")) if "://" not in place]
+    yield "versions", machine.check_versions
+    yield "threads", machine.check_threads
+    yield "memory", machine.check_memory
+    yield "disk", partial(machine.check_disk, folders)
+    yield "GPU", machine.check_gpus
+    for store in stores:
+        yield "store access", partial(access.check_store, store)
+    for model in _values(configs, "model.name", options.model):
+        yield "model access", partial(access.check_model, model)
+    asked = _values(configs, "tracking.wandb")
+    yield "W&B", partial(access.check_wandb, asked[0] if asked else "auto")
+    addresses = _values(configs, "cluster.address", options.address or _ray_address())
+    for address in addresses:
+        if address != "local":
+            yield "cluster", partial(cluster.check_cluster, address, configs)
+
+
+def _ray_address() -> str | None:
+    return os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS")
+
+
+def _configs(files: Sequence[str]) -> list[dict[str, Any]]:
+    """Configurations as written; of a pipeline, those of its steps."""
+    found = []
+    for name in files:
+        try:
+            content, _ = parse_yaml(Path(name).read_text(encoding="utf-8"), name=name)
+        except OSError as error:
+            raise ConfigError(
+                f"Cannot read {name}: {error.strerror}\nhint: check the path"
+            ) from error
+        if not isinstance(content, dict):
+            raise ConfigError(f"{name} holds no keys\nhint: give the configuration of a job")
+        steps = content.get("steps")
+        if isinstance(steps, dict):
+            for step in steps.values():
+                inside = step if isinstance(step, dict) else {}
+                merged: dict[str, Any] = {}
+                for part in (*_configs(inside.get("files") or ()), inside.get("config") or {}):
+                    merged |= part
+                found.append(merged)
+        else:
+            found.append(content)
+    return found
+
+
+def _values(configs: Sequence[Mapping[str, Any]], key: str, given: str | None = None) -> list[str]:
+    """What the command line gives, or else every value of a dotted key, once."""
+    if given:
+        return [given]
+    found: list[Any] = []
+    for config in configs:
+        value: Any = config
+        for part in key.split("."):
+            value = value.get(part) if isinstance(value, Mapping) else None
+        found.append(value)
+    return list(dict.fromkeys(value for value in found if isinstance(value, str)))
+
+
+def _show(findings: Sequence[Finding]) -> None:
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for finding in findings:
+        words = Text(finding.says)
+        if finding.hint:
+            words.append(f"\nhint: {finding.hint}", style="bold")
+        table.add_row(Text(finding.status, style=_COLOURS[finding.status]), finding.name, words)
+    console = Console()
+    console.print(table, highlight=False)
+    counts = {status: sum(f.status == status for f in findings) for status in _COLOURS}
+    console.print(", ".join(f"{number} {status}" for status, number in counts.items()))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="actlake doctor",
+        description="Check this machine, and the store, model and cluster that a job will use. "
+        "Changes nothing, asks nothing. Exit status 1 when something fails.",
+        epilog="examples:\n  actlake doctor\n  actlake doctor --config harvest.yaml\n"
+        "  actlake doctor --store /shared/stores/x --address http://127.0.0.1:8265 --json",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--config", action="append", default=[], metavar="FILE",
+        help="a job's configuration, or a pipeline: its stores, model and cluster are checked",
+    )  # fmt: skip
+    parser.add_argument(
+        "--store", help="a store, there or to be: tried with a file that is removed"
+    )
+    parser.add_argument("--model", help="a folder, a .gguf file or a name on the hub")
+    parser.add_argument(
+        "--address",
+        help="a cluster: its dashboard (http://host:8265) or, on one of its nodes, host:6379",
+    )
+    parser.add_argument("--json", action="store_true", help="for programs")
+    return parser

@@ -1,0 +1,1 @@
+"""`actlake run`: several commands as one pipeline, each as soon as its inputs are there."""

@@ -1,0 +1,425 @@
+"""Train probes: labels once, then every site, then the tables, the comparisons and the page.
+
+    result = train_probes(ProbeConfig(store="runs/smollm2", out="runs/probes", tasks=(…)))
+    Probe.load(result.probe("topic", "resid_post.9"))
+
+The result folder holds
+
+    run.json                     config, fingerprints, code, final numbers
+    scores, probes, controls, learning_curve, confusion, calibration .parquet   see `tables`
+    markers.parquet              see `markers`; with the tests that were asked for also
+    transfer, dictionary .parquet
+    probes/TASK/POOLING/SITE/PROBE/   see `artefact`
+    pictures/*.png, report.html  the report
+
+and appears when all of it is there. Sites that are done are kept beside it until then; killed
+and called again, the job goes on with the others.
+"""
+
+import hashlib
+import logging
+import shutil
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from filelock import FileLock
+from rich.console import Console
+
+from actlake.jobs.probe.config import DOCUMENTS, ProbeConfig
+from actlake.jobs.probe.errors import ProbeNotFound
+from actlake.jobs.probe.examples import folder_of
+from actlake.jobs.probe.gathering import rows_needed
+from actlake.jobs.probe.opening import Opened, open_config
+from actlake.jobs.probe.site_work import (
+    CONFIG,
+    heads_of_all,
+    make_part,
+    part_of,
+    probe_site,
+)
+from actlake.jobs.probe.splits import SPLITS
+from actlake.jobs.probe.tables import join_tables, read_table
+from actlake.jobs.progress_bar import progress
+from actlake.platform.cluster import Session, WorkStopped, map_reduce, session
+from actlake.platform.config import to_dict
+from actlake.platform.plain_json import json_text
+from actlake.platform.runs import Input, RunRecord, whole_folder
+from actlake.platform.tracking import Tracker, open_tracker
+from actlake.storage import Site
+from actlake.storage.location import LocalFolder
+from actlake.storage.summary import human_bytes
+
+logger = logging.getLogger(__name__)
+
+JOB = "probe"
+MAIN_METRIC = {"regression": "r2"}
+"""The metric in which tasks of a kind are summed up; accuracy for classes."""
+
+
+@dataclass(frozen=True)
+class ProbeResult:
+    """How a run ended."""
+
+    folder: Path
+    scores: int
+    """Rows of ``scores.parquet``."""
+    metrics: Mapping[str, float]
+    """The final numbers, as in ``run.json``."""
+    was_there: bool
+    """The same result was there already, and nothing was computed."""
+
+    def probe(
+        self,
+        task: str,
+        site: str | Site,
+        kind: str | None = None,
+        *,
+        pooling: str | None = None,
+        offset: int = 0,
+    ) -> Path:
+        """Folder of a saved probe; `kind` and `pooling` may be left out where there is one.
+
+        Raises
+        ------
+        ProbeNotFound
+            There is none such, or several.
+        """
+        stored = str(Site.parse(site).stored)
+        where = self.folder / "probes"
+        found = sorted(
+            where.glob(f"{folder_of(task, pooling or '*', offset)}/{stored}/{kind or '*'}")
+        )
+        if not offset:
+            found = [path for path in found if "@" not in path.parts[-3]]
+        if kind is None and len(found) > 1:
+            first = [path for path in found if path.name in ("logistic", "ridge")]
+            found = first or found
+        if len(found) != 1:
+            there = ", ".join(str(path.relative_to(where)) for path in found)
+            raise ProbeNotFound(
+                f"There are {len(found)} probes of {task!r} at {stored} in {self.folder}"
+                f"{': ' if there else ''}{there}\nhint: tasks, sites and kinds are the folders of "
+                "RESULT/probes; say also kind and pooling"
+            )
+        return found[0]
+
+    @property
+    def report(self) -> Path:
+        """The page."""
+        return self.folder / "report.html"
+
+
+@dataclass(frozen=True)
+class SetPlan:
+    """One set of examples, in numbers."""
+
+    name: str
+    kind: str
+    classes: tuple[str, ...]
+    rows: Mapping[str, int]
+    """Examples of each split."""
+    documents: int
+    leaked: float
+    """Share of test examples whose entity is in training."""
+    streamed: bool
+
+
+@dataclass(frozen=True)
+class ProbePlan:
+    """What a run would do, in numbers."""
+
+    sites: tuple[Site, ...]
+    done: int
+    """Sites that an earlier run has finished."""
+    sets: tuple[SetPlan, ...]
+    rows: int
+    """Rows of a site that are read."""
+    bytes_read: int
+    """At all sites together."""
+    held: bool
+    warnings: tuple[str, ...]
+
+    def __str__(self) -> str:
+        sites = ", ".join(map(str, self.sites[:4])) + (", …" if len(self.sites) > 4 else "")
+        done = f" ({self.done} done already)" if self.done else ""
+        how = "once a site" if self.held else "for each set of examples"
+        lines = [f"sites     {len(self.sites):,}: {sites}{done}"]
+        for one in self.sets:
+            rows = ", ".join(f"{number:,} to {name}" for name, number in one.rows.items())
+            classes = f" of {len(one.classes)} classes" if one.classes else ""
+            stream = "; streamed in every pass" if one.streamed else ""
+            lines.append(f"task      {one.name}: {one.kind}{classes}, {rows}{stream}")
+        lines.append(f"rows      {self.rows:,} ({human_bytes(self.bytes_read)}), read {how}")
+        return "\n".join([*lines, *(f"warning   {warning}" for warning in self.warnings)])
+
+
+def plan_probes(config: ProbeConfig) -> ProbePlan:
+    """What `train_probes` would do now.
+
+    Raises
+    ------
+    ActlakeError
+        Whatever `train_probes` would refuse before it reads activations.
+    """
+    opened = open_config(config)
+    return _plan(config, opened)
+
+
+def train_probes(config: ProbeConfig, *, console: Console | None = None) -> ProbeResult:
+    """Train, test and report all probes of a config.
+
+    Parameters
+    ----------
+    console
+        Where the plan and the progress are shown; by default standard error.
+
+    Raises
+    ------
+    LabelsNotAttached, LabelNotFound, InvalidLabels
+        Labels that are not there, or that cannot be predicted.
+    NotEnoughRows
+        A split or class has too few examples, or all rows are filtered out.
+    SiteNotStored, InvalidProbe
+        A site or an option that cannot be.
+    ResultExists
+        Something else is at `config.out`.
+    ActlakeError
+        Anything else that is refused; the message says what, and what to do.
+    """
+    console = console or Console(stderr=True)
+    opened = open_config(config)
+    if done := _result_that_is_there(config, opened):
+        return done
+    out = Path(config.out)
+    record = RunRecord.start(JOB, to_dict(config), inputs=_inputs(config, opened), seed=config.seed)
+    with ExitStack() as stack:
+        folder = stack.enter_context(whole_folder(out))
+        parts = _parts_folder(config, opened)
+        parts.mkdir(parents=True, exist_ok=True)
+        stack.enter_context(FileLock(parts.with_name(f"{parts.name}.lock"), mode=0o644))
+        console.print(str(_plan(config, opened)), highlight=False, soft_wrap=True)
+        cluster = stack.enter_context(session(config.cluster)) if config.workers > 1 else None
+        with open_tracker(
+            config.tracking,
+            run_id=_run_id(config, opened),
+            folder=folder / "log",
+            job_type=JOB,
+            config_dict=to_dict(config),
+        ) as tracker:
+            _all_sites(config, opened, parts, cluster, tracker, console)
+            join_tables([part_of(parts, site) for site in opened.sites], folder)
+            for site in opened.sites:
+                shutil.copytree(
+                    part_of(parts, site) / "probes", folder / "probes", dirs_exist_ok=True
+                )
+            _compare(config, opened, folder, tracker)
+            metrics = _final_metrics(folder)
+            tracker.summary(metrics)
+        record.finish(metrics).save(folder)
+        scores = read_table(folder, "scores").num_rows
+    shutil.rmtree(_parts_folder(config, opened).parent, ignore_errors=True)
+    return ProbeResult(out, scores, metrics, was_there=False)
+
+
+def _all_sites(
+    config: ProbeConfig,
+    opened: Opened,
+    parts: Path,
+    cluster: Session | None,
+    tracker: Tracker,
+    console: Console,
+) -> None:
+    """Make the parts that are not there yet, here or on the cluster; track those that are."""
+    LocalFolder(parts).write(CONFIG, [json_text(to_dict(config)).encode()])
+    waiting = [site for site in opened.sites if not part_of(parts, site).is_dir()]
+    heads = heads_of_all(config, opened) if cluster is None else []
+
+    def make(site: str) -> list[str]:
+        if cluster is None:
+            make_part(parts, config, opened, heads, Site.parse(site))
+        return [site]
+
+    with progress(console, "sites", len(opened.sites)) as advance:
+        advance(len(opened.sites) - len(waiting))
+        if waiting:
+            map_reduce(
+                [str(site) for site in waiting],
+                make if cluster is None else partial(probe_site, str(parts.absolute())),
+                _joined,
+                session=cluster,
+                workers=config.workers,
+                threads=opened.threads,
+                on_done=lambda _: advance(1),
+            )
+    for step, site in enumerate(opened.sites):
+        tracker.log(_tracked(part_of(parts, site)), step=step)
+
+
+def _joined(one: list[str], other: list[str]) -> list[str]:
+    return [*one, *other]
+
+
+def _compare(config: ProbeConfig, opened: Opened, folder: Path, tracker: Tracker) -> None:
+    """What is made of the tables and probes: depth markers, transfer, the SAE, the page."""
+    from actlake.jobs.probe.dictionary import write_comparison
+    from actlake.jobs.probe.markers import write_markers
+    from actlake.jobs.probe.report import write_report
+    from actlake.jobs.probe.transfer import write_transfer
+
+    write_markers(folder, config)
+    if config.transfer:
+        write_transfer(folder, opened, config)
+    if config.dictionary is not None:
+        write_comparison(folder, opened, config)
+    name = str(opened.store.provenance.model.get("name", "a model")).rstrip("/").rpartition("/")[2]
+    write_report(
+        folder,
+        title=f"Probes of {name}",
+        facts=_facts(config, opened),
+        warnings=opened.warnings,
+        tracker=tracker,
+        step=len(opened.sites),
+    )
+
+
+def _facts(config: ProbeConfig, opened: Opened) -> dict[str, str]:
+    sets = "; ".join(
+        f"{one.name} ({one.kind}): "
+        + ", ".join(f"{one.count(code):,} to {name}" for code, name in enumerate(SPLITS))
+        for one in opened.sets
+    )
+    return {
+        "Store": f"{Path(config.store).name} ({opened.store.fingerprint})",
+        "Sites": f"{len(opened.sites)}: {opened.sites[0]} to {opened.sites[-1]}",
+        "Examples": sets,
+        "Logistic penalties": ", ".join(f"{one:g}" for one in config.penalties),
+        "Ridge penalties": ", ".join(f"{one:g}" for one in config.alphas),
+        "Standardised": "yes" if config.standardize else "no",
+        "Seed": str(config.seed),
+    }
+
+
+def _plan(config: ProbeConfig, opened: Opened) -> ProbePlan:
+    rows = len(rows_needed(opened.sets))
+    row_bytes = opened.store.schema.dim * opened.store[opened.sites[0]].dtype.itemsize
+    parts = _parts_folder(config, opened)
+    sets = tuple(
+        SetPlan(
+            one.name,
+            one.kind,
+            one.classes,
+            {name: one.count(code) for code, name in enumerate(SPLITS)},
+            len(np.unique(one.document)),
+            one.leaked,
+            streamed,
+        )
+        for one, streamed in zip(opened.sets, opened.streamed, strict=True)
+    )
+    return ProbePlan(
+        sites=opened.sites,
+        done=sum(part_of(parts, site).is_dir() for site in opened.sites),
+        sets=sets,
+        rows=rows,
+        bytes_read=rows * row_bytes * len(opened.sites),
+        held=opened.held,
+        warnings=opened.warnings,
+    )
+
+
+def _final_metrics(folder: Path) -> dict[str, float]:
+    """Of each task and probe the best score over sites, and the layer where it is."""
+    best: dict[str, tuple[float, int]] = {}
+    for row in read_table(folder, "scores").to_pylist():
+        if row["metric"] != MAIN_METRIC.get(row["kind"], "accuracy"):
+            continue
+        if row["label"] is not None or not np.isfinite(row["value"]):
+            continue
+        name = f"{_metric_folder(row)}/best_{row['metric']}"
+        if name not in best or row["value"] > best[name][0]:
+            best[name] = (row["value"], row["layer"])
+    found: dict[str, float] = {}
+    for name, (value, layer) in best.items():
+        found[name] = value
+        found[f"{name}_layer"] = float(layer)
+    return found
+
+
+def _tracked(part: Path) -> dict[str, float]:
+    """The scores of a site, for the tracker."""
+    return {
+        f"{_metric_folder(row)}/{row['metric']}": row["value"]
+        for row in read_table(part, "scores").to_pylist()
+        if row["label"] is None
+    }
+
+
+def _metric_folder(row: Mapping[str, object]) -> str:
+    offset = row["offset"]
+    assert isinstance(offset, int)
+    ahead = f"-ahead.{offset}" if offset > 0 else f"-behind.{-offset}" if offset < 0 else ""
+    return f"{row['task']}/{row['pooling']}{ahead}/{row['probe']}"
+
+
+# The identity of a run.
+
+_NOT_THE_RESULT = ("out", "cluster", "tracking", "workers", "threads")
+_NOT_OF_A_SITE = (*_NOT_THE_RESULT, "sites", "transfer", "dictionary", "markers")
+
+
+def _what_decides(config: Mapping[str, object], but: tuple[str, ...]) -> dict[str, object]:
+    return {name: part for name, part in config.items() if name not in but}
+
+
+def _labels_digest(config: ProbeConfig, opened: Opened) -> str:
+    """Of the attached label tables that are read."""
+    digest = hashlib.sha256()
+    for name in sorted({task.labels for task in config.tasks} - {DOCUMENTS}):
+        digest.update(opened.store.location.read(f"labels/{name}.parquet"))
+    return digest.hexdigest()[:16]
+
+
+def _inputs(config: ProbeConfig, opened: Opened) -> dict[str, Input]:
+    return {
+        "store": Input(config.store, opened.store.fingerprint),
+        "labels": Input("labels", _labels_digest(config, opened)),
+    }
+
+
+def _parts_folder(config: ProbeConfig, opened: Opened) -> Path:
+    """Where finished sites wait for the others: beside `out`, by what they depend on."""
+    decides = _what_decides(to_dict(config), _NOT_OF_A_SITE)
+    payload = json_text([decides, opened.store.fingerprint, _labels_digest(config, opened)])
+    out = Path(config.out)
+    key = hashlib.sha256(payload.encode()).hexdigest()[:12]
+    return out.with_name(f".{out.name}.sites") / key
+
+
+def _run_id(config: ProbeConfig, opened: Opened) -> str:
+    decides = _what_decides(to_dict(config), _NOT_THE_RESULT)
+    payload = json_text([decides, opened.store.fingerprint, _labels_digest(config, opened)])
+    return f"{JOB}-{hashlib.sha256(payload.encode()).hexdigest()[:12]}"
+
+
+def _result_that_is_there(config: ProbeConfig, opened: Opened) -> ProbeResult | None:
+    """The result of the same config on the same rows, where it is complete already."""
+    folder = Path(config.out)
+    if not (folder / "run.json").is_file():
+        return None
+    record = RunRecord.load(folder)
+    asked = _what_decides(to_dict(config), _NOT_THE_RESULT)
+    had = _what_decides(record.config, _NOT_THE_RESULT)
+    same = {name: given.fingerprint for name, given in record.inputs.items()} == {
+        name: given.fingerprint for name, given in _inputs(config, opened).items()
+    }
+    if record.job != JOB or asked != had or not same:
+        return None  # `whole_folder` refuses to write there
+    logger.info("%s is complete already", folder)
+    scores = read_table(folder, "scores").num_rows
+    return ProbeResult(folder, scores, record.metrics, was_there=True)
+
+
+__all__ = ["ProbePlan", "ProbeResult", "SetPlan", "WorkStopped", "plan_probes", "train_probes"]

@@ -1,0 +1,448 @@
+"""L2 logistic regression, many problems at once, to convergence.
+
+All problems (penalties, label sets: the true one and controls, the labels of a multilabel task)
+share the rows, so a step of all of them is two matrix products: a hundred columns cost little
+more than one, which would wait for memory. Each problem is solved by its own Newton method with
+conjugate gradients (Nocedal and Wright 2006, algorithm 7.1), in step with the others, and leaves
+when it has converged.
+
+What is minimised is scikit-learn's objective with C = 1/λ: the sum of log-losses plus
+λ/2 ‖w‖², the intercept free. Binary problems have one column (sigmoid), others one a class
+(softmax). Weights are kept in the basis of the rows' principal components, where the Hessian
+of a problem is close to the diagonal w̄ n Λ + λ, with w̄ the mean curvature of its losses and Λ
+the eigenvalues of the covariance: that diagonal preconditions the conjugate gradients. Where it
+does not do well, since few rows carry the curvature, the Hessian's block of each column is
+computed once more from the rows, and its inverse takes the diagonal's place.
+
+Shapes:  N rows   D width   P problems   K columns of a problem   S label sets
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+MAX_NEWTON = 60
+MAX_CG = 200
+_HALVINGS = 12
+_HARD = 10
+"""Products with the Hessian in a Newton step from which its blocks are worth computing: one costs
+about as much as six products, and brings a step down to about five."""
+_ROUNDING = 1e-6  # of an objective summed from float32 losses
+_NOISE = 1e-6  # of a gradient in the preconditioner's metric, per root of a row
+
+
+class RowSource(Protocol):
+    """Rows that can be gone through any number of times, in the same order."""
+
+    @property
+    def num_rows(self) -> int:
+        """How many."""
+        ...
+
+    @property
+    def width(self) -> int:
+        """Dimensions of a row."""
+        ...
+
+    def chunks(self) -> Iterator[tuple[slice, Tensor]]:
+        """Where they stand, and some rows, (n, D) float32 on the device."""
+        ...
+
+
+@dataclass(frozen=True)
+class Basis:
+    """Principal components of the rows that are fitted on."""
+
+    vectors: Tensor
+    """(D, D) float64, a component a column."""
+    variances: Tensor
+    """(D,) float64, of the rows along each."""
+
+    @classmethod
+    def of(cls, covariance: Tensor) -> "Basis":
+        """Of a covariance, (D, D) float64."""
+        values, vectors = torch.linalg.eigh(covariance)
+        return cls(vectors, values.clamp_min(0.0))
+
+
+@dataclass(frozen=True)
+class Problems:
+    """What is fitted on the same rows."""
+
+    codes: Tensor
+    """(N, S) integers, the class of each row in each label set; 0 or 1 in binary problems."""
+    label_set: Tensor
+    """(P,) int64, the label set of each problem."""
+    penalty: Tensor
+    """(P,) float64, λ above 0."""
+    num_classes: int
+    """At least 2."""
+    weight: Tensor | None = None
+    """(N, P) float32, of each row in each problem; all 1 if left out."""
+
+    @property
+    def columns(self) -> int:
+        """Columns of a problem."""
+        return 1 if self.num_classes == 2 else self.num_classes
+
+
+@dataclass(frozen=True)
+class Solution:
+    """The optimum of each problem, for the rows as they were given."""
+
+    weight: Tensor
+    """(D, P, K) float64."""
+    bias: Tensor
+    """(P, K) float64."""
+    iterations: Tensor
+    """(P,) int64, Newton steps."""
+    converged: Tensor
+    """(P,) bool, the last step was shorter than the tolerance."""
+    passes: int
+    """Times that the rows were gone through."""
+
+
+def solve_logistic(
+    rows: RowSource,
+    problems: Problems,
+    basis: Basis,
+    *,
+    tolerance: float = 1e-4,
+    start: Solution | None = None,
+    remember: bool = True,
+) -> Solution:
+    """Fit all problems.
+
+    Parameters
+    ----------
+    rows
+        About centred, of about one scale: float32 products are taken of them.
+    basis
+        Of the same rows.
+    tolerance
+        Length of a Newton step, relative to the weights, below which a problem is solved. The
+        step is still made, so that the error is about its square.
+    start
+        Where to begin; at zero if left out.
+    remember
+        Keep the probabilities of all rows while a step is computed (N x P x K float32); else
+        they are computed again for every product, as suits rows that are streamed.
+    """
+    return _Newton(rows, problems, basis, tolerance, remember).run(start)
+
+
+@dataclass
+class _State:
+    """Problems that are not solved yet, at their current weights."""
+
+    which: Tensor  # (P,) numbers of the problems
+    theta: Tensor  # (D + 1, P, K) float64, in the basis; the bias is the last row
+    value: Tensor  # (P,) float64
+    gradient: Tensor  # (D + 1, P, K) float64
+    curvature: Tensor  # (P, K) float64, mean of p (1 - p)
+    remembered: list[Tensor] = field(default_factory=list)  # chunks of (n, P, K) probabilities
+
+    def select(self, keep: Tensor) -> "_State":
+        if bool(keep.all()):
+            return self
+        return _State(
+            self.which[keep],
+            self.theta[:, keep],
+            self.value[keep],
+            self.gradient[:, keep],
+            self.curvature[keep],
+            [part[:, keep] for part in self.remembered],
+        )
+
+
+@dataclass
+class _Newton:
+    rows: RowSource
+    problems: Problems
+    basis: Basis
+    tolerance: float
+    remember: bool
+    passes: int = 0
+    inverses: dict[int, Tensor] = field(default_factory=dict)
+    """(K, D + 1, D + 1) float32 by problem: of an estimate of the blocks of its Hessian."""
+
+    def __post_init__(self) -> None:
+        self.device = self.basis.vectors.device
+        self.total = (
+            torch.full_like(self.problems.penalty, self.rows.num_rows)
+            if self.problems.weight is None
+            else self.problems.weight.sum(dim=0, dtype=torch.float64)
+        )
+
+    def run(self, start: Solution | None) -> Solution:
+        count, columns = len(self.problems.penalty), self.problems.columns
+        theta = self._start(start, count, columns)
+        iterations = torch.zeros(count, dtype=torch.int64, device=self.device)
+        converged = torch.zeros(count, dtype=torch.bool, device=self.device)
+        state = self._evaluate(torch.arange(count, device=self.device), theta.clone())
+        for _ in range(MAX_NEWTON):
+            step, products = self._direction(state)
+            before = state.theta
+            state = self._advance(state, step)
+            iterations[state.which] += 1
+            theta[:, state.which] = state.theta
+            moved = _norm((state.theta - before)[:-1])
+            done = moved <= self.tolerance * _norm(state.theta[:-1])
+            done |= _norm(state.gradient) <= 1e-9 * self.total[state.which]
+            converged[state.which[done]] = True
+            if bool(done.all()):
+                break
+            hard = state.which[~done & (products > _HARD)].tolist()
+            state = state.select(~done)
+            if hard:
+                self._compute_blocks(state, hard)
+        return self._solution(theta, iterations, converged)
+
+    def _start(self, start: Solution | None, count: int, columns: int) -> Tensor:
+        shape = (self.rows.width + 1, count, columns)
+        theta = torch.zeros(shape, dtype=torch.float64, device=self.device)
+        if start is not None:
+            theta[:-1] = torch.tensordot(self.basis.vectors.T, start.weight, 1)
+            theta[-1] = start.bias
+        return theta
+
+    def _solution(self, theta: Tensor, iterations: Tensor, converged: Tensor) -> Solution:
+        bias = theta[-1].clone()
+        if self.problems.columns > 1:  # a constant on all classes changes nothing
+            bias -= bias.mean(dim=-1, keepdim=True)
+        weight = torch.tensordot(self.basis.vectors, theta[:-1], 1)
+        return Solution(weight, bias, iterations, converged, self.passes)
+
+    # One pass over the rows.
+
+    def _through(self, directions: Tensor, use: Callable[[slice, Tensor, int], Tensor]) -> Tensor:
+        """``[X 1]ᵀ use([X 1] d)``: (D + 1, P, K), products float32, sums float64."""
+        _, count, columns = directions.shape
+        flat = directions[:-1].reshape(-1, count * columns)
+        weights = (self.basis.vectors @ flat).to(torch.float32)
+        bias = directions[-1].reshape(-1).to(torch.float32)
+        total = torch.zeros_like(flat)
+        sums = torch.zeros(count * columns, dtype=torch.float64, device=self.device)
+        for number, (where, chunk) in enumerate(self.rows.chunks()):
+            scores = torch.addmm(bias, chunk, weights).view(-1, count, columns)
+            back = use(where, scores, number).reshape(-1, count * columns)
+            total += chunk.T @ back
+            sums += back.sum(dim=0, dtype=torch.float64)
+        self.passes += 1
+        found = torch.cat([self.basis.vectors.T @ total, sums[None]]).view(-1, count, columns)
+        if self.problems.columns > 1:  # a constant on all classes changes nothing; this is noise
+            found[-1] -= found[-1].mean(dim=-1, keepdim=True)
+        return found
+
+    def _evaluate(self, which: Tensor, theta: Tensor) -> _State:
+        """Value, gradient and curvature of some problems."""
+        sets = self.problems.label_set[which]
+        value = torch.zeros(len(which), dtype=torch.float64, device=self.device)
+        curvature = torch.zeros(theta.shape[1:], dtype=torch.float64, device=self.device)
+        remembered: list[Tensor] = []
+
+        def residual(where: slice, scores: Tensor, number: int) -> Tensor:
+            codes = self.problems.codes[where][:, sets]
+            loss, probability, error = _losses(scores, codes)
+            weight = self._weight(where, which)
+            bend = probability * (1 - probability)
+            if weight is not None:
+                loss, error, bend = (
+                    loss * weight,
+                    error * weight[..., None],
+                    bend * weight[..., None],
+                )
+            value.add_(loss.sum(dim=0, dtype=torch.float64))
+            curvature.add_(bend.sum(dim=0, dtype=torch.float64))
+            if self.remember:
+                remembered.append(probability)
+            return error
+
+        gradient = self._through(theta, residual)
+        penalty = self.problems.penalty[which]
+        gradient[:-1] += penalty[:, None] * theta[:-1]
+        value += penalty / 2 * theta[:-1].square().sum(dim=(0, 2))
+        curvature /= self.total[which, None]
+        return _State(which, theta, value, gradient, curvature, remembered)
+
+    def _hessian(self, state: _State, direction: Tensor) -> Tensor:
+        """The Hessian of each problem times its direction."""
+        penalty = self.problems.penalty[state.which]
+        columns = self.problems.columns
+        # Unless they are remembered, the scores at the weights come from the same pass.
+        both = direction if state.remembered else torch.cat([direction, state.theta], dim=2)
+
+        def bent(where: slice, scores: Tensor, number: int) -> Tensor:
+            if state.remembered:
+                probability, along = state.remembered[number], scores
+            else:
+                along, at = scores[..., :columns], scores[..., columns:]
+                probability = torch.sigmoid(at) if columns == 1 else torch.softmax(at, -1)
+            if columns == 1:
+                back = probability * (1 - probability) * along
+            else:
+                mixed = probability * along
+                back = mixed - probability * mixed.sum(dim=-1, keepdim=True)
+            weight = self._weight(where, state.which)
+            back = back if weight is None else back * weight[..., None]
+            return back if state.remembered else torch.cat([back, torch.zeros_like(back)], dim=2)
+
+        found = self._through(both, bent)[..., :columns]
+        found[:-1] += penalty[:, None] * direction[:-1]
+        return found
+
+    def _weight(self, where: slice, which: Tensor) -> Tensor | None:
+        weight = self.problems.weight
+        return None if weight is None else weight[where][:, which]
+
+    # One Newton step.
+
+    def _direction(self, state: _State) -> tuple[Tensor, Tensor]:
+        """The Newton step of each problem, and how many products with the Hessian it took.
+
+        The residual that is left is at most the square root of the gradient's relative size, so
+        that convergence is superlinear (Nocedal and Wright, eq. 7.3).
+        """
+        scale = self._diagonal(state)
+        step = torch.zeros_like(state.theta)
+        products = torch.zeros_like(state.which)
+        residual = -state.gradient
+        along = self._precondition(state, residual, scale)
+        slope = _dot(residual, along)
+        size = slope.sqrt()
+        # Of the gradient's size per row, in the metric of the preconditioner.
+        relative = size / self.total[state.which].sqrt()
+        wanted = size * relative.sqrt().clamp(1e-3, 0.1)
+        wanted = torch.maximum(wanted, _NOISE * self.total[state.which].sqrt())
+        live = torch.arange(len(state.which), device=self.device)
+        part, keep = state, slope > 0
+        for _ in range(MAX_CG):
+            part, live, slope = part.select(keep), live[keep], slope[keep]
+            residual, along, scale = residual[:, keep], along[:, keep], scale[:, keep]
+            if not len(live):
+                break
+            products[live] += 1
+            curved = self._hessian(part, along)
+            length = slope / _dot(along, curved)
+            step[:, live] += length[:, None] * along
+            residual = residual - length[:, None] * curved
+            better = self._precondition(part, residual, scale)
+            before, slope = slope, _dot(residual, better)
+            along = better + (slope / before)[:, None] * along
+            keep = slope.sqrt() > wanted[live]
+        return step, products
+
+    def _precondition(self, state: _State, residual: Tensor, scale: Tensor) -> Tensor:
+        """An estimate of the inverse Hessian of each problem, times its residual."""
+        better = residual / scale
+        for place, problem in enumerate(state.which.tolist()):
+            if problem in self.inverses:
+                columns = residual[:, place].T[..., None].to(torch.float32)
+                better[:, place] = torch.bmm(self.inverses[problem], columns)[..., 0].T.double()
+        if self.problems.columns > 1:
+            # The optimum has weights that sum to zero over classes, as gradients do. Outside that
+            # space the Hessian is only λ, and directions that left it would converge slowly.
+            better -= better.mean(dim=-1, keepdim=True)
+        return better
+
+    def _compute_blocks(self, state: _State, hard: Sequence[int]) -> None:
+        """Blocks of the Hessian: of one problem of a label set, scaled for its others.
+
+        Problems of one label set differ in their penalty only; the blocks are those of the
+        smallest one that is hard, and the others get them in proportion to their curvature.
+        """
+        penalty, label_set = self.problems.penalty, self.problems.label_set
+        for one in sorted({int(label_set[problem]) for problem in hard}):
+            members = [problem for problem in hard if int(label_set[problem]) == one]
+            model = min(members, key=lambda problem: float(penalty[problem]))
+            places = {problem: place for place, problem in enumerate(state.which.tolist())}
+            blocks = self._blocks(state, places[model])
+            reference = state.curvature[places[model]].clamp_min(1e-10)
+            for problem in members:
+                ratio = state.curvature[places[problem]].clamp_min(1e-10) / reference
+                full = blocks * ratio[:, None, None]
+                inner = full.diagonal(dim1=1, dim2=2)
+                inner[:, :-1] += penalty[problem]
+                inner *= 1 + 1e-6
+                inner += 1e-8 * inner.amax(dim=1, keepdim=True)
+                inverse = torch.cholesky_inverse(torch.linalg.cholesky(full))
+                self.inverses[problem] = inverse.to(torch.float32)
+
+    def _blocks(self, state: _State, place: int) -> Tensor:
+        """``[X 1]ᵀ diag(p (1 - p)) [X 1]`` of a problem, in the basis: (K, D + 1, D + 1) float64."""
+        columns, width = self.problems.columns, self.rows.width + 1
+        total = torch.zeros(columns, width, width, dtype=torch.float64, device=self.device)
+        theta = state.theta[:, place]
+        weights, bias = (self.basis.vectors @ theta[:-1]).float(), theta[-1].float()
+        for number, (where, chunk) in enumerate(self.rows.chunks()):
+            if state.remembered:
+                probability = state.remembered[number][:, place]
+            else:
+                scores = torch.addmm(bias, chunk, weights)
+                probability = torch.sigmoid(scores) if columns == 1 else torch.softmax(scores, -1)
+            bend = probability * (1 - probability)
+            weight = self._weight(where, state.which[place : place + 1])
+            bend = bend if weight is None else bend * weight
+            wider = torch.cat([chunk, torch.ones_like(chunk[:, :1])], dim=1)
+            for column in range(columns):
+                scaled = wider * bend[:, column : column + 1].sqrt()
+                total[column] += scaled.T @ scaled
+        self.passes += 1
+        turn = torch.eye(width, dtype=torch.float64, device=self.device)
+        turn[:-1, :-1] = self.basis.vectors
+        found: Tensor = turn.T @ total @ turn
+        return found
+
+    def _diagonal(self, state: _State) -> Tensor:
+        """(D + 1, P, K): an estimate of the Hessian's diagonal in the basis."""
+        bend = (state.curvature * self.total[state.which, None]).clamp_min(1e-10)
+        inner = self.basis.variances[:, None, None] * bend
+        inner = inner + self.problems.penalty[state.which][:, None]
+        return torch.cat([inner, bend[None]])
+
+    def _advance(self, state: _State, step: Tensor) -> _State:
+        """Make the step, halved for those problems whose value it would not lower."""
+        slope = _dot(state.gradient, step)
+        length = torch.ones_like(state.value)
+        new = self._evaluate(state.which, state.theta + step)
+        for _ in range(_HALVINGS):
+            allowed = state.value + 1e-4 * length * slope + _ROUNDING * state.value.abs()
+            worse = ~(new.value <= allowed)
+            if not bool(worse.any()):
+                return new
+            length[worse] /= 2
+            new = self._evaluate(state.which, state.theta + length[:, None] * step)
+        return new
+
+
+def _losses(scores: Tensor, codes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-loss (N, P) in nats, probabilities and their error (N, P, K)."""
+    if scores.shape[-1] == 1:
+        target = codes[..., None].to(scores.dtype)
+        probability = torch.sigmoid(scores)
+        loss = torch.nn.functional.softplus(scores) - target * scores
+        return loss[..., 0], probability, probability - target
+    logs = torch.log_softmax(scores, dim=-1)
+    probability = logs.exp()
+    place = codes[..., None].to(torch.int64)
+    error = probability.scatter_add(-1, place, torch.full_like(place, -1, dtype=scores.dtype))
+    return -logs.gather(-1, place)[..., 0], probability, error
+
+
+def _dot(one: Tensor, other: Tensor) -> Tensor:
+    return (one * other).sum(dim=(0, 2))
+
+
+def _norm(value: Tensor) -> Tensor:
+    return value.square().sum(dim=(0, 2)).sqrt()
+
+
+def penalties_for(sets: Sequence[int], penalties: Sequence[float]) -> tuple[Tensor, Tensor]:
+    """Every penalty for every label set: (label sets, penalties) of the problems."""
+    return (
+        torch.tensor([number for number in sets for _ in penalties], dtype=torch.int64),
+        torch.tensor([value for _ in sets for value in penalties], dtype=torch.float64),
+    )

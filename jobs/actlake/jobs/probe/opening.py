@@ -1,0 +1,134 @@
+"""Open what a config refers to, and refuse what cannot be before an activation is read."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from actlake.jobs.probe.config import ProbeConfig
+from actlake.jobs.probe.errors import InvalidProbe
+from actlake.jobs.probe.examples import Examples, build_examples
+from actlake.jobs.probe.gathering import CHUNK, rows_needed
+from actlake.jobs.probe.labelling import read_labels
+from actlake.jobs.probe.splits import split_rows
+from actlake.platform.seeds import Seeds
+from actlake.storage import ActivationStore, Site, open_store
+
+
+@dataclass
+class Opened:
+    """What a config refers to, opened and checked."""
+
+    store: ActivationStore
+    sites: tuple[Site, ...]
+    sets: tuple[Examples, ...]
+    """One for each task, pooling and offset."""
+    warnings: tuple[str, ...]
+    held: bool
+    """Whether the rows of a site are gathered once for all sets."""
+    streamed: tuple[bool, ...]
+    """Of each set, whether its rows are streamed for every pass."""
+    threads: int
+    device: torch.device
+
+
+def open_config(config: ProbeConfig) -> Opened:
+    """Store, sites and examples of a config, checked against each other.
+
+    Raises
+    ------
+    ActlakeError
+        Whatever `train_probes` refuses before it reads activations.
+    """
+    store = open_store(config.store)
+    sites = _sites(store, config)
+    sets: list[Examples] = []
+    for task in config.tasks:
+        labelled = read_labels(store, task, config.rows)
+        split = split_rows(store, labelled, config.splits, Seeds(config.seed))
+        sets += [
+            build_examples(store, labelled, split, config, pooling, offset)
+            for pooling in config.pooling
+            for offset in config.offsets
+        ]
+    _require_probes(config, sets)
+    held, streamed = _what_fits(store, sets, config.memory_mb * 2**20)
+    warnings = dict.fromkeys(warning for one in sets for warning in one.warnings)
+    opened = Opened(
+        store, sites, tuple(sets), tuple(warnings), held, streamed, _threads(config),
+        _device(config.device),
+    )  # fmt: skip
+    if config.dictionary is not None:
+        from actlake.jobs.probe.dictionary import check_dictionary
+
+        check_dictionary(config, store, sites)
+    if config.transfer:
+        from actlake.jobs.probe.transfer import check_transfer
+
+        check_transfer(config, opened.sets)
+    return opened
+
+
+def _sites(store: ActivationStore, config: ProbeConfig) -> tuple[Site, ...]:
+    if config.sites == "all":
+        sites = store.sites
+        if not sites:
+            raise InvalidProbe(f"{store.url} has no sites yet\nhint: `actlake harvest` fills them")
+    else:
+        sites = tuple(dict.fromkeys(store.site(name) for name in config.sites))
+    for site in sites:
+        coverage = store.coverage(site)
+        if not coverage.is_complete:
+            raise InvalidProbe(
+                f"{site} of {store.url} is not whole: {coverage}\n"
+                "hint: go on with the harvest first, or name other sites"
+            )
+    return sites
+
+
+def _require_probes(config: ProbeConfig, sets: Sequence[Examples]) -> None:
+    for one in sets:
+        numbers = one.kind == "regression"
+        if not any((probe == "ridge") == numbers for probe in config.probes):
+            raise InvalidProbe(
+                f"None of the probes {', '.join(config.probes)} can be fitted to "
+                f"{one.task.called!r}, which is {one.kind}\n"
+                f"hint: add {'ridge' if numbers else 'logistic'} to probes"
+            )
+
+
+def _what_fits(
+    store: ActivationStore, sets: Sequence[Examples], allowed: int
+) -> tuple[bool, tuple[bool, ...]]:
+    """Whether all rows of a site fit beside the largest set; if not, which sets fit alone."""
+    width, element = store.schema.dim, store[store.sites[0]].dtype.itemsize
+    # Rows as float32, and as much again for what is made of them on the way.
+    sizes = [len(one) * width * 4 * 2 for one in sets]
+    every = len(rows_needed(sets)) * width * element
+    if every + max(sizes) <= allowed:
+        return True, (False,) * len(sets)
+    return False, tuple(
+        len(one) > CHUNK and size > allowed for one, size in zip(sets, sizes, strict=True)
+    )
+
+
+def _threads(config: ProbeConfig) -> int:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return config.threads or max(1, (cores or 1) // config.workers)
+
+
+def _device(asked: str) -> torch.device:
+    if asked == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(asked)
+    except RuntimeError as error:
+        raise InvalidProbe(
+            f"There is no device {asked!r}\nhint: device: auto, cpu or cuda"
+        ) from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise InvalidProbe(
+            f"device is {asked}, and torch sees no GPU here\nhint: device: auto, or cpu"
+        )
+    return device

@@ -1,0 +1,246 @@
+"""From a trained SAE to a result: threshold, files, tests, lineage, and what the report shows.
+
+A folder ``out/NAME`` holds, when it is finished,
+
+    cfg.json, sae_weights.safetensors   SAELens' inference form, scaling folded in
+    run.json                            config, fingerprints, code, final numbers
+    metrics.jsonl, summary.json, wandb/ what was logged
+
+Finishing may be done again, after a kill, and then gives the same.
+"""
+
+import logging
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from actlake.jobs.model_of_store import chain_of_store, head_of_store
+from actlake.jobs.sae import means as named
+from actlake.jobs.sae.config import SAESpec
+from actlake.jobs.sae.contexts import LatentPage, choose_latents, latent_pages
+from actlake.jobs.sae.data import scaling_of
+from actlake.jobs.sae.evaluation import RowScores, evaluate_rows
+from actlake.jobs.sae.in_model import ModelScores, evaluate_in_model
+from actlake.jobs.sae.opening import Opened
+from actlake.jobs.sae.publish import publish
+from actlake.jobs.sae.report import RunFacts, write_report
+from actlake.jobs.sae.trained import CONFIG, WEIGHTS, TrainedSAE, read_sae
+from actlake.jobs.sae.trainee import Trainee
+from actlake.jobs.sae.training import Training, prefixed
+from actlake.jobs.whole_contexts import contexts_of_split
+from actlake.platform.config import to_dict
+from actlake.platform.runs import FILE, Input, RunRecord, code_version
+from actlake.platform.tracking import TrackedRun, Tracker, read_metrics
+from actlake.storage import ActivationStore, Site
+from actlake.storage.errors import ActlakeError
+
+logger = logging.getLogger(__name__)
+JOB = "sae"
+_PARTIAL = ".publishing"
+_UNEMBEDDED = ("resid_post", "resid_mid", "resid_pre", "attn_out", "mlp_out")
+"""Points whose directions are of the residual stream, and have logits."""
+
+
+def finish(
+    opened: Opened, training: Training, trainee: Trainee, tracker: TrackedRun, record: RunRecord
+) -> RunFacts:
+    """Publish and test one SAE; what the report says of it.
+
+    Of one whose training failed nothing is published.
+    """
+    folder = opened.out / trainee.name
+    facts = _facts(opened, trainee, folder)
+    if trainee.ending is not None and trainee.ending.failed:
+        return facts
+    with training.calibrated(trainee) as model:
+        _publish(
+            folder,
+            lambda partial: publish(
+                model,
+                partial,
+                scaling=scaling_of(trainee.spec, training.facts),
+                metadata=lineage(opened, trainee.spec),
+            ),
+        )
+    sae = read_sae(str(folder)).to(opened.device)
+    rows = evaluate_rows(sae, training.held_out_rows(trainee.spec))
+    in_model = _in_model(opened, trainee.spec, sae)
+    latents = _latents(opened, trainee.spec, sae, rows)
+    metrics = prefixed(rows.as_metrics())
+    if in_model is not None:
+        metrics |= {f"in_model/{name}": value for name, value in in_model.as_metrics().items()}
+    tracker.summary({**metrics, "state": facts.state})
+    record.finish(metrics).save(folder)
+    tracker.artifact(folder / WEIGHTS, kind="sae")
+    logger.info("Wrote %s: FVU %.4f at L0 %.1f", folder, rows.fvu, rows.l0)
+    return replace(facts, rows=rows, in_model=in_model, latents=latents)
+
+
+def report(opened: Opened, facts: Sequence[RunFacts], tracker: Tracker) -> Path:
+    """Write the page of all SAEs; its path."""
+    store, config = opened.store, opened.config
+    about = {
+        "store": store.url,
+        "model": str(store.provenance.model.get("name")),
+        "rows": f"{opened.steps * config.batch_rows:,} of split {config.split}",
+        "held out": f"{opened.held_out_rows:,} rows of split {config.evaluation.split}",
+    }
+    title = "Sparse autoencoders" if len(facts) > 1 else f"SAE {facts[0].name}"
+    return write_report(opened.out, title, facts, tracker=tracker, about=about, step=opened.steps)
+
+
+def record_of(opened: Opened, spec: SAESpec) -> RunRecord:
+    """The record of one SAE's training, which begins now."""
+    return RunRecord.start(
+        JOB,
+        {**to_dict(opened.config), "sae": to_dict(spec), "saes": [], "grid": {}},
+        inputs={"store": Input(opened.config.store, opened.store.fingerprint)},
+        seed=spec.seed,
+    )
+
+
+def lineage(opened: Opened, spec: SAESpec) -> dict[str, Any]:
+    """What an SAE's file says of its origin, with the keys that SAELens reads and our own."""
+    store, source = opened.store, opened.store.provenance
+    record = record_of(opened, spec)
+    crosscoder = len(spec.inputs) > 1
+    return {
+        "model_name": source.model.get("name"),
+        "model_revision": source.model.get("revision"),
+        "hook_name": None if crosscoder else spec.inputs[0].sae_lens_hook,
+        "hook_name_out": None if spec.target is None else spec.target.sae_lens_hook,
+        "hook_names": [site.sae_lens_hook for site in spec.inputs] if crosscoder else None,
+        "hf_hook_name": None if crosscoder else _module(spec.inputs[0]),
+        "sites": list(map(str, spec.inputs)),
+        "target": None if spec.target is None else str(spec.target),
+        "context_size": store.schema.context_length,
+        "exclude_special_tokens": not opened.config.excluded,
+        "store_fingerprint": store.fingerprint,
+        "rows_trained": opened.steps * opened.config.batch_rows,
+        "training": to_dict(spec),
+        "actlake": {
+            "version": record.code.actlake,
+            "commit": record.code.commit,
+            "dirty": record.code.dirty,
+        },
+    }
+
+
+def _module(site: Site) -> str | None:
+    """The module of a transformers model whose output it is, in most families."""
+    return f"model.layers.{site.layer}" if site.point == "resid_post" else None
+
+
+def _publish(folder: Path, write: Any) -> None:
+    """Write the two files into a folder that is there; cfg.json last, for it completes them."""
+    partial = folder / _PARTIAL
+    shutil.rmtree(partial, ignore_errors=True)
+    write(partial)
+    for name in (WEIGHTS, CONFIG):
+        (partial / name).replace(folder / name)
+    shutil.rmtree(partial)
+
+
+def _in_model(opened: Opened, spec: SAESpec, sae: TrainedSAE) -> ModelScores | None:
+    asked, store = opened.config.evaluation.in_model, opened.store
+    if asked is None:
+        return None
+    reads = [Site.parse(site) for site in spec.inputs]
+    writes = None if spec.target is None else [spec.target]
+    chain = chain_of_store(store, asked.model, spec.all_sites)
+    contexts = contexts_of_split(
+        store,
+        opened.config.evaluation.split,
+        asked.contexts,
+        exclude=asked.exclude or ("nothing" if opened.config.excluded else "default"),
+    )
+    means = {
+        site: torch.from_numpy(store.moments(site, split=opened.config.split).mean)
+        for site in writes or reads
+    }
+    return evaluate_in_model(
+        sae, chain, contexts, reads, writes, means=means if asked.mean else None,
+        ablate=asked.ablate, device=opened.device,
+    )  # fmt: skip
+
+
+def _latents(
+    opened: Opened, spec: SAESpec, sae: TrainedSAE, scores: RowScores
+) -> Sequence[LatentPage]:
+    """Pages of some latents; without promoted tokens where the model is not to be had."""
+    report, store = opened.config.report, opened.store
+    chosen = choose_latents(scores.density, report.latents)
+    written = spec.target or spec.inputs[-1]
+    head, directions = None, None
+    if chosen and written.point in _UNEMBEDDED:
+        in_model = opened.config.evaluation.in_model
+        try:
+            head = head_of_store(store, in_model.model if in_model else None)
+            directions = sae.decoder if len(spec.inputs) == 1 else sae.decoder[:, -1]
+        except (ActlakeError, OSError) as error:
+            logger.warning("No promoted tokens in the report: %s", str(error).splitlines()[0])
+    return latent_pages(
+        sae,
+        store,
+        list(spec.inputs),
+        chosen,
+        split=opened.config.evaluation.split,
+        rows=report.rows,
+        contexts=report.contexts,
+        directions=directions,
+        head=head,
+        device=opened.device,
+    )
+
+
+_HISTORIES = {
+    "loss": named.LOSS, "fvu": named.FVU, "l0": named.L0, "dead_share": named.DEAD,
+    "learning_rate": named.LEARNING_RATE,
+}  # fmt: skip
+
+
+def _facts(opened: Opened, trainee: Trainee, folder: Path) -> RunFacts:
+    spec, ending = trainee.spec, trainee.ending
+    steps = opened.steps if ending is None else ending.step
+    sites = ", ".join(map(str, spec.inputs))
+    return RunFacts(
+        name=trainee.name,
+        architecture=spec.architecture,
+        sites=sites if spec.target is None else f"{sites} → {spec.target}",
+        d_in=opened.store.schema.dim,
+        d_sae=spec.d_sae,
+        options={**spec.options, "learning_rate": spec.optimizer.learning_rate},
+        seed=spec.seed,
+        rows_trained=steps * opened.config.batch_rows,
+        state="complete" if ending is None else ending.words,
+        history=_history(folder),
+        lineage=_shown_lineage(opened.store, folder),
+    )
+
+
+def _history(folder: Path) -> dict[str, tuple[Any, Any]]:
+    lines = read_metrics(folder)
+    found = {}
+    for name, metric in _HISTORIES.items():
+        points = [(line[named.ROWS], line[metric]) for line in lines if metric in line]
+        if points:
+            rows, values = np.array(points).T
+            found[name] = (rows, values)
+    return found
+
+
+def _shown_lineage(store: ActivationStore, folder: Path) -> Mapping[str, str]:
+    model, code = store.provenance.model, code_version()
+    return {
+        "store": store.url,
+        "fingerprint": store.fingerprint,
+        "model": f"{model.get('name')} {model.get('revision', '')}".strip(),
+        "code": f"actlake {code.actlake}, commit {code.commit or 'unknown'}"
+        + (", with changes" if code.dirty else ""),
+        "config": f"{folder / FILE}",
+    }

@@ -1,0 +1,186 @@
+"""Open what a configuration refers to, and refuse what cannot be before a row is read."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from actlake.jobs.sae.architectures import check_across_sites, check_architecture
+from actlake.jobs.sae.config import SAEConfig, SAESpec
+from actlake.jobs.sae.data import held_out_batches, sites_of, training_batches
+from actlake.jobs.sae.dead_latents import RESAMPLED
+from actlake.jobs.sae.errors import InvalidSAE, InvalidTraining, NotEnoughRows
+from actlake.jobs.sae.sweep import expand
+from actlake.platform.config import to_dict
+from actlake.storage import ActivationStore, open_store
+from actlake.storage.errors import ActlakeError, UnknownSplit, nearest
+
+
+@dataclass(frozen=True)
+class Opened:
+    """What a configuration refers to, opened and checked."""
+
+    config: SAEConfig
+    store: ActivationStore
+    specs: tuple[SAESpec, ...]
+    """All SAEs, with names."""
+    num_rows: int
+    """Rows of an epoch."""
+    steps: int
+    """Batches in all."""
+    held_out_rows: int
+    """Rows that are tested on."""
+    device: torch.device
+    threads: int
+    """Of each worker."""
+
+    @property
+    def out(self) -> Path:
+        """Folder of the results."""
+        return Path(self.config.out)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What the weights and the logged numbers depend on, as plain JSON."""
+        return identity(self.config, self.store.fingerprint)
+
+
+def open_config(config: SAEConfig) -> Opened:
+    """Store and SAEs of a configuration, checked against each other.
+
+    Raises
+    ------
+    InvalidSAE
+        An SAE that cannot be.
+    SiteNotStored, UnknownSplit, EmptySelection
+        As their names say.
+    NotEnoughRows
+        Fewer rows than a batch, or than `config.rows` within `config.epochs`.
+    InvalidTraining
+        There is no such device.
+    """
+    specs = expand(config)
+    for spec in specs:
+        _check(spec, config)
+    store = open_store(config.store)
+    for site in sites_of(specs):
+        store.site(site)
+    _check_splits(store, config)
+    with training_batches(store, specs, config, rows_per_batch=1) as rows:
+        num_rows = rows.num_rows
+    steps = _steps(config, num_rows)
+    with held_out_batches(store, specs, config) as rows:
+        held_out_rows = rows.num_rows
+    return Opened(
+        config=config,
+        store=store,
+        specs=specs,
+        num_rows=num_rows,
+        steps=steps,
+        held_out_rows=min(held_out_rows, config.evaluation.rows),
+        device=_device(config.device),
+        threads=config.threads or max(1, _cores() // config.workers),
+    )
+
+
+_NOT_THE_RESULT = (
+    "store", "out", "device", "threads", "checkpoint", "report", "cluster", "tracking",
+)  # fmt: skip
+"""Fields that may be others when a run goes on. The store is known by its fingerprint."""
+
+
+def identity(config: SAEConfig, fingerprint: str) -> dict[str, Any]:
+    """What a result depends on: a run goes on, or is there already, only where it is the same.
+
+    How many workers share the rows of a step is no part of it, for losses then agree but for
+    rounding; how many share the SAEs is, for each has checkpoints of its own.
+    """
+    decisive = {k: v for k, v in to_dict(config).items() if k not in _NOT_THE_RESULT}
+    if config.spread == "rows":
+        del decisive["workers"]
+    return {"store": fingerprint, **decisive}
+
+
+def _check(spec: SAESpec, config: SAEConfig) -> None:
+    """Refuse what an architecture cannot be, with the SAE's name in front."""
+    try:
+        check_architecture(spec.architecture, spec.options, d_sae=spec.d_sae)
+        if spec.target is not None:
+            check_across_sites(spec.architecture, "transcoder")
+        if spec.sites:
+            check_across_sites(spec.architecture, "crosscoder")
+    except ActlakeError as error:
+        raise InvalidSAE(f"{spec.name}: {error}") from error
+    if spec.resample_every_rows is not None and (
+        spec.architecture not in RESAMPLED or spec.target is not None or spec.sites
+    ):
+        raise InvalidSAE(
+            f"{spec.name}: dead latents of a {spec.architecture} are not resampled\n"
+            f"hint: leave resample_every_rows out; it is for SAEs of {', '.join(RESAMPLED)}, and "
+            "the family of topk has an auxiliary loss"
+        )
+    if spec.early_stop is not None and config.evaluation.every_steps is None:
+        raise InvalidTraining(
+            f"{spec.name} can only end early where it is tested during the training\n"
+            "hint: set evaluation.every_steps"
+        )
+
+
+def _check_splits(store: ActivationStore, config: SAEConfig) -> None:
+    for key, split in (("split", config.split), ("evaluation.split", config.evaluation.split)):
+        if split not in store.schema.splits:
+            raise UnknownSplit(
+                f"There is no split {split!r} in {store.url} ({key})\n"
+                f"{nearest(split, store.schema.splits)}"
+            )
+    if config.split == config.evaluation.split:
+        raise InvalidTraining(
+            f"SAEs would be tested on the split {config.split!r} that they are trained on\n"
+            "hint: give another as evaluation.split"
+        )
+
+
+def _steps(config: SAEConfig, num_rows: int) -> int:
+    if num_rows < config.batch_rows:
+        raise NotEnoughRows(
+            f"A batch of {config.batch_rows:,} rows cannot be filled: {num_rows:,} rows of "
+            f"{config.store} are in the split {config.split!r} and not excluded\n"
+            f"hint: --batch_rows {max(num_rows // 8, 1)}, or harvest more"
+        )
+    most = config.epochs * (num_rows // config.batch_rows)
+    if config.rows is None:
+        return most
+    if config.rows < config.batch_rows:
+        raise InvalidTraining(
+            f"rows is {config.rows:,}, less than one batch of {config.batch_rows:,}\n"
+            "hint: give more rows, or a smaller batch_rows"
+        )
+    steps = config.rows // config.batch_rows
+    if steps > most:
+        raise NotEnoughRows(
+            f"{config.rows:,} rows are asked for: {steps:,} batches of {config.batch_rows:,}. "
+            f"{config.epochs} epoch(s) of {num_rows:,} rows have {most:,}\n"
+            f"hint: --epochs {-(-steps // (num_rows // config.batch_rows))} sees rows again; or "
+            "harvest more"
+        )
+    return steps
+
+
+def _device(asked: str) -> torch.device:
+    if asked == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(asked)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InvalidTraining(
+            f"There is no device {asked}: torch sees {torch.cuda.device_count()} CUDA device(s)\n"
+            "hint: --device auto takes what there is"
+        )
+    return device
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -1,0 +1,1 @@
+"""Run a command on a cluster: `actlake submit`, and `actlake jobs` to look after it."""
