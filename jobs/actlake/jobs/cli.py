@@ -1,7 +1,8 @@
 """The command line: ``actlake <command>``. One table of commands; each is a plain function.
 
 Answers go to stdout, everything else to stderr. An error that actlake refuses is printed
-without a traceback and ends with status 1; Ctrl-C with 130; a stop on request with 143.
+without a traceback and ends with status 1; a run that ends in good order at SIGTERM or Ctrl-C with
+143; a second Ctrl-C with 130.
 """
 
 import logging

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from actlake.jobs.probe.config import ProbeConfig
 from actlake.jobs.probe.datasets import (
     attach_tables,
     cities,
@@ -23,6 +24,7 @@ from actlake.jobs.probe.datasets import (
 )
 from actlake.jobs.probe.datasets.command import main
 from actlake.jobs.probe.datasets.errors import DataSetChanged, DataSetNotFound, InvalidDataSet
+from actlake.platform.config import read_config
 from actlake.platform.package_index import IndexUnreachable, download_distribution
 from actlake.storage import open_store
 from actlake.storage.errors import LabelsMisaligned
@@ -334,6 +336,19 @@ def test_the_command_makes_a_corpus_once(
     assert "left out as repeated: 1" in first
     assert "was there already" in again
     assert pq.read_table(out / "corpus.parquet").num_rows == 6
+
+
+@pytest.mark.parametrize("name", ["place", "sentiment", "tokens"])
+def test_every_example_of_a_probe_is_read_and_asks_for_labels_that_are_made(
+    name: str, geonames: Path, reviews: Path
+):
+    file = Path(__file__).parents[3] / "examples" / f"probe_{name}.yaml"
+
+    config = read_config(ProbeConfig, ["--config", str(file)], command="actlake probe")
+
+    made = {"token_features", "previous_token"}
+    made |= {labels.name for corpus in (places(), sentiment()) for labels in corpus.labels}
+    assert {task.labels for task in config.tasks} <= made
 
 
 def test_labels_of_another_corpus_do_not_attach(geonames: Path, store_copy: Path):

@@ -414,6 +414,36 @@ def test_stratified_splits_have_every_class_in_its_share(make_config) -> None:
         assert (one.split[mine] == 2).mean() == pytest.approx(0.3, abs=0.05)
 
 
+def test_tasks_on_the_same_documents_are_split_alike(make_config) -> None:
+    from actlake.jobs.probe import DrawnSplits
+
+    config = make_config(
+        tasks=(TaskConfig(column="topic"), TaskConfig(column="topic", name="again")),
+        rows=RowsConfig(least_per_class=1),
+        splits=DrawnSplits(by="document"),
+    )
+    one, other = open_config(config).sets
+
+    np.testing.assert_array_equal(one.document, other.document)
+    np.testing.assert_array_equal(one.split, other.split)
+    assert set(one.split.tolist()) == {0, 1, 2}
+
+
+def test_groups_of_a_sorted_corpus_differ_no_more_than_drawn_ones() -> None:
+    from actlake.jobs.probe.splits import cluster_groups
+    from actlake.platform.seeds import Seeds
+
+    document = np.repeat(np.arange(400), 5)
+    label = document >= 200  # the first half is of one class, the second of the other
+
+    group = cluster_groups(document, 20, Seeds(0))
+
+    assert np.bincount(group).tolist() == [100] * 20
+    assert len(np.unique(np.stack([document, group]), axis=1).T) == 400  # none is divided
+    shares = np.array([label[group == one].mean() for one in range(20)])
+    assert shares.std() == pytest.approx(0.5 / 20**0.5, rel=0.5)
+
+
 def test_a_control_task_gives_a_word_type_one_label(make_config) -> None:
     from actlake.jobs.probe.controls import heads_of
     from actlake.platform.seeds import Seeds

@@ -31,7 +31,7 @@ def solved(x: np.ndarray, codes: np.ndarray, classes: int, **how: object) -> Sol
     label_set, penalty = penalties_for(range(codes.shape[1]), PENALTIES)
     problems = Problems(torch.from_numpy(codes), label_set, penalty, classes)
     scatter = Scatter.of(rows, torch.zeros(len(x), 1))
-    return solve_logistic(rows, problems, Basis.of(scatter.covariance), tolerance=1e-3, **how)
+    return solve_logistic(rows, problems, Basis.of(scatter.covariance), **how)
 
 
 def relative(one: np.ndarray, other: np.ndarray) -> float:

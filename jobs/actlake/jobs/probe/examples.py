@@ -152,7 +152,7 @@ def build_examples(
     clusters = (
         made.document if getattr(config.splits, "by", "document") == "document" else made.entity
     )
-    made.group[test] = cluster_groups(clusters[test], config.rows.groups)
+    made.group[test] = cluster_groups(clusters[test], config.rows.groups, Seeds(config.seed))
     return replace(made, warnings=(*made.warnings, *_warnings(made)))
 
 

@@ -35,7 +35,6 @@ from actlake.jobs.probe.splits import TEST, TRAIN, VALIDATE
 from actlake.platform.seeds import Seeds
 
 Array = np.ndarray[Any, Any]
-TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -207,9 +206,7 @@ class _Fitting:
             penalty.to(self.device),
             self.heads.num_classes,
         )
-        found = solve_logistic(
-            self.train, problems, self.basis, tolerance=TOLERANCE, remember=not self.stream
-        )
+        found = solve_logistic(self.train, problems, self.basis, remember=not self.stream)
         self.passes += found.passes
         shape = (count, len(penalties))
         weight = found.weight.reshape(self.width, *shape, -1)
@@ -288,7 +285,7 @@ class _Fitting:
                 self.heads.num_classes,
             )
             unit = Basis(torch.eye(rank, dtype=torch.float64, device=self.device), values * 0 + 1)
-            found = solve_logistic(Gathered(features), problem, unit, tolerance=TOLERANCE)
+            found = solve_logistic(Gathered(features), problem, unit)
             weights.append(inner @ found.weight[:, 0])
             biases.append(found.bias[0])
         return replace(
@@ -331,9 +328,7 @@ class _Fitting:
             penalty.double().to(self.device),
             self.heads.num_classes,
         )
-        found = solve_logistic(
-            rows, problems, self.basis, tolerance=TOLERANCE, remember=not self.stream
-        )
+        found = solve_logistic(rows, problems, self.basis, remember=not self.stream)
         return replace(known, weight=found.weight, bias=found.bias)
 
 

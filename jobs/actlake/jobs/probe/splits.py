@@ -61,8 +61,8 @@ def _of_the_store(store: ActivationStore, labelled: Labelled, splits: StoreSplit
 
 def _drawn(labelled: Labelled, splits: DrawnSplits, seeds: Seeds) -> Array:
     unit = labelled.document if splits.by == "document" else labelled.entity
-    _, first, unit = np.unique(unit, return_index=True, return_inverse=True)
-    number = len(first)
+    named, unit = np.unique(unit, return_inverse=True)
+    number = len(named)
     if number < 3:
         raise NotEnoughRows(
             f"{labelled.task.called!r} labels {number} {splits.by}s; three splits need three\n"
@@ -70,9 +70,11 @@ def _drawn(labelled: Labelled, splits: DrawnSplits, seeds: Seeds) -> Array:
         )
     stratum = _strata(labelled, unit, number) if splits.stratify else np.zeros(number, np.int64)
     split = np.empty(number, np.int8)
-    rng = seeds.numpy(f"splits of {labelled.task.called}")
+    # A document has one lot for all tasks, so tasks on the same documents have the same splits.
+    lots = seeds.numpy(f"splits by {splits.by}").random(int(named.max()) + 1)[named]
     for one in np.unique(stratum):
-        members = rng.permutation(np.flatnonzero(stratum == one))
+        members = np.flatnonzero(stratum == one)
+        members = members[np.argsort(lots[members])]
         test = _share(len(members), splits.test)
         validate = _share(len(members), splits.validate)
         split[members] = TRAIN
@@ -101,12 +103,16 @@ def _strata(labelled: Labelled, unit: Array, number: int) -> Array:
     return np.asarray(counts.reshape(number, classes).argmax(axis=1))
 
 
-def cluster_groups(cluster: Array, wanted: int) -> Array:
-    """(n,) int16: clusters that follow each other in about `wanted` groups of as many rows."""
+def cluster_groups(cluster: Array, wanted: int, seeds: Seeds) -> Array:
+    """(n,) int16: clusters drawn into about `wanted` groups of as many rows.
+
+    Drawn, not in their order: a corpus that is sorted by its label would make groups that differ
+    more than documents do, and intervals that are too wide.
+    """
     if not len(cluster):
         return np.empty(0, np.int16)
-    _, first, codes = np.unique(cluster, return_index=True, return_inverse=True)
-    place = np.argsort(np.argsort(first))[codes]  # in order of appearance
+    named, codes = np.unique(cluster, return_inverse=True)
+    place = seeds.numpy("groups of the jackknife").permutation(len(named))[codes]
     sizes = np.bincount(place)
     middle = np.cumsum(sizes) - sizes / 2
     group = np.minimum((middle * wanted / sizes.sum()).astype(np.int64), wanted - 1)
