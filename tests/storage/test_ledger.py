@@ -138,6 +138,32 @@ def test_a_stale_driver_cannot_append_however_much_was_merged_since(tmp_path, co
     assert 99 not in read_state(location).covered[SITES[0]]
 
 
+@pytest.mark.parametrize("fan_out", [2, 3, 4])
+@pytest.mark.parametrize("commits", [1, 2, 3, 5, 8, 40])
+def test_a_driver_that_slept_after_an_entry_cannot_write_the_next(tmp_path, commits, fan_out):
+    class Sleepy(LocalFolder):
+        asleep = False
+
+        def list(self, prefix=""):
+            if self.asleep:  # between writing an entry and looking who else was there
+                self.asleep = False
+                later = writer(LocalFolder(tmp_path), fan_out=fan_out)
+                for unit in range(commits):
+                    later.commit([record(unit=unit)])
+            return super().list(prefix)
+
+    location = Sleepy(tmp_path)
+    stale = writer(location, fan_out=fan_out)
+    location.asleep = True
+
+    with pytest.raises(LeaseLost):
+        for unit in (98, 99):
+            stale.append({"kind": "units", "shards": [record(unit=unit).as_json()]})
+
+    assert not location.asleep
+    assert 99 not in read_state(LocalFolder(tmp_path)).covered[SITES[0]]
+
+
 def test_an_entry_of_an_unknown_kind_asks_for_a_newer_version():
     with pytest.raises(FormatTooNew, match=r"unknown kind, 'quantised'\nhint: .* newer actlake"):
         LedgerState().apply({"kind": "quantised"})
