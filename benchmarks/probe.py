@@ -35,6 +35,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from sklearn.preprocessing import StandardScaler
 from texts import brown_folder
+from threadpoolctl import threadpool_limits
 from transport import Clock, PeakMemory, anonymous_mb, shown
 
 from actlake.jobs.harvest import HarvestConfig, harvest
@@ -175,17 +176,19 @@ def theirs(store: ActivationStore, site: Site, examples: Examples) -> float:
 def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--store", default=None)
+    parser.add_argument("--threads", type=int, default=None, help="of both; all cores if left out")
     options = parser.parse_args()
     Clock.start()
     folder = str(options.store or prepare.once("probe-smollm2", make_store))
     store = open_store(folder)
     attach_kinds(store)
-    config = config_for(folder)
+    config = config_for(folder, threads=options.threads)
     opened = open_config(config)
     torch.set_num_threads(opened.threads)
+    threadpool_limits(opened.threads)
     rows = len(opened.sets[0])
     print(f"{rows:,} rows, {len(SITES)} sites, {len(PENALTIES)} penalties", flush=True)
-    ours(opened, config, SITES[0])
+    ours(opened, config, SITES[0])  # what is slow only the first time
 
     begin = anonymous_mb()
     with PeakMemory() as memory:

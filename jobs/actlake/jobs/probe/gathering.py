@@ -20,7 +20,9 @@ from actlake.storage import ActivationStore, Site
 
 Array = np.ndarray[Any, Any]
 Take = Callable[[Array], Array]
-CHUNK = 4096
+# Larger chunks lose no speed, and threads wait for each other less often: at 4,096 rows the waiting
+# took longer than the products on a machine with other work.
+CHUNK = 16_384
 _ROWS_AT_ONCE = 16_384
 
 
