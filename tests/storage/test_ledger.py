@@ -156,10 +156,12 @@ def test_a_driver_that_slept_after_an_entry_cannot_write_the_next(tmp_path, comm
     stale = writer(location, fan_out=fan_out)
     location.asleep = True
 
-    with pytest.raises(LeaseLost):
+    def append_two():
         for unit in (98, 99):
             stale.append({"kind": "units", "shards": [record(unit=unit).as_json()]})
 
+    with pytest.raises(LeaseLost):
+        append_two()
     assert not location.asleep
     assert 99 not in read_state(LocalFolder(tmp_path)).covered[SITES[0]]
 
