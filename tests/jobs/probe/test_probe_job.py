@@ -264,7 +264,7 @@ def test_streamed_rows_give_the_probes_of_rows_in_memory(
     held = train_probes(plain)
     monkeypatch.setattr("actlake.jobs.probe.opening.CHUNK", 100)
     monkeypatch.setattr(
-        "actlake.jobs.probe.opening._what_fits", lambda store, sets, allowed: (False, (True,))
+        "actlake.jobs.probe.opening._what_fits", lambda store, sets, allowed: (False, (True,), 1)
     )
 
     streamed = train_probes(replace(plain, out=str(tmp_path / "streamed")))
@@ -275,12 +275,18 @@ def test_streamed_rows_give_the_probes_of_rows_in_memory(
     assert np.linalg.norm(one - other) < 1e-3 * np.linalg.norm(one)
 
 
-def test_small_memory_streams(make_config) -> None:
-    config = quick(make_config)
-    opened = open_config(config)
+def test_rows_that_do_not_fit_are_streamed(make_config, monkeypatch) -> None:
+    from actlake.jobs.probe import opening
 
-    assert opened.held
-    assert opened.streamed == (False,)
+    opened = open_config(quick(make_config))
+    monkeypatch.setattr(opening, "CHUNK", 100)
+    row_bytes = opened.store.schema.dim * 4
+    (examples,) = opened.sets
+    needed = len(examples) * row_bytes * 3
+
+    assert opening._what_fits(opened.store, opened.sets, needed * 2)[0::2] == (True, 2)
+    assert opening._what_fits(opened.store, opened.sets, needed - 1)[:2] == (False, (False,))
+    assert opening._what_fits(opened.store, opened.sets, row_bytes)[:2] == (False, (True,))
 
 
 def test_a_finished_run_is_not_made_again(make_config, no_report) -> None:

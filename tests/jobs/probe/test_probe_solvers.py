@@ -8,7 +8,8 @@ from sklearn.linear_model import LogisticRegression, Ridge
 
 from actlake.jobs.probe.closed_forms import calibrate, discriminants, ridge_path
 from actlake.jobs.probe.gathering import Chosen, Framed, Gathered
-from actlake.jobs.probe.logistic import Basis, Problems, Solution, penalties_for, solve_logistic
+from actlake.jobs.probe.logistic import solve_logistic
+from actlake.jobs.probe.problems import Basis, Problems, Solution, penalties_for
 from actlake.jobs.probe.scatter import Scatter
 
 PENALTIES = (0.1, 1.0, 30.0, 1e3)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from actlake.jobs.probe.logistic import Basis
+from actlake.jobs.probe.problems import Basis
 from actlake.jobs.probe.scatter import Scatter
 
 _RANK_TOLERANCE = 1e-8  # of eigenvalues; the square of scikit-learn's tol of singular values

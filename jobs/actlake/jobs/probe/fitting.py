@@ -23,18 +23,16 @@ from actlake.jobs.probe.config import Kind, ProbeConfig
 from actlake.jobs.probe.controls import TRUE, Heads
 from actlake.jobs.probe.examples import Examples
 from actlake.jobs.probe.gathering import Chosen, Framed, Gathered, Source, Streamed, Take
-from actlake.jobs.probe.logistic import (
-    Basis,
-    Problems,
-    RowSource,
-    penalties_for,
-    solve_logistic,
-)
+from actlake.jobs.probe.logistic import TOLERANCE, solve_logistic
+from actlake.jobs.probe.problems import Basis, Problems, RowSource, Solution, penalties_for
 from actlake.jobs.probe.scatter import Scatter
 from actlake.jobs.probe.splits import TEST, TRAIN, VALIDATE
 from actlake.platform.seeds import Seeds
 
 Array = np.ndarray[Any, Any]
+ROUGH = 0.05
+"""Tolerance at which penalties are compared; the validation loss is then within some 1e-3 of its
+own. The chosen one is solved to `TOLERANCE`."""
 
 
 @dataclass(frozen=True)
@@ -206,19 +204,36 @@ class _Fitting:
             penalty.to(self.device),
             self.heads.num_classes,
         )
-        found = solve_logistic(self.train, problems, self.basis, remember=not self.stream)
-        self.passes += found.passes
+        rough = self._solve(problems, tolerance=ROUGH)
         shape = (count, len(penalties))
-        weight = found.weight.reshape(self.width, *shape, -1)
-        bias = found.bias.reshape(*shape, -1)
+        weight = rough.weight.reshape(self.width, *shape, -1)
+        bias = rough.bias.reshape(*shape, -1)
         losses, chosen = self._choose(weight, bias)
         heads = torch.arange(count, device=self.device)
         best = torch.from_numpy(chosen).to(self.device)
+        found = self._solve(
+            replace(
+                problems,
+                label_set=heads,
+                penalty=penalty.to(self.device).reshape(shape)[heads, best],
+            ),
+            start=replace(rough, weight=weight[:, heads, best], bias=bias[heads, best]),
+        )
+        steps = rough.iterations.reshape(shape)[heads, best] + found.iterations
         return Fit(
-            "logistic", weight[:, heads, best], bias[heads, best], penalties, losses, chosen,
-            found.iterations.reshape(shape)[heads, best].cpu().numpy(),
-            found.converged.reshape(shape)[heads, best].cpu().numpy(),
+            "logistic", found.weight, found.bias, penalties, losses, chosen,
+            steps.cpu().numpy(), found.converged.cpu().numpy(),
         )  # fmt: skip
+
+    def _solve(
+        self, problems: Problems, *, tolerance: float = TOLERANCE, start: Solution | None = None
+    ) -> Solution:
+        found = solve_logistic(
+            self.train, problems, self.basis,
+            tolerance=tolerance, start=start, remember=not self.stream,
+        )  # fmt: skip
+        self.passes += found.passes
+        return found
 
     def _ridge(self) -> Fit:
         weights, bias = ridge_path(self.scatter, self.basis, self.config.alphas)

@@ -16,24 +16,33 @@ and appears when all of it is there. Sites that are done are kept beside it unti
 and called again, the job goes on with the others.
 """
 
-import hashlib
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 from filelock import FileLock
 from rich.console import Console
 
-from actlake.jobs.probe.config import DOCUMENTS, ProbeConfig
+from actlake.jobs.probe.config import ProbeConfig
 from actlake.jobs.probe.errors import ProbeNotFound
 from actlake.jobs.probe.examples import folder_of
-from actlake.jobs.probe.gathering import rows_needed
+from actlake.jobs.probe.identity import (
+    JOB,
+    NOT_THE_RESULT,
+    inputs_of,
+    parts_folder,
+    run_id_of,
+    what_decides,
+)
 from actlake.jobs.probe.opening import Opened, open_config
+from actlake.jobs.probe.planning import ProbePlan, SetPlan, plan_of
 from actlake.jobs.probe.site_work import (
     CONFIG,
     heads_of_all,
@@ -47,15 +56,13 @@ from actlake.jobs.progress_bar import progress
 from actlake.platform.cluster import Session, WorkStopped, map_reduce, session
 from actlake.platform.config import to_dict
 from actlake.platform.plain_json import json_text
-from actlake.platform.runs import Input, RunRecord, whole_folder
+from actlake.platform.runs import RunRecord, whole_folder
 from actlake.platform.tracking import Tracker, open_tracker
 from actlake.storage import Site
 from actlake.storage.location import LocalFolder
-from actlake.storage.summary import human_bytes
 
 logger = logging.getLogger(__name__)
 
-JOB = "probe"
 MAIN_METRIC = {"regression": "r2"}
 """The metric in which tasks of a kind are summed up; accuracy for classes."""
 
@@ -113,50 +120,6 @@ class ProbeResult:
         return self.folder / "report.html"
 
 
-@dataclass(frozen=True)
-class SetPlan:
-    """One set of examples, in numbers."""
-
-    name: str
-    kind: str
-    classes: tuple[str, ...]
-    rows: Mapping[str, int]
-    """Examples of each split."""
-    documents: int
-    leaked: float
-    """Share of test examples whose entity is in training."""
-    streamed: bool
-
-
-@dataclass(frozen=True)
-class ProbePlan:
-    """What a run would do, in numbers."""
-
-    sites: tuple[Site, ...]
-    done: int
-    """Sites that an earlier run has finished."""
-    sets: tuple[SetPlan, ...]
-    rows: int
-    """Rows of a site that are read."""
-    bytes_read: int
-    """At all sites together."""
-    held: bool
-    warnings: tuple[str, ...]
-
-    def __str__(self) -> str:
-        sites = ", ".join(map(str, self.sites[:4])) + (", …" if len(self.sites) > 4 else "")
-        done = f" ({self.done} done already)" if self.done else ""
-        how = "once a site" if self.held else "for each set of examples"
-        lines = [f"sites     {len(self.sites):,}: {sites}{done}"]
-        for one in self.sets:
-            rows = ", ".join(f"{number:,} to {name}" for name, number in one.rows.items())
-            classes = f" of {len(one.classes)} classes" if one.classes else ""
-            stream = "; streamed in every pass" if one.streamed else ""
-            lines.append(f"task      {one.name}: {one.kind}{classes}, {rows}{stream}")
-        lines.append(f"rows      {self.rows:,} ({human_bytes(self.bytes_read)}), read {how}")
-        return "\n".join([*lines, *(f"warning   {warning}" for warning in self.warnings)])
-
-
 def plan_probes(config: ProbeConfig) -> ProbePlan:
     """What `train_probes` would do now.
 
@@ -166,7 +129,7 @@ def plan_probes(config: ProbeConfig) -> ProbePlan:
         Whatever `train_probes` would refuse before it reads activations.
     """
     opened = open_config(config)
-    return _plan(config, opened)
+    return plan_of(config, opened)
 
 
 def train_probes(config: ProbeConfig, *, console: Console | None = None) -> ProbeResult:
@@ -195,17 +158,19 @@ def train_probes(config: ProbeConfig, *, console: Console | None = None) -> Prob
     if done := _result_that_is_there(config, opened):
         return done
     out = Path(config.out)
-    record = RunRecord.start(JOB, to_dict(config), inputs=_inputs(config, opened), seed=config.seed)
+    record = RunRecord.start(
+        JOB, to_dict(config), inputs=inputs_of(config, opened), seed=config.seed
+    )
     with ExitStack() as stack:
         folder = stack.enter_context(whole_folder(out))
-        parts = _parts_folder(config, opened)
+        parts = parts_folder(config, opened)
         parts.mkdir(parents=True, exist_ok=True)
         stack.enter_context(FileLock(parts.with_name(f"{parts.name}.lock"), mode=0o644))
-        console.print(str(_plan(config, opened)), highlight=False, soft_wrap=True)
+        console.print(str(plan_of(config, opened)), highlight=False, soft_wrap=True)
         cluster = stack.enter_context(session(config.cluster)) if config.workers > 1 else None
         with open_tracker(
             config.tracking,
-            run_id=_run_id(config, opened),
+            run_id=run_id_of(config, opened),
             folder=folder / "log",
             job_type=JOB,
             config_dict=to_dict(config),
@@ -221,7 +186,7 @@ def train_probes(config: ProbeConfig, *, console: Console | None = None) -> Prob
             tracker.summary(metrics)
         record.finish(metrics).save(folder)
         scores = read_table(folder, "scores").num_rows
-    shutil.rmtree(_parts_folder(config, opened).parent, ignore_errors=True)
+    shutil.rmtree(parts_folder(config, opened).parent, ignore_errors=True)
     return ProbeResult(out, scores, metrics, was_there=False)
 
 
@@ -236,19 +201,14 @@ def _all_sites(
     """Make the parts that are not there yet, here or on the cluster; track those that are."""
     LocalFolder(parts).write(CONFIG, [json_text(to_dict(config)).encode()])
     waiting = [site for site in opened.sites if not part_of(parts, site).is_dir()]
-    heads = heads_of_all(config, opened) if cluster is None else []
-
-    def make(site: str) -> list[str]:
-        if cluster is None:
-            make_part(parts, config, opened, heads, Site.parse(site))
-        return [site]
-
     with progress(console, "sites", len(opened.sites)) as advance:
         advance(len(opened.sites) - len(waiting))
-        if waiting:
+        if cluster is None:
+            _here(config, opened, parts, waiting, lambda: advance(1))
+        elif waiting:
             map_reduce(
                 [str(site) for site in waiting],
-                make if cluster is None else partial(probe_site, str(parts.absolute())),
+                partial(probe_site, str(parts.absolute())),
                 _joined,
                 session=cluster,
                 workers=config.workers,
@@ -257,6 +217,28 @@ def _all_sites(
             )
     for step, site in enumerate(opened.sites):
         tracker.log(_tracked(part_of(parts, site)), step=step)
+
+
+def _here(
+    config: ProbeConfig,
+    opened: Opened,
+    parts: Path,
+    waiting: Sequence[Site],
+    on_done: Callable[[], None],
+) -> None:
+    """Make parts in threads of this process, a site each: they never wait for each other."""
+    heads = heads_of_all(config, opened)
+    with ThreadPoolExecutor(
+        opened.at_once, initializer=torch.set_num_threads, initargs=(opened.threads,)
+    ) as pool:
+        futures = [pool.submit(make_part, parts, config, opened, heads, site) for site in waiting]
+        try:
+            for future in as_completed(futures):
+                future.result()
+                on_done()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
 
 
 def _joined(one: list[str], other: list[str]) -> list[str]:
@@ -303,33 +285,6 @@ def _facts(config: ProbeConfig, opened: Opened) -> dict[str, str]:
     }
 
 
-def _plan(config: ProbeConfig, opened: Opened) -> ProbePlan:
-    rows = len(rows_needed(opened.sets))
-    row_bytes = opened.store.schema.dim * opened.store[opened.sites[0]].dtype.itemsize
-    parts = _parts_folder(config, opened)
-    sets = tuple(
-        SetPlan(
-            one.name,
-            one.kind,
-            one.classes,
-            {name: one.count(code) for code, name in enumerate(SPLITS)},
-            len(np.unique(one.document)),
-            one.leaked,
-            streamed,
-        )
-        for one, streamed in zip(opened.sets, opened.streamed, strict=True)
-    )
-    return ProbePlan(
-        sites=opened.sites,
-        done=sum(part_of(parts, site).is_dir() for site in opened.sites),
-        sets=sets,
-        rows=rows,
-        bytes_read=rows * row_bytes * len(opened.sites),
-        held=opened.held,
-        warnings=opened.warnings,
-    )
-
-
 def _final_metrics(folder: Path) -> dict[str, float]:
     """Of each task and probe the best score over sites, and the layer where it is."""
     best: dict[str, tuple[float, int]] = {}
@@ -364,56 +319,16 @@ def _metric_folder(row: Mapping[str, object]) -> str:
     return f"{row['task']}/{row['pooling']}{ahead}/{row['probe']}"
 
 
-# The identity of a run.
-
-_NOT_THE_RESULT = ("out", "cluster", "tracking", "workers", "threads")
-_NOT_OF_A_SITE = (*_NOT_THE_RESULT, "sites", "transfer", "dictionary", "markers")
-
-
-def _what_decides(config: Mapping[str, object], but: tuple[str, ...]) -> dict[str, object]:
-    return {name: part for name, part in config.items() if name not in but}
-
-
-def _labels_digest(config: ProbeConfig, opened: Opened) -> str:
-    """Of the attached label tables that are read."""
-    digest = hashlib.sha256()
-    for name in sorted({task.labels for task in config.tasks} - {DOCUMENTS}):
-        digest.update(opened.store.location.read(f"labels/{name}.parquet"))
-    return digest.hexdigest()[:16]
-
-
-def _inputs(config: ProbeConfig, opened: Opened) -> dict[str, Input]:
-    return {
-        "store": Input(config.store, opened.store.fingerprint),
-        "labels": Input("labels", _labels_digest(config, opened)),
-    }
-
-
-def _parts_folder(config: ProbeConfig, opened: Opened) -> Path:
-    """Where finished sites wait for the others: beside `out`, by what they depend on."""
-    decides = _what_decides(to_dict(config), _NOT_OF_A_SITE)
-    payload = json_text([decides, opened.store.fingerprint, _labels_digest(config, opened)])
-    out = Path(config.out)
-    key = hashlib.sha256(payload.encode()).hexdigest()[:12]
-    return out.with_name(f".{out.name}.sites") / key
-
-
-def _run_id(config: ProbeConfig, opened: Opened) -> str:
-    decides = _what_decides(to_dict(config), _NOT_THE_RESULT)
-    payload = json_text([decides, opened.store.fingerprint, _labels_digest(config, opened)])
-    return f"{JOB}-{hashlib.sha256(payload.encode()).hexdigest()[:12]}"
-
-
 def _result_that_is_there(config: ProbeConfig, opened: Opened) -> ProbeResult | None:
     """The result of the same config on the same rows, where it is complete already."""
     folder = Path(config.out)
     if not (folder / "run.json").is_file():
         return None
     record = RunRecord.load(folder)
-    asked = _what_decides(to_dict(config), _NOT_THE_RESULT)
-    had = _what_decides(record.config, _NOT_THE_RESULT)
+    asked = what_decides(to_dict(config), NOT_THE_RESULT)
+    had = what_decides(record.config, NOT_THE_RESULT)
     same = {name: given.fingerprint for name, given in record.inputs.items()} == {
-        name: given.fingerprint for name, given in _inputs(config, opened).items()
+        name: given.fingerprint for name, given in inputs_of(config, opened).items()
     }
     if record.job != JOB or asked != had or not same:
         return None  # `whole_folder` refuses to write there

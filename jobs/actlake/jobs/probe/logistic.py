@@ -1,11 +1,11 @@
 """L2 logistic regression, many problems at once, to convergence.
 
-Problems of one penalty (label sets: the true one and controls, the labels of a multilabel task)
+Problems (label sets: the true one and controls, the labels of a multilabel task)
 share the rows, so a step of all of them is two matrix products: ten columns cost little more
 than one, which would wait for memory. Each is solved by its own Newton method with conjugate
 gradients (Nocedal and Wright 2006, algorithm 7.1), in step with the others, and leaves when it
 has converged. Penalties follow from the largest to the smallest, each from where the one before
-ended.
+ended; where columns are few, several penalties go in step.
 
 What is minimised is scikit-learn's objective with C = 1/λ: the sum of log-losses plus
 λ/2 ‖w‖², the intercept free. Binary problems have one column (sigmoid), others one a class
@@ -18,18 +18,22 @@ computed once more from the rows, and its inverse takes the diagonal's place.
 Shapes:  N rows   D width   P problems   K columns of a problem   S label sets
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import torch
 from torch import Tensor
+
+from actlake.jobs.probe.problems import Basis, Problems, RowSource, Solution
 
 TOLERANCE = 5e-3
 """Of the last step; weights are then within some 1e-4 of the optimum."""
 MAX_NEWTON = 60
 MAX_CG = 200
 _HALVINGS = 12
+_COLUMNS = 6
+"""Columns from which more of them cost more time; penalties are solved in step until there are as
+many."""
 _HARD = 10
 """Products with the Hessian in a Newton step from which its blocks are worth computing: they bring
 a step down to about five."""
@@ -40,77 +44,6 @@ _ROUNDING = 1e-6  # of an objective summed from float32 losses
 _NOISE = 1e-6  # of a gradient in the preconditioner's metric, per root of a row
 _LIGHT = 0.01
 """Curvature of a row, of at most 1/4, below which it is only counted in blocks of the Hessian."""
-
-
-class RowSource(Protocol):
-    """Rows that can be gone through any number of times, in the same order."""
-
-    @property
-    def num_rows(self) -> int:
-        """How many."""
-        ...
-
-    @property
-    def width(self) -> int:
-        """Dimensions of a row."""
-        ...
-
-    def chunks(self) -> Iterator[tuple[slice, Tensor]]:
-        """Where they stand, and some rows, (n, D) float32 on the device."""
-        ...
-
-
-@dataclass(frozen=True)
-class Basis:
-    """Principal components of the rows that are fitted on."""
-
-    vectors: Tensor
-    """(D, D) float64, a component a column."""
-    variances: Tensor
-    """(D,) float64, of the rows along each."""
-
-    @classmethod
-    def of(cls, covariance: Tensor) -> "Basis":
-        """Of a covariance, (D, D) float64."""
-        values, vectors = torch.linalg.eigh(covariance)
-        return cls(vectors, values.clamp_min(0.0))
-
-
-@dataclass(frozen=True)
-class Problems:
-    """What is fitted on the same rows."""
-
-    codes: Tensor
-    """(N, S) integers, the class of each row in each label set; 0 or 1 in binary problems."""
-    label_set: Tensor
-    """(P,) int64, the label set of each problem."""
-    penalty: Tensor
-    """(P,) float64, λ above 0."""
-    num_classes: int
-    """At least 2."""
-    weight: Tensor | None = None
-    """(N, P) float32, of each row in each problem; all 1 if left out."""
-
-    @property
-    def columns(self) -> int:
-        """Columns of a problem."""
-        return 1 if self.num_classes == 2 else self.num_classes
-
-
-@dataclass(frozen=True)
-class Solution:
-    """The optimum of each problem, for the rows as they were given."""
-
-    weight: Tensor
-    """(D, P, K) float64."""
-    bias: Tensor
-    """(P, K) float64."""
-    iterations: Tensor
-    """(P,) int64, Newton steps."""
-    converged: Tensor
-    """(P,) bool, the last step was shorter than the tolerance."""
-    passes: int
-    """Times that the rows were gone through."""
 
 
 def solve_logistic(
@@ -194,13 +127,17 @@ class _Newton:
         self.iterations = torch.zeros_like(label_set)
         self.converged = torch.zeros_like(label_set, dtype=torch.bool)
         before: dict[int, int] = {}
-        for value in sorted(set(penalty.tolist()), reverse=True):
-            which = torch.nonzero(penalty == value)[:, 0]
+        values = sorted(set(penalty.tolist()), reverse=True)
+        in_step = max(1, _COLUMNS // (self.problems.columns * len(set(label_set.tolist()))))
+        for first in range(0, len(values), in_step):
+            group = penalty.new_tensor(values[first : first + in_step])
+            which = torch.nonzero(torch.isin(penalty, group))[:, 0]
             for problem in which.tolist():
                 one = int(label_set[problem])
                 if one in before and start is None:
                     self.theta[:, problem] = self.theta[:, before[one]]
-                before[one] = problem
+            for problem in sorted(which.tolist(), key=lambda p: -float(penalty[p])):
+                before[int(label_set[problem])] = problem
             self._solve(which)
         return self._solution(self.theta, self.iterations, self.converged)
 
@@ -364,8 +301,12 @@ class _Newton:
         better = residual / scale
         for place, problem in enumerate(state.which.tolist()):
             if problem in self.inverses:
-                columns = residual[:, place].T[..., None].to(torch.float32)
-                better[:, place] = torch.bmm(self.inverses[problem], columns)[..., 0].T.double()
+                columns = residual[:, place].to(torch.float32)
+                found = [
+                    torch.mv(inverse, column)
+                    for inverse, column in zip(self.inverses[problem], columns.T, strict=True)
+                ]
+                better[:, place] = torch.stack(found, dim=1).double()
         if self.problems.columns > 1:
             # The optimum has weights that sum to zero over classes, as gradients do. Outside that
             # space the Hessian is only λ, and directions that left it would converge slowly.
@@ -373,15 +314,22 @@ class _Newton:
         return better
 
     def _compute_blocks(self, state: _State, products: Sequence[int]) -> bool:
-        """Blocks of the Hessian of those problems that took many products; whether there were."""
-        found = False
-        for place, problem in enumerate(state.which.tolist()):
+        """Blocks of the Hessian where a step took many products; whether there were any.
+
+        Of a label set, at the weights of the smallest penalty that is hard.
+        """
+        penalty, which = self.problems.penalty, state.which.tolist()
+        hardest: dict[int, int] = {}
+        for place, problem in enumerate(which):
             one = int(self.problems.label_set[problem])
             if products[place] > (_HARDER if one in self.blocks else _HARD):
-                curvature = state.curvature[place].clamp_min(1e-10)
-                self.blocks[one] = self._blocks(state, place), curvature
-                found = True
-        return found
+                there = hardest.get(one)
+                if there is None or penalty[problem] < penalty[which[there]]:
+                    hardest[one] = place
+        for one, place in hardest.items():
+            curvature = state.curvature[place].clamp_min(1e-10)
+            self.blocks[one] = self._blocks(state, place), curvature
+        return bool(hardest)
 
     def _use_blocks(self, state: _State) -> None:
         """Inverses for the penalties of the problems, in proportion to their curvature now."""
@@ -474,11 +422,3 @@ def _dot(one: Tensor, other: Tensor) -> Tensor:
 
 def _norm(value: Tensor) -> Tensor:
     return value.square().sum(dim=(0, 2)).sqrt()
-
-
-def penalties_for(sets: Sequence[int], penalties: Sequence[float]) -> tuple[Tensor, Tensor]:
-    """Every penalty for every label set: (label sets, penalties) of the problems."""
-    return (
-        torch.tensor([number for number in sets for _ in penalties], dtype=torch.int64),
-        torch.tensor([value for _ in sets for value in penalties], dtype=torch.float64),
-    )

@@ -29,7 +29,10 @@ class Opened:
     """Whether the rows of a site are gathered once for all sets."""
     streamed: tuple[bool, ...]
     """Of each set, whether its rows are streamed for every pass."""
+    at_once: int
+    """Sites that are probed side by side in this process."""
     threads: int
+    """Compute threads of each."""
     device: torch.device
 
 
@@ -53,12 +56,21 @@ def open_config(config: ProbeConfig) -> Opened:
             for offset in config.offsets
         ]
     _require_probes(config, sets)
-    held, streamed = _what_fits(store, sets, config.memory_mb * 2**20)
+    held, streamed, most = _what_fits(store, sets, config.memory_mb * 2**20)
     warnings = dict.fromkeys(warning for one in sets for warning in one.warnings)
+    device, threads = _device(config.device), _threads(config)
+    at_once = min(most, threads, len(sites)) if device.type == "cpu" and config.workers == 1 else 1
     opened = Opened(
-        store, sites, tuple(sets), tuple(warnings), held, streamed, _threads(config),
-        _device(config.device),
-    )  # fmt: skip
+        store,
+        sites,
+        tuple(sets),
+        tuple(warnings),
+        held,
+        streamed,
+        at_once,
+        threads // at_once,
+        device,
+    )
     if config.dictionary is not None:
         from actlake.jobs.probe.dictionary import check_dictionary
 
@@ -100,17 +112,21 @@ def _require_probes(config: ProbeConfig, sets: Sequence[Examples]) -> None:
 
 def _what_fits(
     store: ActivationStore, sets: Sequence[Examples], allowed: int
-) -> tuple[bool, tuple[bool, ...]]:
-    """Whether all rows of a site fit beside the largest set; if not, which sets fit alone."""
+) -> tuple[bool, tuple[bool, ...], int]:
+    """Whether all rows of a site fit beside the largest set; if not, which sets are streamed.
+
+    And for how many sites at once that is so; at least one.
+    """
     width, element = store.schema.dim, store[store.sites[0]].dtype.itemsize
     # Rows as float32, and as much again for what is made of them on the way.
     sizes = [len(one) * width * 4 * 2 for one in sets]
-    every = len(rows_needed(sets)) * width * element
-    if every + max(sizes) <= allowed:
-        return True, (False,) * len(sets)
-    return False, tuple(
+    every = len(rows_needed(sets)) * width * element + max(sizes)
+    if every <= allowed:
+        return True, (False,) * len(sets), allowed // max(1, every)
+    streamed = tuple(
         len(one) > CHUNK and size > allowed for one, size in zip(sets, sizes, strict=True)
     )
+    return False, streamed, 1
 
 
 def _threads(config: ProbeConfig) -> int:

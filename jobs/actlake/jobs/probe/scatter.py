@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from actlake.jobs.probe.logistic import RowSource
+from actlake.jobs.probe.problems import RowSource
 
 
 @dataclass(frozen=True)

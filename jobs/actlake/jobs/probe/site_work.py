@@ -5,8 +5,6 @@ is there is not made again.
 """
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
@@ -37,6 +35,7 @@ def part_of(folder: Path, site: Site) -> Path:
 def probe_site(folder: str, site: str) -> list[str]:
     """Make the part of one site, in any process that sees the store and the folder of parts."""
     config, opened, heads = _opened(folder)
+    torch.set_num_threads(opened.threads)
     make_part(Path(folder), config, opened, heads, Site.parse(site))
     return [site]
 
@@ -52,7 +51,7 @@ def make_part(
     if opened.held:
         take = Held.of(opened.store, site, opened.sets).take
     rows = empty_rows()
-    with _threads(opened.threads), whole_folder(part) as unfinished:
+    with whole_folder(part) as unfinished:
         for examples, own, stream in zip(opened.sets, heads, opened.streamed, strict=True):
             fitted = fit_examples(
                 take, opened.store.schema.dim, examples, own, config,
@@ -121,13 +120,3 @@ def _opened(folder: str) -> tuple[ProbeConfig, Opened, list[Heads]]:
     config = from_dict(ProbeConfig, json.loads((Path(folder) / CONFIG).read_text()))
     opened = open_config(config)
     return config, opened, heads_of_all(config, opened)
-
-
-@contextmanager
-def _threads(number: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
