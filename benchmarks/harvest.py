@@ -19,7 +19,6 @@ import json
 import statistics
 import sys
 import tempfile
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -28,6 +27,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import zarr
+from measuring import PeakMemory
 
 from actlake.jobs.demo import demo_config
 from actlake.jobs.harvest.batches import unit_batches
@@ -45,33 +45,6 @@ BATCH_TOKENS = 2048
 UNIT_TOKENS = 4096
 ROUNDS = 6
 UNITS_A_ROUND = 3
-
-
-def anonymous_mb() -> float:
-    """Anonymous memory of this process; mapped files do not count."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("RssAnon:"):
-            return int(line.split()[1]) / 1024
-    return float("nan")
-
-
-class PeakMemory:
-    """The highest `anonymous_mb` seen by a thread that looks every 20 ms."""
-
-    def __enter__(self) -> "PeakMemory":
-        self.peak = anonymous_mb()
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
-        return self
-
-    def _watch(self) -> None:
-        while not self._stop.wait(0.02):
-            self.peak = max(self.peak, anonymous_mb())
-
-    def __exit__(self, *args: object) -> None:
-        self._stop.set()
-        self._thread.join()
 
 
 class Bare:

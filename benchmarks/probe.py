@@ -34,13 +34,13 @@ from pathlib import Path
 import numpy as np
 import prepare
 import torch
+from measuring import Clock, PeakMemory, shown
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from sklearn.preprocessing import StandardScaler
 from texts import brown_folder
 from threadpoolctl import threadpool_limits
-from transport import Clock, PeakMemory, anonymous_mb, shown
 
 from actlake.jobs.harvest import HarvestConfig, harvest
 from actlake.jobs.probe import Examples, ProbeConfig, StoreSplits, TaskConfig
@@ -204,7 +204,6 @@ def main() -> int:
     print(f"{rows:,} rows, {len(SITES)} sites, {len(PENALTIES)} penalties", flush=True)
     ours(opened, config, SITES[0])  # what is slow only the first time
 
-    begin = anonymous_mb()
     with PeakMemory() as memory:
         clock = Clock()
         losses = all_sites(opened, config, SITES)
@@ -254,7 +253,7 @@ def main() -> int:
                 "peak_anon_mb": memory.peak,
                 "speedup_cpu": one_thread_s[1] / our_s[1],
                 "speedup_over_all_threads": all_threads_s[0] / our_s[0],
-                "peak_anon_above_start_mb": memory.peak - begin,
+                "peak_anon_above_start_mb": memory.growth,
                 "rows": rows,
                 "train_rows": opened.sets[0].count(TRAIN),
                 "sites": len(SITES),

@@ -40,6 +40,7 @@ os.environ.setdefault("WANDB_MODE", "disabled")
 import numpy as np
 import torch
 import zarr
+from measuring import anonymous_mb
 
 from actlake.platform.torch_batches import TorchBatches
 from actlake.storage import (
@@ -336,7 +337,7 @@ def memory(folder: Path) -> dict[str, list[float]]:
 
 def peak_anonymous_mb(store: str, shuffle: Any) -> float:
     """Read 48 batches (three epochs of the smallest store) and watch the process's RssAnon."""
-    peak = 0
+    peak = 0.0
     batches = open_store(store).batches(
         SITE, BATCH, shuffle=shuffle, pool_rows=MEMORY_POOL_ROWS, threads=1
     )
@@ -344,15 +345,8 @@ def peak_anonymous_mb(store: str, shuffle: Any) -> float:
     with TorchBatches(batches) as tensors:
         for _ in range(steps):
             next(tensors)
-            peak = max(peak, anonymous_kb())
-    return round(peak / 1e3, 1)
-
-
-def anonymous_kb() -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("RssAnon:"):
-            return int(line.split()[1])
-    raise RuntimeError("This kernel does not tell RssAnon")
+            peak = max(peak, anonymous_mb())
+    return round(peak, 1)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,6 @@ import json
 import statistics
 import sys
 import tempfile
-import threading
 import time
 import warnings
 from collections.abc import Iterator
@@ -36,6 +35,7 @@ from pathlib import Path
 
 import prepare
 import torch
+from measuring import PeakMemory
 from texts import brown_folder
 
 from actlake.jobs.harvest import HarvestConfig, harvest
@@ -100,34 +100,6 @@ def make_store(folder: Path) -> None:
         )
     )
     assert result.complete
-
-
-def anonymous_mb() -> float:
-    """Anonymous memory of this process; mapped files do not count."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("RssAnon:"):
-            return int(line.split()[1]) / 1024
-    return float("nan")
-
-
-class PeakMemory:
-    """The highest growth of `anonymous_mb` seen by a thread that looks every 20 ms."""
-
-    def __enter__(self) -> "PeakMemory":
-        self._begin = anonymous_mb()
-        self.mb = 0.0
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
-        return self
-
-    def _watch(self) -> None:
-        while not self._stop.wait(0.02):
-            self.mb = max(self.mb, anonymous_mb() - self._begin)
-
-    def __exit__(self, *args: object) -> None:
-        self._stop.set()
-        self._thread.join()
 
 
 def spec_of(architecture: str, d_sae: int, *, seed: int = 0) -> SAESpec:
@@ -344,7 +316,7 @@ def peak_mb(url: str, number: int) -> float:
             for seed in range(2):
                 torch.manual_seed(seed)
                 theirs.step(torch.randn(BATCH_ROWS, store.schema.dim))
-    return peak.mb
+    return peak.growth
 
 
 def memory(url: str) -> dict[str, float]:

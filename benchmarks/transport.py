@@ -27,13 +27,12 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import threading
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import prepare
+from measuring import Clock, PeakMemory, shown
 from sklearn.linear_model import Ridge
 from sklearn.metrics import r2_score
 from sklearn.model_selection import GridSearchCV
@@ -55,7 +54,6 @@ ALPHAS = (1.0, 10.0, 100.0, 1e3, 1e4, 1e5, 1e6, 1e7)
 FOLDS = 5
 THEIR_PAIRS = (Pair(Site(4), Site(6)), Pair(Site(2), Site(10)))
 GEMM_CHUNKS = 24
-SUSPENDED_S = 2.0  # no call of ours holds the interpreter for so long
 
 
 def make_store(folder: Path) -> None:
@@ -75,66 +73,6 @@ def make_store(folder: Path) -> None:
         )
     )
     assert result.complete
-
-
-def anonymous_mb() -> float:
-    """Anonymous memory of this process; mapped files do not count."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("RssAnon:"):
-            return int(line.split()[1]) / 1024
-    return float("nan")
-
-
-class Clock:
-    """Wall seconds less those in which the process was suspended, and CPU seconds."""
-
-    _suspended = 0.0
-
-    @classmethod
-    def start(cls) -> None:
-        """Begin to look for suspensions."""
-        threading.Thread(target=cls._watch, daemon=True).start()
-
-    @classmethod
-    def _watch(cls) -> None:
-        last = time.perf_counter()
-        while True:
-            time.sleep(0.05)
-            now = time.perf_counter()
-            if now - last > SUSPENDED_S:
-                cls._suspended += now - last
-            last = now
-
-    def __init__(self) -> None:
-        self._wall, self._cpu = self._now()
-
-    def _now(self) -> tuple[float, float]:
-        time.sleep(0.1)  # lets the watcher see a suspension that has just ended
-        return time.perf_counter() - self._suspended, time.process_time()
-
-    def stop(self) -> np.ndarray:
-        """(2,) wall and CPU seconds since this clock was made."""
-        wall, cpu = self._now()
-        return np.array([wall - self._wall, cpu - self._cpu])
-
-
-class PeakMemory:
-    """The highest `anonymous_mb` seen by a thread that looks every 20 ms."""
-
-    def __enter__(self) -> "PeakMemory":
-        self.begin = self.peak = anonymous_mb()
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
-        return self
-
-    def _watch(self) -> None:
-        while not self._stop.wait(0.02):
-            self.peak = max(self.peak, anonymous_mb())
-
-    def __exit__(self, *args: object) -> None:
-        self._stop.set()
-        self._thread.join()
 
 
 def peak_of_a_pass(folder: Path, share: float) -> float:
@@ -275,11 +213,6 @@ def main() -> None:
             indent=2,
         )
     )
-
-
-def shown(seconds: np.ndarray) -> str:
-    wall, cpu = seconds
-    return f"{wall:.1f} s ({cpu:.1f} s of CPU)"
 
 
 if __name__ == "__main__":

@@ -4,12 +4,25 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from actlake.jobs.harvest import HarvestConfig
+from actlake.jobs.pipeline.config import PipelineConfig
+from actlake.jobs.probe import ProbeConfig
+from actlake.jobs.sae import SAEConfig
+from actlake.jobs.transport import TransportConfig
 from actlake.platform.config import read_config
 
 ROOT = Path(__file__).parent.parent
-EXAMPLES = sorted((ROOT / "examples").glob("harvest_*.yaml"))
+EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
+CONFIGS = {
+    "harvest": HarvestConfig,
+    "pipeline": PipelineConfig,
+    "probe": ProbeConfig,
+    "sae": SAEConfig,
+    "transport": TransportConfig,
+}
+"""What an example configures, by the first word of its name."""
 
 
 def blocks(language: str) -> list[str]:
@@ -17,10 +30,26 @@ def blocks(language: str) -> list[str]:
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
-def test_every_example_config_is_read(path):
-    config = read_config(HarvestConfig, ["--config", str(path)], command="actlake harvest")
+def test_every_example_is_a_config_of_its_command(path):
+    job = path.stem.split("_")[0]
 
-    assert config.sites
+    config = read_config(CONFIGS[job], ["--config", str(path)], command=f"actlake {job}")
+
+    written = yaml.safe_load(path.read_text())
+    name = "logs" if job == "pipeline" else "store"
+    assert getattr(config, name) == written[name]
+
+
+def test_files_that_texts_and_helps_name_as_examples_are_there():
+    said = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "jobs").rglob("*.py")]
+    named = {
+        name
+        for path in said
+        for name in re.findall(r"examples/[\w/]+\.(?:yaml|ipynb)", path.read_text())
+    }
+
+    assert len(named) > 5
+    assert {name for name in named if not (ROOT / name).is_file()} == set()
 
 
 def test_the_readmes_yaml_is_the_first_example_without_its_defaults(tmp_path):

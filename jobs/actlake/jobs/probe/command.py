@@ -2,16 +2,13 @@
 
 from collections.abc import Sequence
 
-from rich.console import Console
-
 from actlake.jobs import probe
+from actlake.jobs.job_command import run_command
 from actlake.jobs.probe.config import ProbeConfig
-from actlake.platform.cluster.errors import WorkStopped
-from actlake.platform.config import read_command
 
 _EXAMPLES = (
-    "actlake probe --config examples/probe_smollm2.yaml",
-    "actlake probe --config examples/probe_smollm2.yaml --plan",
+    "actlake probe --config examples/probe_tokens.yaml",
+    "actlake probe --config examples/probe_tokens.yaml --plan",
     "actlake probe data place --out runs/data/place   # labelled text: place, sentiment, tokens",
     "actlake probe --store runs/smollm2 --out runs/probes --tasks '[{labels: topic}]'",
     "actlake probe --store runs/smollm2 --out runs/places --tasks '[{labels: places, "
@@ -39,7 +36,7 @@ def main(arguments: Sequence[str]) -> int:
     """Run the command; its exit status."""
     if arguments and arguments[0] in _WORDS:
         return _WORDS[arguments[0]](arguments[1:])
-    config, flags = read_command(
+    return run_command(
         ProbeConfig,
         arguments,
         command="actlake probe",
@@ -49,19 +46,10 @@ def main(arguments: Sequence[str]) -> int:
             "are not done."
         ),
         examples=_EXAMPLES,
-        flags={"plan": "Print what would be done and needed, and stop."},
+        plan=lambda config: probe.plan_probes(config),
+        run=lambda config: probe.train_probes(config),
+        closing_line=closing_line,
     )
-    out = Console()
-    if "plan" in flags:
-        out.print(str(probe.plan_probes(config)), highlight=False, soft_wrap=True)
-        return 0
-    try:
-        result = probe.train_probes(config)
-    except WorkStopped as stopped:
-        out.print(str(stopped), highlight=False, soft_wrap=True)
-        return 143
-    out.print(closing_line(result), highlight=False, soft_wrap=True)
-    return 0
 
 
 def closing_line(result: "probe.ProbeResult") -> str:

@@ -5,12 +5,9 @@
 
 from collections.abc import Sequence
 
-from rich.console import Console
-
 from actlake.jobs import sae
+from actlake.jobs.job_command import run_command
 from actlake.jobs.sae.config import SAEConfig
-from actlake.platform.cluster.errors import WorkStopped
-from actlake.platform.config import read_command
 
 _EXAMPLES = (
     "actlake sae --store runs/smollm2 --out runs/sae --sae.site resid_post.9 "
@@ -29,7 +26,7 @@ def main(arguments: Sequence[str]) -> int:
         from actlake.jobs.sae.encode import main as encode
 
         return encode(arguments[1:])
-    config, flags = read_command(
+    return run_command(
         SAEConfig,
         arguments,
         command="actlake sae",
@@ -40,19 +37,10 @@ def main(arguments: Sequence[str]) -> int:
             "store."
         ),
         examples=_EXAMPLES,
-        flags={"plan": "Print what would be done and needed, and stop."},
+        plan=lambda config: sae.plan_saes(config),
+        run=lambda config: sae.train_saes(config),
+        closing_line=closing_line,
     )
-    out = Console()
-    if "plan" in flags:
-        out.print(str(sae.plan_saes(config)), highlight=False, soft_wrap=True)
-        return 0
-    try:
-        result = sae.train_saes(config)
-    except WorkStopped as stopped:
-        out.print(str(stopped), highlight=False, soft_wrap=True)
-        return 143
-    out.print(closing_line(result), highlight=False, soft_wrap=True)
-    return 0
 
 
 def closing_line(result: "sae.SAEResult") -> str:

@@ -2,12 +2,9 @@
 
 from collections.abc import Sequence
 
-from rich.console import Console
-
 from actlake.jobs import transport
+from actlake.jobs.job_command import run_command
 from actlake.jobs.transport.config import TransportConfig
-from actlake.platform.cluster.errors import WorkStopped
-from actlake.platform.config import read_command
 
 _EXAMPLES = (
     "actlake transport --store runs/smollm2 --out runs/transport",
@@ -20,7 +17,7 @@ _EXAMPLES = (
 
 def main(arguments: Sequence[str]) -> int:
     """Run the command; its exit status."""
-    config, flags = read_command(
+    return run_command(
         TransportConfig,
         arguments,
         command="actlake transport",
@@ -30,19 +27,10 @@ def main(arguments: Sequence[str]) -> int:
             "goes on from its last checkpoint."
         ),
         examples=_EXAMPLES,
-        flags={"plan": "Print what would be done and needed, and stop."},
+        plan=lambda config: transport.plan_transport(config),
+        run=lambda config: transport.fit_transport(config),
+        closing_line=closing_line,
     )
-    out = Console()
-    if "plan" in flags:
-        out.print(str(transport.plan_transport(config)), highlight=False, soft_wrap=True)
-        return 0
-    try:
-        result = transport.fit_transport(config)
-    except WorkStopped as stopped:
-        out.print(str(stopped), highlight=False, soft_wrap=True)
-        return 143
-    out.print(closing_line(result), highlight=False, soft_wrap=True)
-    return 0
 
 
 def closing_line(result: "transport.TransportResult") -> str:
