@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader
+from torchdata.stateful_dataloader import StatefulDataLoader
 
 from actlake.platform.torch_batches import ActivationDataset, TorchBatches
 from actlake.storage import (
@@ -25,19 +26,19 @@ from actlake.storage import (
     write_unit,
 )
 from actlake.storage.dtypes import numpy_dtype
-from actlake.storage.errors import StoreDamaged
+from actlake.storage.errors import InvalidBatches, StoreDamaged
 from actlake.storage.location import LocalFolder
 
 SITES = (Site(0), Site(3))
 ROWS, DIM = 240, 6
 
 
-def make_store(folder, dtype):
+def make_store(folder, dtype, dim=DIM):
     request = StoreRequest(
-        dim=DIM, dtype=dtype, layout="documents", context_length=12, splits=("train",)
+        dim=dim, dtype=dtype, layout="documents", context_length=12, splits=("train",)
     )
     rng = np.random.default_rng(0)
-    acts = {site: rng.normal(size=(ROWS, DIM)).astype(numpy_dtype(dtype)) for site in SITES}
+    acts = {site: rng.normal(size=(ROWS, dim)).astype(numpy_dtype(dtype)) for site in SITES}
     with Lease.acquire(LocalFolder(folder)) as lease:
         with StoreBuilder(
             lease, request, Provenance(), token_chunk_rows=32, token_shard_rows=64
@@ -122,6 +123,41 @@ def test_an_error_of_the_thread_is_raised_where_the_batch_is_asked_for(half):
         list(islice(batches, 30))
 
 
+@pytest.mark.parametrize("threads", [0, 2])
+@pytest.mark.parametrize("prefetch", [0, 2])
+def test_closed_batches_say_so(half, threads, prefetch):
+    batches = TorchBatches(
+        open_store(half).batches(SITES[0], 16, threads=threads), prefetch=prefetch
+    )
+    next(batches)
+
+    batches.close()
+
+    with pytest.raises(InvalidBatches, match="were closed"):
+        next(batches)
+    assert batches.state_dict()["step"] == 1
+
+
+def test_less_than_no_batch_ahead_is_refused(half):
+    with pytest.raises(InvalidBatches, match="prefetch must be 0 or more, and is -1"):
+        TorchBatches(open_store(half).batches(SITES[0], 16), prefetch=-1)
+
+
+def test_batches_that_are_kept_stay_as_they_were(tmp_path):
+    """Large tensors are in memory that is used again, once nobody has them."""
+    store = open_store(make_store(tmp_path / "wide", "float16", dim=2**13))
+    expected = [b.acts for b in islice(store.batches(SITES[0], 64), 12)]
+
+    with TorchBatches(store.batches(SITES[0], 64, threads=2)) as batches:
+        kept = [
+            batch.acts[::7] if i % 2 else batch.acts
+            for i, batch in zip(range(12), batches, strict=False)
+        ]
+
+    for i, (one, two) in enumerate(zip(kept, expected, strict=True)):
+        np.testing.assert_array_equal(one.numpy(), two[::7] if i % 2 else two)
+
+
 def test_no_thread_is_left_behind(half):
     store = open_store(half)
     before = threading.active_count()
@@ -157,6 +193,26 @@ def test_a_data_loader_gives_the_same_batches_whatever_its_workers(half, workers
     assert [np.asarray(b.rows).tolist() for b in given] == [b.rows.tolist() for b in expected]
     for one, two in zip(given, expected, strict=True):
         np.testing.assert_array_equal(one.acts.numpy(), two.acts.astype(np.float32))
+
+
+@pytest.mark.filterwarnings("ignore:'set_vital' is deprecated:UserWarning")
+@pytest.mark.parametrize("workers", [0, 2])
+def test_torchdatas_stateful_loader_goes_on_in_the_middle(half, workers):
+    def loader():
+        dataset = ActivationDataset(half, SITES[0], 16, epochs=1)
+        context = "spawn" if workers else None
+        return StatefulDataLoader(
+            dataset, batch_size=None, num_workers=workers, multiprocessing_context=context
+        )
+
+    whole = [np.asarray(batch.rows).tolist() for batch in loader()]
+    first = loader()
+    begun = [np.asarray(batch.rows).tolist() for batch in islice(first, 6)]
+    second = loader()
+    second.load_state_dict(first.state_dict())
+    rest = [np.asarray(batch.rows).tolist() for batch in second]
+
+    assert begun + rest == whole
 
 
 def test_a_data_set_resumes_as_a_stateful_loader_asks_it_to(half):

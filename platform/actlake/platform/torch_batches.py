@@ -8,6 +8,7 @@
 ``StatefulDataLoader``.
 """
 
+import os
 import queue
 import threading
 import weakref
@@ -23,7 +24,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
+from actlake.platform.recycled_memory import RecycledMemory
 from actlake.storage import Site, open_store
+from actlake.storage.errors import InvalidBatches
 from actlake.storage.reading.batches import Batch, Batches
 from actlake.storage.reading.many import open_stores
 
@@ -62,6 +65,9 @@ class TorchBatch:
 class TorchBatches(Iterator[TorchBatch]):
     """Batches on a device, made ready in a thread while the last one is worked on.
 
+    Batches that are read by `threads` of their own are turned into tensors there, all at once;
+    others by one thread that is ahead.
+
     Parameters
     ----------
     batches
@@ -72,10 +78,15 @@ class TorchBatches(Iterator[TorchBatch]):
         Of the tensors; None: as stored. The conversion runs on the device, so that half as many
         bytes are copied to it.
     prefetch
-        Batches that are ready ahead; 0: no thread.
+        Batches that are ready ahead; 0: none, and no thread.
     pin
         Whether batches go through page-locked memory, from which a GPU copies while it
         computes; by default on CUDA devices.
+
+    Raises
+    ------
+    InvalidBatches
+        `prefetch` is negative.
     """
 
     def __init__(
@@ -87,32 +98,38 @@ class TorchBatches(Iterator[TorchBatch]):
         prefetch: int = 2,
         pin: bool | None = None,
     ) -> None:
+        if prefetch < 0:
+            raise InvalidBatches(f"prefetch must be 0 or more, and is {prefetch}")
         self.device = torch.device(device)
+        pin = self.device.type == "cuda" if pin is None else pin
+        to_device = _ToDevice(self.device, dtype, pin=pin)
+        on_host = self.device.type == "cpu" and not pin
         self._batches = batches
-        self._dtype = dtype
-        self._pin = self.device.type == "cuda" if pin is None else pin
-        self._state = batches.state_dict()
+        self._steps_done = batches.steps_done
         self._reader: _Reader | None = None
-        if prefetch:
-            self._reader = _Reader(batches, self._to_device, prefetch)
+        if on_host or not prefetch:
+            batches.finish_with(to_device)
+        if prefetch and not (on_host and batches.reads_ahead):
+            self._reader = _Reader(batches, None if on_host else to_device, prefetch)
             weakref.finalize(self, self._reader.stop)
 
     def __next__(self) -> TorchBatch:
         if self._reader is None:
-            batch = self._to_device(next(self._batches))
-            self._state = self._batches.state_dict()
+            batch: TorchBatch = next(self._batches)  # type: ignore[assignment]  # finished
+            self._steps_done = self._batches.steps_done
         else:
-            batch, self._state = self._reader.get()
+            batch, self._steps_done = self._reader.get()
         return batch
 
     def state_dict(self) -> dict[str, Any]:
         """Where it is: after the batch given out last, whatever was read ahead."""
-        return self._state
+        return self._batches.state_dict(self._steps_done)
 
     def close(self) -> None:
-        """Stop the thread."""
+        """Stop the threads; there are no more batches."""
         if self._reader is not None:
             self._reader.stop()
+            self._reader = None
         self._batches.close()
 
     def __enter__(self) -> Self:
@@ -126,18 +143,15 @@ class TorchBatches(Iterator[TorchBatch]):
     ) -> None:
         self.close()
 
-    @property
-    def _to_device(self) -> "_ToDevice":
-        return _ToDevice(self.device, self._dtype, self._pin)
 
-
-@dataclass(frozen=True, slots=True)
 class _ToDevice:
-    """Turns a batch into tensors on a device."""
+    """Turns a batch into tensors on a device; in any number of threads."""
 
-    device: torch.device
-    dtype: torch.dtype | None
-    pin: bool
+    def __init__(self, device: torch.device, dtype: torch.dtype | None, *, pin: bool) -> None:
+        self.device = device
+        self._dtype = dtype
+        self._pin = pin
+        self._memory = RecycledMemory()
 
     def __call__(self, batch: Batch) -> TorchBatch:
         if isinstance(batch.acts, Mapping):
@@ -148,36 +162,41 @@ class _ToDevice:
 
     def _moved(self, values: np.ndarray[Any, Any]) -> Tensor:
         tensor = as_tensor(values)
-        dtype = self.dtype or tensor.dtype
-        if self.device.type == "cpu" and not self.pin:
-            return _in_one_thread(tensor, dtype)
-        if self.pin:
+        dtype = self._dtype or tensor.dtype
+        if self.device.type == "cpu" and not self._pin:
+            return self._converted(tensor, dtype)
+        if self._pin:
             tensor = tensor.pin_memory()
-        return tensor.to(self.device, non_blocking=self.pin).to(dtype)
+        return tensor.to(self.device, non_blocking=self._pin).to(dtype)
+
+    def _converted(self, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+        """`tensor` as `dtype`, converted without torch's team of threads.
+
+        A team waits for its slowest member: 0.1 ms for a batch on idle cores, 8 ms beside a
+        training step that has them. In slices that torch gives to no team it is 0.5 ms, always.
+        """
+        if tensor.dtype == dtype:
+            return tensor
+        converted = self._memory.empty(tensor.shape, dtype)
+        rows = max(1, _ONE_THREAD // max(1, tensor[:1].numel()))
+        torch._foreach_copy_(torch.split(converted, rows), torch.split(tensor, rows))
+        return converted
 
 
 # torch converts fewer elements than 32,768 in the thread that asks (at::internal::GRAIN_SIZE).
 _ONE_THREAD = 2**15
 
 
-def _in_one_thread(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """`tensor` as `dtype`, converted without torch's team of threads.
-
-    A team waits for its slowest member: 0.1 ms for a batch on idle cores, 8 ms beside a training
-    step that has them. In slices that torch gives to no team it is 0.5 ms, always.
-    """
-    if tensor.dtype == dtype:
-        return tensor
-    converted = torch.empty(tensor.shape, dtype=dtype)
-    rows = max(1, _ONE_THREAD // max(1, tensor[:1].numel()))
-    torch._foreach_copy_(torch.split(converted, rows), torch.split(tensor, rows))
-    return converted
-
-
 class _Reader:
-    """The thread that is ahead; it holds no reference to the `TorchBatches` it works for."""
+    """The thread that is ahead; it holds no reference to the `TorchBatches` it works for.
 
-    def __init__(self, batches: Batches, convert: _ToDevice, prefetch: int) -> None:
+    Parameters
+    ----------
+    convert
+        Makes tensors of a batch; None: they are.
+    """
+
+    def __init__(self, batches: Batches, convert: _ToDevice | None, prefetch: int) -> None:
         self._ready: queue.Queue[Any] = queue.Queue(prefetch)
         self._stopped = threading.Event()
         self._batches = batches
@@ -185,18 +204,18 @@ class _Reader:
         self._thread = threading.Thread(target=self._run, name="actlake-torch", daemon=True)
         self._thread.start()
 
-    def get(self) -> tuple[TorchBatch, dict[str, Any]]:
-        """The next batch, and the state after it."""
+    def get(self) -> tuple[TorchBatch, int]:
+        """The next batch, and how many steps are done after it."""
         item = self._ready.get()
         if isinstance(item, BaseException):  # the end, or what went wrong
             self._ready.put(item)  # for whoever asks again
             raise item
-        batch, state, copied = item
+        batch, steps_done, copied = item
         if copied is not None:
             copied.wait()  # the stream that works waits, not the host
             for tensor in batch.tensors():  # or its memory is used again too early
                 tensor.record_stream(torch.cuda.current_stream(tensor.device))
-        return batch, state
+        return batch, steps_done
 
     def stop(self) -> None:
         """End the thread; what is ready is thrown away."""
@@ -209,11 +228,12 @@ class _Reader:
 
     def _run(self) -> None:
         try:
-            stream = _side_stream(self._convert.device)
+            convert = self._convert
+            stream = None if convert is None else _side_stream(convert.device)
             with torch.cuda.stream(stream):  # nothing, where there is none
                 for batch in self._batches:
-                    item = self._convert(batch), self._batches.state_dict(), _event(stream)
-                    if not self._put(item):
+                    tensors = batch if convert is None else convert(batch)
+                    if not self._put((tensors, self._batches.steps_done, _event(stream))):
                         return
             self._put(StopIteration())
         except BaseException as error:  # raised where the batch is asked for
@@ -267,14 +287,14 @@ class ActivationDataset(IterableDataset[TorchBatch]):
 
     def __init__(
         self,
-        stores: str | Sequence[str],
-        sites: str | Sequence[str],
+        stores: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+        sites: str | Site | Sequence[str | Site],
         rows_per_batch: int,
         *,
         dtype: torch.dtype | None = torch.float32,
         **options: Any,
     ) -> None:
-        self._stores = [stores] if isinstance(stores, str) else list(stores)
+        self._stores = [stores] if isinstance(stores, str | os.PathLike) else list(stores)
         self._sites = sites
         self._rows_per_batch = rows_per_batch
         self._dtype = dtype
@@ -286,9 +306,9 @@ class ActivationDataset(IterableDataset[TorchBatch]):
         worker = get_worker_info()
         stride = (0, 1) if worker is None else (worker.id, worker.num_workers)
         self._batches = self._open(stride)
-        convert = _ToDevice(torch.device("cpu"), self._dtype, pin=False)
+        self._batches.finish_with(_ToDevice(torch.device("cpu"), self._dtype, pin=False))
         self._state = None
-        return map(convert, self._batches)
+        return self._batches  # type: ignore[return-value]  # finished
 
     def state_dict(self) -> dict[str, Any] | None:
         """Where the iterator that was made last is; None before the first."""

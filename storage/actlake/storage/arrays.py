@@ -80,6 +80,11 @@ class RowArray:
             return "ranges"
         return "zarr" if self._mapped is None else "mapped"
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For another process, which maps and opens the files anew."""
+        opened = ("_mapped", "_ranged", "_zarr")
+        return {name: value for name, value in vars(self).items() if name not in opened}
+
     # Reading.
 
     def __getitem__(self, key: Any) -> Any:
@@ -155,7 +160,7 @@ class RowArray:
         StoreDamaged
             A shard is missing or truncated, or `check` found a wrong checksum.
         """
-        rows = _as_rows(rows, len(self), self.spec.name)
+        rows = as_rows(rows, len(self), of=self.spec.name)
         shards = rows // self.spec.shard_length
         absent = self._absent(shards)
         if absent is not None:
@@ -193,6 +198,15 @@ class RowArray:
             self._mapped.check(np.array([shard]), np.array([inner]))
         view: Array = self._mapped.view[shard, inner, : stop - start]
         return view
+
+    def expect(self, number: int) -> None:
+        """Say that a chunk will be read soon: the system begins to read it from the disk.
+
+        Does nothing where the array is not mapped, and changes nothing but time.
+        """
+        shard, inner = divmod(number, self.spec.chunks_per_shard)
+        if self._mapped is not None and self._touch(self._mapped, np.array([shard])):
+            self._mapped.expect(shard, inner)
 
     @property
     def num_chunks(self) -> int:
@@ -340,7 +354,14 @@ def _as_row(key: Any, length: int) -> int:
     return row + length if row < 0 else row
 
 
-def _as_rows(given: Any, length: int, name: str) -> Array:
+def as_rows(given: Any, length: int, *, of: str) -> Array:
+    """(n,) int64: what was given as numbers of rows, of `of` in the words of an error.
+
+    Raises
+    ------
+    RowsOutOfRange
+        They are not one-dimensional integers, or not all ``0 <= row < length``.
+    """
     rows: Array = np.asarray(given)
     if rows.ndim != 1 or (rows.size and rows.dtype.kind not in "iu"):
         raise RowsOutOfRange(
@@ -350,5 +371,5 @@ def _as_rows(given: Any, length: int, name: str) -> Array:
     rows = rows.astype(np.int64, copy=False)
     if rows.size and not (rows.min() >= 0 and rows.max() < length):
         wrong = rows[(rows < 0) | (rows >= length)][0]
-        raise RowsOutOfRange(f"There is no row {wrong:,}; {name} has {length:,} rows")
+        raise RowsOutOfRange(f"There is no row {wrong:,}; there are {length:,} in {of}")
     return rows

@@ -107,6 +107,11 @@ class MappedShards:
             if not self._mapped[shard]:
                 self._map(int(shard))
 
+    def expect(self, shard: int, chunk: int) -> None:
+        """Have the system read a chunk ahead, in the background. The shard must be mapped."""
+        start = shard * self._stride + chunk * self._spec.chunk_stride
+        self._region.advise(start, self._spec.chunk_stride)
+
     def check(self, shards: Array, chunks: Array) -> None:
         """Check the CRC32C of the chunks ``(shards[i], chunks[i])``, each once.
 
@@ -189,6 +194,11 @@ class _Region:
         assert at + num_bytes <= self._num_bytes
         _mmap(self._base + at, num_bytes, mmap.MAP_SHARED | _MAP_FIXED, handle)
 
+    def advise(self, start: int, num_bytes: int) -> None:
+        """Ask for these bytes to be read ahead. It is advice: what fails is only slower."""
+        first = start // mmap.PAGESIZE * mmap.PAGESIZE
+        _LIBC.madvise(self._base + first, start + num_bytes - first, mmap.MADV_WILLNEED)
+
 
 def _mmap(address: int | None, num_bytes: int, flags: int, handle: int) -> int:
     result = _LIBC.mmap(address, num_bytes, mmap.PROT_READ, flags, handle, 0)
@@ -209,5 +219,7 @@ _LIBC.mmap.argtypes = [
     ctypes.c_int,
     ctypes.c_longlong,
 ]
+_LIBC.madvise.restype = ctypes.c_int
+_LIBC.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 _LIBC.munmap.restype = ctypes.c_int
 _LIBC.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]

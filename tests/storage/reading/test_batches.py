@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from actlake.storage import Lease, Site, open_store
+from actlake.storage.arrays import RowArray
 from actlake.storage.errors import (
     FormatTooNew,
     InvalidBatches,
@@ -20,10 +21,17 @@ from actlake.storage.errors import (
 )
 from actlake.storage.location import LocalFolder
 from actlake.storage.reading.batches import BatchOptions, read_batches
+from actlake.storage.reading.gathering import GatherReader
 from actlake.storage.reading.mixing import MixingPlan
 
 SITE = Site(3)
 SHUFFLES = ("exact", "pool", "none")
+GOLDEN = [
+    [168, 96, 170, 172, 165, 127],
+    [169, 126, 164, 44, 41, 171],
+    [167, 121, 47, 40, 163, 120],
+    [197, 100, 160, 43, 175, 199],
+]
 relaxed = settings(
     max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
@@ -295,6 +303,70 @@ def test_a_resumed_reader_sees_the_units_it_saw_before_and_a_new_one_sees_all(
     assert len(flat(anew)) > len(flat(begun + rest))
 
 
+def test_what_is_committed_meanwhile_is_seen_by_the_next_batches_of_the_same_store(known, folder):
+    known.build(folder)
+    known.fill(folder, skip=(1, 5))
+    store = open_store(folder)
+    before = store.batches(SITE, 8)
+
+    with Lease.acquire(LocalFolder(folder)) as lease:
+        known.write(lease, open_store(folder), 5)
+
+    assert store.batches(SITE, 8).num_rows > before.num_rows
+
+
+# When something goes wrong.
+
+
+class Broken(Exception):
+    pass
+
+
+@pytest.mark.parametrize("threads", [0, 2])
+@pytest.mark.parametrize("shuffle", SHUFFLES)
+def test_after_an_error_the_same_batch_can_be_asked_for_again(store, monkeypatch, shuffle, threads):
+    how = {"shuffle": shuffle, "pool_rows": 40, "epochs": 1}
+    whole = rows_of(store.batches(SITE, 8, **how))
+    left = iter([False, False, True])  # the third read, of a batch or of a chunk, fails once
+
+    def fails_once(method):
+        def read(*arguments, **options):
+            if next(left, False):
+                raise Broken
+            return method(*arguments, **options)
+
+        return read
+
+    for name in ("take", "chunk"):
+        monkeypatch.setattr(RowArray, name, fails_once(getattr(RowArray, name)))
+    given, errors = [], 0
+    with store.batches(SITE, 8, threads=threads, **how) as batches:
+        for _ in range(len(whole) + 1):
+            assert batches.state_dict()["step"] == len(given)
+            try:
+                given.append(next(batches).rows.tolist())
+            except Broken:
+                errors += 1
+            except StopIteration:
+                break
+
+    assert errors == 1
+    assert given == whole
+
+
+@pytest.mark.parametrize("threads", [0, 2])
+@pytest.mark.parametrize("shuffle", SHUFFLES)
+def test_closed_batches_say_so_and_where_they_were(store, shuffle, threads):
+    batches = store.batches(SITE, 8, shuffle=shuffle, pool_rows=40, threads=threads)
+    next(batches)
+
+    batches.close()
+
+    with pytest.raises(InvalidBatches, match=r"closed\nhint: make others that go on"):
+        next(batches)
+    assert batches.state_dict()["step"] == 1
+
+
 # Statistics.
 
 
@@ -337,11 +409,22 @@ def test_statistics_under_a_predicate_are_refused(full):
         ({"exclude": "bos"}, InvalidBatches, "no exclude='bos'"),
         ({"rank": 2, "world_size": 2}, InvalidBatches, "rank 2 is not one of 2"),
         ({"world_size": 3}, InvalidBatches, r"8 rows cannot be shared .* 3 ranks\n.*each make 9"),
-        ({"threads": -1}, InvalidBatches, "threads"),
+        ({"threads": -1}, InvalidBatches, "threads must be a number from 0, and is -1"),
+        ({"threads": 1.5}, InvalidBatches, "threads must be a number from 0, and is 1.5"),
+        ({"rows_per_batch": True}, InvalidBatches, "rows_per_batch must be a number from 1"),
+        ({"seed": None}, InvalidBatches, "seed must be a whole number, and is None"),
+        ({"seed": "x"}, InvalidBatches, "seed must be a whole number, and is 'x'"),
+        ({"rank": 0.5}, InvalidBatches, "rank must be a whole number, and is 0.5"),
+        ({"stride": 3}, InvalidBatches, "stride must be two numbers, and is 3"),
+        ({"stride": (3, 3)}, InvalidBatches, "stride 3 is not one of 3"),
+        ({"dtype": "nonsense"}, InvalidBatches, "'nonsense' is no element type"),
+        ({"shuffle": None}, InvalidBatches, "no shuffle=None"),
         ({"sites": []}, InvalidBatches, "No site was asked for"),
+        ({"sites": [SITE, 7]}, InvalidBatches, "7 is not a site"),
         ({"sites": "resid_post.2"}, SiteNotStored, "did you mean"),
         ({"split": "trian"}, UnknownSplit, "did you mean 'train'"),
         ({"state": {"epoch": 3}}, StateMismatch, "it lacks committed, format"),
+        ({"state": 5}, StateMismatch, "it lacks committed, epoch"),
     ],
 )
 def test_what_cannot_be_is_refused_with_a_hint(full, how, error, words):
@@ -390,6 +473,46 @@ def test_a_state_from_the_future_is_refused(full):
         store.batches(SITE, 8, state=state)
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"order": {}}, r"order is \{\}"),
+        ({"committed": []}, "committed units of 0 stores; there are 1"),
+        ({"committed": [[3]]}, r"committed is \[\[3\]\]"),
+        ({"format": "1"}, "format is '1'"),
+        ({"epoch": "a"}, "epoch is 'a'"),
+        ({"step": -1}, "step is -1"),
+        ({"stores": []}, r"stores.0: stored \"\(nothing\)\""),
+    ],
+)
+def test_a_state_that_was_tampered_with_is_refused_with_what_is_wrong(full, change, words):
+    store = open_store(full)
+    state = store.batches(SITE, 8).state_dict() | change
+
+    with pytest.raises(StateMismatch, match=words):
+        store.batches(SITE, 8, state=state)
+
+
+def test_a_state_is_plain_json_and_nobody_elses(full):
+    batches = open_store(full).batches(SITE, np.int64(8), seed=np.int64(3), pool_rows=np.int32(40))
+    next(batches)
+
+    state = batches.state_dict()
+    assert json.loads(json.dumps(state)) == state
+    state["order"]["seed"] = 99
+
+    assert batches.state_dict()["order"]["seed"] == 3
+
+
+def test_a_resumed_reader_still_says_why_it_shuffles_as_it_does(full):
+    store = open_store(full, path="zarr")
+    before = store.batches(SITE, 8)
+
+    after = store.batches(SITE, 8, state=before.state_dict())
+
+    assert after.reason == before.reason == "acts/resid_post.3 is read through Zarr, chunk by chunk"
+
+
 def test_a_predicate_that_answers_otherwise_on_resume_is_noticed(full):
     store = open_store(full)
     answers = iter([3, 4])
@@ -426,7 +549,42 @@ def test_the_options_are_those_of_read_batches():
     assert keywords == set(BatchOptions.__annotations__)
 
 
-# The pool's arithmetic.
+# The pool.
+
+
+def test_the_order_of_the_pool_is_fixed_for_good(full):
+    """Saved states go on with it: another order is another format of states."""
+    batches = open_store(full).batches(SITE, 6, shuffle="pool", pool_rows=70, seed=3)
+
+    assert rows_of(islice(batches, 4)) == GOLDEN
+
+
+def test_a_pool_of_its_own_is_as_large_as_asked_for_but_for_a_chunk_a_block(full):
+    store = open_store(full, path="zarr")
+    batches = store.batches(SITE, 4, shuffle="pool", pool_rows=100, exclude=None)
+    next(batches)
+
+    (pool,) = batches._reader._pool.values()
+    blocks = batches._reader._plan.num_parts + 2
+    assert 60 < len(pool) <= 100 + blocks * store.schema.geometry.chunk_rows
+
+
+def test_a_mapped_store_needs_no_pool_of_its_own_and_hears_which_chunks_come(full, monkeypatch):
+    store = open_store(full)
+    heard = []
+    expect = RowArray.expect
+    monkeypatch.setattr(
+        RowArray, "expect", lambda array, chunk: (heard.append(chunk), expect(array, chunk))
+    )
+    batches = store.batches(SITE, 8, shuffle="pool", pool_rows=70, epochs=1, last="ragged")
+
+    seen = set()
+    for batch in batches:
+        seen |= set((batch.rows // store.schema.geometry.chunk_rows).tolist())
+        assert seen <= set(heard)
+
+    assert len(heard) == len(set(heard)) == store[SITE].num_chunks
+    assert isinstance(batches._reader, GatherReader)
 
 
 @settings(deadline=None)

@@ -28,14 +28,19 @@ def as_runs(rows, total):
 
 @settings(deadline=None)
 @given(
-    total=st.integers(1, 3000),
+    total=st.integers(1, 3000) | st.integers(1, 60_000),
     density=st.sampled_from([0.01, 0.3, 0.9, 1.0]),
+    bursts=st.integers(0, 6),
     seed=st.integers(0, 1000),
     make=st.sampled_from([as_bitmap, as_runs]),
 )
-def test_a_row_set_counts_and_finds_its_rows(total, density, seed, make):
+def test_a_row_set_counts_and_finds_its_rows(total, density, bursts, seed, make):
     rng = np.random.default_rng(seed)
-    rows = np.flatnonzero(rng.random(total) < density)
+    mask = rng.random(total) < density
+    for start in rng.integers(0, total, bursts):  # rows far from each other, and close together
+        mask[start : start + total // 4] = False
+        mask[start : start + 40] = True
+    rows = np.flatnonzero(mask)
     start, stop = sorted(rng.integers(0, total + 1, 2).tolist())
 
     row_set = make(rows, total)

@@ -9,27 +9,35 @@ k is places ``k * rows_per_batch`` and on of that order, so a reader is resumed 
 and the readers of a data-parallel job take slices of the same batches.
 """
 
+import copy
 import logging
 import math
+import operator
 import weakref
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal, Protocol, Self, TypedDict, get_args
 
 import numpy as np
 
-from actlake.storage.errors import FormatTooNew, InvalidBatches, StateMismatch, nearest
+from actlake.storage.errors import InvalidBatches, nearest
 from actlake.storage.extents import Extent, UnitSet
 from actlake.storage.moments import Moments
-from actlake.storage.provenance import differences
+from actlake.storage.reading.gathering import GatherReader, Order, StoredOrder, UniformOrder
 from actlake.storage.reading.many import ManyStores
-from actlake.storage.reading.mixing import PoolReader
-from actlake.storage.reading.order import Permutation
+from actlake.storage.reading.mixing import MixedOrder, PoolReader
 from actlake.storage.reading.predicates import Predicate
 from actlake.storage.reading.selection import Exclusion, RowFilter, RowSet, select_rows
+from actlake.storage.reading.state import (
+    BatchOrder,
+    check_order,
+    check_rows,
+    check_state,
+    what_is_read,
+)
 from actlake.storage.sites import Site
 from actlake.storage.store import ActivationStore
 
@@ -38,7 +46,6 @@ Shuffle = Literal["auto", "exact", "pool", "none"]
 Last = Literal["drop", "ragged"]
 logger = logging.getLogger(__name__)
 
-STATE_FORMAT = 1
 # Mixes about 500 chunks of 2 MiB; 1.2 GB a site at 576 dimensions of float16.
 POOL_ROWS = 1_000_000
 
@@ -82,28 +89,6 @@ class Batch:
         return acts
 
 
-@dataclass(frozen=True, kw_only=True)
-class BatchOrder:
-    """All that decides which rows are in which batch, but for the store."""
-
-    sites: tuple[str, ...]
-    rows_per_batch: int
-    """Over all ranks together."""
-    split: str | None
-    seed: int
-    shuffle: str
-    """``exact``, ``pool`` or ``none``: resolved."""
-    pool_rows: int | None
-    """None where there is no pool."""
-    exclude: str | None
-    where: str | None
-    last: str
-
-    def as_json(self) -> dict[str, Any]:
-        """Plain JSON."""
-        return asdict(self) | {"sites": list(self.sites)}
-
-
 def read_batches(
     stores: ManyStores,
     sites: str | Site | Sequence[str | Site],
@@ -143,11 +128,14 @@ def read_batches(
     shuffle
         ``exact``: every order of all rows is as likely as any other; needs a store that is
         memory-mapped (it is slow elsewhere). ``pool``: chunks in seeded order, mixed in a
-        bounded pool. ``none``: in the order of the store. ``auto``: ``exact`` where all sites
-        are mapped, else ``pool``; decided by the store alone, logged, and kept in the state.
+        bounded pool, so that each chunk is read once; for stores that cannot be mapped, or are
+        much larger than the memory. ``none``: in the order of the store. ``auto``: ``exact``
+        where all sites are mapped, else ``pool``; decided by the store alone, logged, and kept
+        in the state.
     pool_rows
-        Rows in memory of the ``pool`` shuffle; more mix better. Of a remote store 16 chunks
-        more are on their way.
+        Rows of the ``pool`` shuffle; more mix better. They are held in memory where the store
+        is not mapped (of a remote one 16 chunks more are on their way), and else in the system's
+        own cache of files.
     exclude
         ``default``: without position 0 of each context and special token ids (design §3);
         None: with them.
@@ -181,30 +169,27 @@ def read_batches(
     StateMismatch
         The state is of another store, seed or config; the differences are named.
     """
+    for store in stores.stores:
+        store.refresh()
     written = [sites] if isinstance(sites, str | Site) else list(sites)
-    asked = {Site.parse(site): stores.site(site) for site in written}
+    asked = {site: stores.site(site) for site in _sites(written)}
     predicate = None if where is None else Predicate(where)
-    _check(
-        shuffle=shuffle,
-        last=last,
-        exclude=exclude,
-        sites=len(asked),
-        rows_per_batch=rows_per_batch,
-        pool_rows=pool_rows,
-        epochs=epochs,
-        rank=rank,
-        world_size=world_size,
-        stride=stride,
-        threads=threads,
-    )
+    for name, value, known in (("shuffle", shuffle, Shuffle), ("last", last, Last)):
+        _check_name(name, value, get_args(known))
+    _check_name("exclude", exclude, ("default", None))
+    rows_per_batch = _whole("rows_per_batch", rows_per_batch, least=1)
+    share = _turn("rank", (rank, world_size))
+    stride = _turn("stride", stride)
+    _check_share(rows_per_batch, share[1])
     if state is not None:
-        _check_state_is_ours(state)
+        check_state(state)
     mode, reason = _resolve(shuffle, stores, list(asked.values()), state)
+    pool_rows = _whole("pool_rows", pool_rows, least=1)
     order = BatchOrder(
         sites=tuple(map(str, asked)),
         rows_per_batch=rows_per_batch,
         split=split,
-        seed=seed,
+        seed=_whole("seed", seed),
         shuffle=mode,
         pool_rows=pool_rows if mode == "pool" else None,
         exclude=exclude,
@@ -213,11 +198,10 @@ def read_batches(
     )
     committed = stores.committed(asked.values())
     if state is not None:
-        committed = _check_state(state, stores, order, committed)
+        committed = check_order(state, stores, order, committed)
     rows = select_rows(stores, committed, RowFilter(split, exclude, predicate))
-    checksum = rows.checksum()
     if state is not None:
-        _check_rows(state, rows, checksum)
+        check_rows(state, rows)
     if rows_per_batch > len(rows) and last == "drop":
         raise InvalidBatches(
             f"A batch of {rows_per_batch:,} rows cannot be filled: {len(rows):,} rows of "
@@ -225,21 +209,21 @@ def read_batches(
             'hint: make smaller batches, or take what there is with last="ragged"'
         )
     logger.info("Reading %s rows: %s, %s", f"{len(rows):,}", mode, reason)
+    threads = _whole("threads", threads, least=0)
     return Batches(
         stores,
         asked,
         order,
         rows,
         committed=committed,
-        checksum=checksum,
         reason=reason,
-        epochs=epochs,
+        epochs=None if epochs is None else _whole("epochs", epochs, least=1),
         single=isinstance(sites, str | Site),
-        share=(rank, world_size),
+        share=share,
         stride=stride,
         start=(0, 0) if state is None else (state["epoch"], state["step"]),
         threads=max(threads, *(_threads_of(store) for store in stores.stores)),
-        dtype=None if dtype is None else np.dtype(dtype),
+        dtype=None if dtype is None else _dtype(dtype),
     )
 
 
@@ -279,7 +263,6 @@ class Batches(Iterator[Batch]):
         rows: RowSet,
         *,
         committed: Sequence[UnitSet],
-        checksum: int,
         reason: str,
         epochs: int | None,
         single: bool,
@@ -303,22 +286,17 @@ class Batches(Iterator[Batch]):
         self._stride = stride
         self._dtype = dtype
         self._done = start[0] * self.steps_per_epoch + start[1]  # steps given out, or passed over
-        self._fixed = {
-            "format": STATE_FORMAT,
-            "stores": _identities(stores),
-            "order": order.as_json(),
-            "reason": reason,
-            "committed": [[list(run) for run in units.runs()] for units in committed],
-            "selected": {"rows": self.num_rows, "crc32c": f"{checksum:08x}"},
-        }
+        self._fixed = what_is_read(stores, order, reason, committed, rows)
+        self._finish: Callable[[Batch], Any] = _as_it_is
         self._executor = None
         if threads:
             self._executor = ThreadPoolExecutor(threads, thread_name_prefix="actlake-batches")
             weakref.finalize(self, self._executor.shutdown, wait=False, cancel_futures=True)
         self._ahead: deque[tuple[int, Future[Batch]]] = deque()
         self._most_ahead = 2 * threads
+        self._closed = False
         self._reader: _Reader
-        if order.shuffle == "pool":
+        if order.shuffle == "pool" and not _all_mapped(stores, sites.values()):
             assert order.pool_rows is not None
             self._most_ahead = 0  # the pool itself reads ahead
             self._reader = PoolReader(
@@ -332,31 +310,52 @@ class Batches(Iterator[Batch]):
                 chunks_ahead=max(store.location.parallel for store in stores.stores),
             )
         else:
-            self._reader = RandomReader(
-                stores, sites, rows, seed=order.seed if order.shuffle == "exact" else None
+            self._reader = GatherReader(
+                stores, sites, _order_of(stores, sites.values(), rows, order)
             )
 
     def __next__(self) -> Batch:
+        if self._closed:
+            raise InvalidBatches(
+                "These batches were closed\nhint: make others that go on where they were, "
+                "store.batches(…, state=batches.state_dict())"
+            )
         step = self._next_step(self._done)
         if step is None:
             raise StopIteration
-        if self._executor is None or not self._most_ahead:
-            batch = self._read(step)
-        else:
-            self._read_ahead(step)
-            _, future = self._ahead.popleft()
-            batch = future.result()
+        batch = self._from_ahead(step) if self.reads_ahead else self._read(step)
         self._done = step + 1
         return batch
 
-    def state_dict(self) -> dict[str, Any]:
+    @property
+    def reads_ahead(self) -> bool:
+        """Whether whole batches are made in threads before they are asked for."""
+        return self._executor is not None and self._most_ahead > 0
+
+    def finish_with(self, function: Callable[[Batch], Any]) -> None:
+        """Give out ``function(batch)`` from now on, made by the thread that read the batch."""
+        self._forget_ahead()
+        self._finish = function
+
+    @property
+    def steps_done(self) -> int:
+        """Batches given out or passed over, over all epochs and strides."""
+        return self._done
+
+    def state_dict(self, steps_done: int | None = None) -> dict[str, Any]:
         """Where it is, as plain JSON: after the batch that was given out last.
 
         The order, the committed units it saw and two numbers; no rows. Of the same step it is
         the same on every rank.
+
+        Parameters
+        ----------
+        steps_done
+            Where it was when `steps_done` said so; by default where it is now.
         """
-        epoch, step = divmod(self._done, self.steps_per_epoch)
-        return {**self._fixed, "epoch": epoch, "step": step}
+        done = self._done if steps_done is None else steps_done
+        epoch, step = divmod(done, self.steps_per_epoch)
+        return {**copy.deepcopy(self._fixed), "epoch": epoch, "step": step}
 
     def moments(self, site: str | Site) -> Moments:
         """Mean, variance and norms of the rows of an epoch, without reading a row.
@@ -380,7 +379,8 @@ class Batches(Iterator[Batch]):
         )
 
     def close(self) -> None:
-        """Stop reading ahead."""
+        """Stop all threads; there are no more batches."""
+        self._closed = True
         self._ahead.clear()
         if self._executor is not None:
             self._executor.shutdown(wait=True, cancel_futures=True)
@@ -412,7 +412,8 @@ class Batches(Iterator[Batch]):
             return None
         return step
 
-    def _read_ahead(self, step: int) -> None:
+    def _from_ahead(self, step: int) -> Batch:
+        """The batch of this step from the threads; after an error it can be asked for again."""
         assert self._executor is not None
         upcoming = self._ahead[-1][0] + 1 if self._ahead else step
         while len(self._ahead) < self._most_ahead:
@@ -421,6 +422,18 @@ class Batches(Iterator[Batch]):
                 break
             self._ahead.append((following, self._executor.submit(self._read, following)))
             upcoming = following + 1
+        try:
+            batch = self._ahead[0][1].result()
+        except BaseException:
+            self._forget_ahead()
+            raise
+        self._ahead.popleft()
+        return batch
+
+    def _forget_ahead(self) -> None:
+        for _, future in self._ahead:
+            future.cancel()
+        self._ahead.clear()
 
     def _read(self, step: int) -> Batch:
         epoch, within = divmod(step, self.steps_per_epoch)
@@ -433,44 +446,16 @@ class Batches(Iterator[Batch]):
         rows, acts = self._reader.read(epoch, share)
         if self._dtype is not None:
             acts = {site: values.astype(self._dtype, copy=False) for site, values in acts.items()}
-        return Batch(rows, acts if self._single is None else acts[self._single], epoch, step)
+        given = acts if self._single is None else acts[self._single]
+        finished: Batch = self._finish(Batch(rows, given, epoch, step))
+        return finished
 
 
-class RandomReader:
-    """Reads any places of any epoch: the rows are gathered where they are.
-
-    Parameters
-    ----------
-    seed
-        Of the order; None: the rows' own.
-    """
-
-    def __init__(
-        self, stores: ManyStores, sites: Mapping[Site, Site], rows: RowSet, *, seed: int | None
-    ) -> None:
-        self._stores = stores
-        self._sites = sites
-        self._rows = rows
-        self._seed = seed
-        self._permutation: tuple[int, Permutation] | None = None
-
-    def read(self, epoch: int, places: Extent) -> tuple[Array, dict[Site, Array]]:
-        """The rows at these places, and their activations, (n, dim) as stored."""
-        among = np.arange(places.start, places.stop)
-        if self._seed is not None:
-            among = self._order(epoch, self._seed)(among)
-        rows = self._rows.select(among)
-        return rows, {site: self._stores.take(rows, stored) for site, stored in self._sites.items()}
-
-    def _order(self, epoch: int, seed: int) -> Permutation:
-        kept = self._permutation  # one look: other threads may replace it
-        if kept is None or kept[0] != epoch:
-            kept = epoch, Permutation(len(self._rows), seed=seed, purpose=f"epoch {epoch}")
-            self._permutation = kept
-        return kept[1]
+def _as_it_is(batch: Batch) -> Batch:
+    return batch
 
 
-# Which way to shuffle, and the state.
+# Which way to shuffle.
 
 
 def _resolve(
@@ -478,7 +463,7 @@ def _resolve(
 ) -> tuple[str, str]:
     """The way to shuffle, and why; by the store and the config only."""
     if state is not None and shuffle == "auto":
-        return str(state["order"]["shuffle"]), "as the state says"
+        return state["order"]["shuffle"], state["reason"]
     if shuffle != "auto":
         return shuffle, "asked for"
     for array in (array for site in sites for array in stores.arrays(site)):
@@ -490,107 +475,72 @@ def _resolve(
 _HOW = {"zarr": "through Zarr", "ranges": "by ranges of bytes"}
 
 
-def _identities(stores: ManyStores) -> list[dict[str, Any]]:
-    return [
-        {
-            "fingerprint": store.fingerprint,
-            "rows": store.schema.rows,
-            "dtype": store.schema.dtype,
-            "chunk_rows": store.schema.geometry.chunk_rows,
-            "unit_rows": store.schema.geometry.unit_rows,
-        }
-        for store in stores.stores
-    ]
+def _all_mapped(stores: ManyStores, sites: Iterable[Site]) -> bool:
+    return all(array.path == "mapped" for site in sites for array in stores.arrays(site))
 
 
-def _check_state_is_ours(state: Mapping[str, Any]) -> None:
-    needed = {"format", "stores", "order", "reason", "committed", "selected", "epoch", "step"}
-    if not isinstance(state, Mapping) or needed - set(state):
-        raise StateMismatch(
-            "That is not the state of a batch reader: it lacks "
-            f"{', '.join(sorted(needed - set(state)))}\nhint: give what state_dict() returned"
-        )
-    if state["format"] > STATE_FORMAT:
-        raise FormatTooNew(
-            f"The state is of format {state['format']}; this actlake reads up to format "
-            f"{STATE_FORMAT}\nhint: pip install --upgrade actlake"
-        )
+def _order_of(stores: ManyStores, sites: Iterable[Site], rows: RowSet, order: BatchOrder) -> Order:
+    """The order of the rows of stores that can be read anywhere."""
+    if order.shuffle == "pool":
+        assert order.pool_rows is not None
+        return MixedOrder(stores, sites, rows, pool_rows=order.pool_rows, seed=order.seed)
+    return UniformOrder(rows, seed=order.seed) if order.shuffle == "exact" else StoredOrder(rows)
 
 
-def _check_state(
-    state: Mapping[str, Any], stores: ManyStores, order: BatchOrder, committed: Sequence[UnitSet]
-) -> list[UnitSet]:
-    """The committed units that the state saw."""
-    asked = {"stores": dict(enumerate(_identities(stores))), "order": order.as_json()}
-    saved = {"stores": dict(enumerate(state["stores"])), "order": state["order"]}
-    lines = differences(_with_text_keys(saved), _with_text_keys(asked))
-    if lines:
-        raise StateMismatch(
-            "The state is of other batches (stored is the state, asked is now):\n"
-            + "\n".join(lines)
-            + "\nhint: resume with the same store and settings, or begin anew without a state"
-        )
-    seen = [UnitSet(tuple(run) for run in runs) for runs in state["committed"]]
-    for store, before, now in zip(stores.stores, seen, committed, strict=True):
-        if gone := len(before) - len(before.intersection(now)):
-            raise StateMismatch(
-                f"{gone} units of {store.url} that the state has seen are not committed any "
-                "more\nhint: go on with the harvest, which writes them again"
-            )
-    return seen
+# Arguments that cannot be.
 
 
-def _check_rows(state: Mapping[str, Any], rows: RowSet, checksum: int) -> None:
-    now = {"rows": len(rows), "crc32c": f"{checksum:08x}"}
-    if lines := differences(state["selected"], now, path="selected"):
-        raise StateMismatch(
-            "Other rows are selected now than when the state was made:\n"
-            + "\n".join(lines)
-            + "\nhint: the predicate must give the same answers as then"
-        )
-
-
-def _with_text_keys(value: Any) -> Any:
-    return {k: {str(i): x for i, x in v.items()} for k, v in value.items()}
-
-
-def _check(
-    *,
-    shuffle: str,
-    last: str,
-    exclude: str | None,
-    sites: int,
-    rows_per_batch: int,
-    pool_rows: int,
-    epochs: int | None,
-    rank: int,
-    world_size: int,
-    stride: tuple[int, int],
-    threads: int,
-) -> None:
-    """Refuse sizes and names that cannot be."""
-    for name, value, known in (
-        ("shuffle", shuffle, get_args(Shuffle)),
-        ("last", last, get_args(Last)),
-        ("exclude", exclude or "None", ("default", "None")),
-    ):
-        if value not in known:
-            raise InvalidBatches(f"There is no {name}={value!r}\n{nearest(value, known)}")
-    if not sites:
+def _sites(written: Sequence[Any]) -> list[Site]:
+    if not written:
         raise InvalidBatches("No site was asked for\nhint: such as resid_post.6")
-    sizes = {"rows_per_batch": rows_per_batch, "pool_rows": pool_rows, "world_size": world_size}
-    sizes |= {} if epochs is None else {"epochs": epochs}
-    for name, size in sizes.items():
-        if not isinstance(size, int | np.integer) or size < 1:
-            raise InvalidBatches(f"{name} must be a number from 1, and is {size!r}")
-    if threads < 0:
-        raise InvalidBatches(f"threads must be 0 or more, and is {threads}")
-    for name, (number, of) in {"rank": (rank, world_size), "stride": stride}.items():
-        if not 0 <= number < of:
-            raise InvalidBatches(f"{name} {number} is not one of {of}; they count from 0")
+    for site in written:
+        if not isinstance(site, str | Site):
+            raise InvalidBatches(f"{site!r} is not a site\nhint: such as resid_post.6")
+    return [Site.parse(site) for site in written]
+
+
+def _check_name(name: str, value: Any, known: Sequence[str | None]) -> None:
+    if value not in known:
+        hint = nearest(str(value), map(str, known))
+        raise InvalidBatches(f"There is no {name}={value!r}\n{hint}")
+
+
+def _whole(name: str, value: Any, *, least: int | None = None) -> int:
+    """A whole number, as Python's own, which JSON can hold."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or isinstance(value, bool) or (least is not None and number < least):
+        kind = "a whole number" if least is None else f"a number from {least}"
+        raise InvalidBatches(f"{name} must be {kind}, and is {value!r}")
+    return number
+
+
+def _turn(name: str, value: Any) -> tuple[int, int]:
+    """Which of how many: counted from 0."""
+    try:
+        number, of = value
+    except (TypeError, ValueError):
+        raise InvalidBatches(f"{name} must be two numbers, and is {value!r}") from None
+    number, of = _whole(name, number), _whole(f"the number of {name}s", of, least=1)
+    if not 0 <= number < of:
+        raise InvalidBatches(f"{name} {number} is not one of {of}; they count from 0")
+    return number, of
+
+
+def _check_share(rows_per_batch: int, world_size: int) -> None:
     if rows_per_batch % world_size:
+        each = -(-rows_per_batch // world_size)
         raise InvalidBatches(
             f"A batch of {rows_per_batch:,} rows cannot be shared evenly by {world_size} ranks\n"
-            f"hint: rows_per_batch is over all ranks; {-(-rows_per_batch // world_size)} rows "
-            f"each make {-(-rows_per_batch // world_size) * world_size:,}"
+            f"hint: rows_per_batch is over all ranks; {each} rows each make {each * world_size:,}"
         )
+
+
+def _dtype(asked: Any) -> np.dtype[Any]:
+    try:
+        dtype: np.dtype[Any] = np.dtype(asked)
+    except TypeError as error:
+        raise InvalidBatches(f"{asked!r} is no element type\nhint: such as float32") from error
+    return dtype

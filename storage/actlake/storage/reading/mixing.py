@@ -1,4 +1,4 @@
-"""An order for stores that cannot be read at random: whole chunks, mixed in a bounded pool.
+"""An order that reads each chunk once: whole chunks, mixed in a bounded pool.
 
 Chunks are taken in seeded order and cut into *blocks* of about R rows. A block's rows are put
 in seeded order and cut into D equal parts; part d leaves the pool d *rounds* after the block
@@ -12,16 +12,21 @@ goes out as batches:
     round 3        ▪    ▪    ▪               from, are joined into one, and so are the last.
 
 D blocks, one more that is being read and one more for a batch that ends in the next round are
-in memory, so R = pool_rows / (D + 2). What a shuffle buffer does by history is done here by
+in use, so R = pool_rows / (D + 2). What a shuffle buffer does by history is done here by
 arithmetic: which rows are in which batch follows from the seed, whatever the number of threads
 or the size of a batch, and a reader that goes on in the middle reads D blocks and is there.
+
+Of a store that is memory-mapped, the pool is the page cache: `MixedOrder` says which rows come,
+they are gathered where they lie, and the system is told which chunks are next. Of others,
+`PoolReader` holds the blocks in memory of its own.
 """
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
-from concurrent.futures import Executor, Future
-from functools import cached_property
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Executor, Future, wait
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -40,6 +45,8 @@ logger = logging.getLogger(__name__)
 # blocks, which are read at once, small against a chunk.
 MOST_PARTS = 16
 _CHUNKS_AT_ONCE = 2**15
+# Of a million rows in the pool a round is 55,556 rows, 0.4 MB.
+_ROUNDS_KEPT = 8
 
 
 class MixingPlan:
@@ -177,8 +184,121 @@ class ChunkMap:
 
     def read(self, arrays: Sequence[RowArray], chunk: int) -> Array:
         """The chunk's rows of one site; `arrays` are those of the stores."""
+        store, number = self._locate(chunk)
+        return arrays[store].chunk(number)
+
+    def expect(self, arrays: Sequence[RowArray], chunk: int) -> None:
+        """Say that the chunk will be read soon; see `RowArray.expect`."""
+        store, number = self._locate(chunk)
+        arrays[store].expect(number)
+
+    def _locate(self, chunk: int) -> tuple[int, int]:
+        """The store of a chunk, and the chunk's number there."""
         store = int(np.searchsorted(self._first, chunk, side="right")) - 1
-        return arrays[store].chunk(chunk - int(self._first[store]))
+        return store, chunk - int(self._first[store])
+
+
+class MixedEpoch:
+    """Which rows are at the places of one epoch; any number of threads may ask.
+
+    Parameters
+    ----------
+    coming
+        Told of every chunk before its first row is asked for, a block ahead.
+    """
+
+    def __init__(
+        self,
+        plan: MixingPlan,
+        chunks: ChunkMap,
+        *,
+        coming: Callable[[int], None] | None = None,
+    ) -> None:
+        self.plan = plan
+        self._chunks = chunks
+        self._coming = coming
+        self._told = 0  # of the blocks below, the chunks were said to come
+        self._lock = threading.RLock()
+        # Kept while rounds draw from them, and a few more for threads that lag behind.
+        self._blocks = lru_cache(2 * plan.num_parts + 2)(self._rows_of_block)
+        self._rounds = lru_cache(_ROUNDS_KEPT)(self._rows_of_round)
+
+    def rows(self, places: Extent) -> Array:
+        """(n,) int64: the rows at these places."""
+        rounds = self.plan.rounds(places)
+        parts = []
+        for number in range(*_bounds(rounds)):
+            start = int(self.plan.round_edges[number])
+            here = slice(max(0, places.start - start), places.stop - start)
+            parts.append(self.round_rows(number)[here])
+        return np.concatenate(parts)
+
+    def round_rows(self, number: int) -> Array:
+        """(n,) int64: a round's rows in the order in which they go out."""
+        with self._lock:
+            return self._rounds(number)
+
+    def block_rows(self, block: int) -> Array:
+        """(n,) int64: a block's rows, chunk by chunk."""
+        with self._lock:
+            return self._blocks(block)
+
+    def _rows_of_round(self, number: int) -> Array:
+        members = self.plan.members(number)
+        rows = np.concatenate([self._blocks(block)[which] for block, which in members])
+        return rows[self.plan.round_order(number)]
+
+    def _rows_of_block(self, block: int) -> Array:
+        if self._coming is not None:
+            self._tell(block, self._coming)
+        return np.concatenate([self._chunks.rows(c) for c in self.plan.block_chunks(block)])
+
+    def _tell(self, block: int, coming: Callable[[int], None]) -> None:
+        """Say that the chunks of this block and of the next one are coming, each once."""
+        until = min(block + 2, self.plan.num_blocks)
+        for number in range(max(block, self._told), until):
+            for chunk in self.plan.block_chunks(number).tolist():
+                coming(chunk)
+        self._told = max(self._told, until)
+
+
+class MixedOrder:
+    """The pool's order of stores that are memory-mapped; the pool is the page cache.
+
+    Parameters
+    ----------
+    sites
+        Whose chunks the system is told to have ready.
+    """
+
+    def __init__(
+        self,
+        stores: ManyStores,
+        sites: Iterable[Site],
+        rows: RowSet,
+        *,
+        pool_rows: int,
+        seed: int,
+    ) -> None:
+        self._arrays = [stores.arrays(site) for site in sites]
+        self._chunks = ChunkMap(stores, rows)
+        self._epoch = lru_cache(2)(self._begin)  # threads may be in two
+        self._how = {"pool_rows": pool_rows, "seed": seed}
+        self._lock = threading.Lock()
+
+    def rows(self, epoch: int, places: Extent) -> Array:
+        """(n,) int64: the rows at these places of an epoch."""
+        with self._lock:
+            mixed = self._epoch(epoch)
+        return mixed.rows(places)
+
+    def _begin(self, epoch: int) -> MixedEpoch:
+        plan = MixingPlan(self._chunks.counts, epoch=epoch, **self._how)
+        return MixedEpoch(plan, self._chunks, coming=self._expect)
+
+    def _expect(self, chunk: int) -> None:
+        for arrays in self._arrays:
+            self._chunks.expect(arrays, chunk)
 
 
 class PoolReader:
@@ -213,11 +333,10 @@ class PoolReader:
         self._executor = executor
         self._chunks_ahead = chunks_ahead
         self._epoch = -1
-        self._plan: MixingPlan
+        self._mixed: MixedEpoch
         self._pool: dict[Site, Array] = {}
         self._loads: dict[int, list[Future[None]]] = {}
-        self._block_rows: dict[int, Array] = {}
-        self._ordered: dict[int, tuple[Array, Array]] = {}
+        self._slots: dict[int, Array] = {}
 
     def read(self, epoch: int, places: Extent) -> tuple[Array, dict[Site, Array]]:
         """The rows at these places, and their activations, (n, dim) as stored."""
@@ -227,27 +346,30 @@ class PoolReader:
             return np.empty(0, np.int64), {s: self._as_rows(p[:0]) for s, p in self._pool.items()}
         rounds = self._plan.rounds(places)
         self._bring(rounds)
-        rows, slots = [], []
+        slots = []
         for number in range(*_bounds(rounds)):
             start = int(self._plan.round_edges[number])
             here = slice(max(0, places.start - start), places.stop - start)
-            ordered_rows, ordered_slots = self._round(number)
-            rows.append(ordered_rows[here])
-            slots.append(ordered_slots[here])
+            slots.append(self._round_slots(number)[here])
         picked = np.concatenate(slots)
         acts = {site: self._as_rows(pool.take(picked)) for site, pool in self._pool.items()}
-        return np.concatenate(rows), acts
+        return self._mixed.rows(places), acts
+
+    @property
+    def _plan(self) -> MixingPlan:
+        return self._mixed.plan
 
     def _begin(self, epoch: int) -> None:
-        self._wait(self._loads)
+        self._abandon()
         self._epoch = epoch
-        self._plan = MixingPlan(self._map.counts, epoch=epoch, **self._how)
+        plan = MixingPlan(self._map.counts, epoch=epoch, **self._how)
+        self._mixed = MixedEpoch(plan, self._map)
         chunks_a_block = len(self._plan.chunks) / self._plan.num_blocks
         self._ahead = max(1, math.ceil(self._chunks_ahead / chunks_a_block))
         slots = self._plan.blocks_at_once(self._batch_rows) + self._ahead - 1
         self._num_slots = min(slots, self._plan.num_blocks)
         self._slot_rows = int(self._plan.block_sizes.max())
-        self._loads, self._block_rows, self._ordered = {}, {}, {}
+        self._slots = {}
         length = self._num_slots * self._slot_rows
         if any(len(pool) < length for pool in self._pool.values()) or not self._pool:
             row_bytes = self._dim * self._dtype.itemsize
@@ -265,29 +387,35 @@ class PoolReader:
         """Have the blocks of these rounds in memory, and the next ones on their way."""
         needed = self._plan.blocks(rounds)
         for block in [block for block in self._loads if block < needed.start]:
-            self._wait({block: self._loads.pop(block)})
-            del self._block_rows[block]
-        for number in [number for number in self._ordered if number < rounds.start]:
-            del self._ordered[number]
+            self._wait(self._loads.pop(block))
+        for number in [number for number in self._slots if number < rounds.start]:
+            del self._slots[number]
         ahead = self._ahead if self._executor is not None else 0
         for block in range(needed.start, min(needed.stop + ahead, self._plan.num_blocks)):
             if block not in self._loads and block < needed.start + self._num_slots:
                 self._load(block)
-        self._wait({block: self._loads[block] for block in range(*_bounds(needed))})
+        for block in range(*_bounds(needed)):
+            try:
+                self._wait(self._loads[block])
+            except BaseException:
+                self._abandon()  # whoever asks again reads again
+                raise
 
     def _load(self, block: int) -> None:
         at = self._slot(block)
-        rows = []
+        rows = self._mixed.block_rows(block)
+        chunks = self._plan.block_chunks(block)
         loads: list[Future[None]] = []
-        for chunk in self._plan.block_chunks(block).tolist():
-            taken = self._map.rows(chunk)
-            rows.append(taken)
+        for chunk, taken in zip(
+            chunks.tolist(),
+            np.split(rows, np.cumsum(self._map.counts[chunks])[:-1]),
+            strict=True,
+        ):
             if self._executor is None:
                 self._copy(chunk, taken, at)
             else:
                 loads.append(self._executor.submit(self._copy, chunk, taken, at))
             at += len(taken)
-        self._block_rows[block] = np.concatenate(rows)
         self._loads[block] = loads
 
     def _copy(self, chunk: int, taken: Array, at: int) -> None:
@@ -302,15 +430,13 @@ class PoolReader:
             else:
                 raw.take(local, out=into, mode="clip")  # "raise" would copy `into` first
 
-    def _round(self, number: int) -> tuple[Array, Array]:
-        """A round's rows, and where in the pool they are, in the order in which they go out."""
-        if number not in self._ordered:
+    def _round_slots(self, number: int) -> Array:
+        """Where in the pool a round's rows are, in the order in which they go out."""
+        if number not in self._slots:
             members = self._plan.members(number)
-            rows = np.concatenate([self._block_rows[block][which] for block, which in members])
             slots = np.concatenate([self._slot(block) + which for block, which in members])
-            order = self._plan.round_order(number)
-            self._ordered[number] = rows[order], slots[order]
-        return self._ordered[number]
+            self._slots[number] = slots[self._plan.round_order(number)]
+        return self._slots[number]
 
     def _slot(self, block: int) -> int:
         return block % self._num_slots * self._slot_rows
@@ -320,10 +446,14 @@ class PoolReader:
         return rows
 
     @staticmethod
-    def _wait(loads: Mapping[int, list[Future[None]]]) -> None:
-        for futures in loads.values():
-            for future in futures:
-                future.result()
+    def _wait(loads: Sequence[Future[None]]) -> None:
+        for load in loads:
+            load.result()
+
+    def _abandon(self) -> None:
+        """Forget what is in the pool, once nobody writes into it any more."""
+        wait(load for loads in self._loads.values() for load in loads)
+        self._loads = {}
 
 
 def _bounds(extent: Extent) -> tuple[int, int]:

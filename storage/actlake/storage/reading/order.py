@@ -87,7 +87,8 @@ class Permutation:
 
     def _as_table(self) -> Array:
         counted = np.arange(self.length, dtype=np.uint64) * _GOLDEN + self._keys[0]
-        return np.argsort(_mixed(counted), kind="stable")
+        # All differ, both steps being bijections, so that every way to sort gives one order.
+        return np.argsort(_mixed(counted))
 
 
 def _keys(seed: int, purpose: str) -> Array:
@@ -104,7 +105,8 @@ def _shift(half: Array, *, by: Array, key: Any, radix: int) -> None:
     shift *= np.uint64(radix)
     shift >>= np.uint64(32)
     half += shift
-    half -= (half >= np.uint64(radix)) * np.uint64(radix)
+    # Below 2 * radix; less than nothing is, without a sign, more than anything.
+    np.minimum(half, half - np.uint64(radix), out=half)
 
 
 def _mixed(values: Array) -> Array:

@@ -1,0 +1,57 @@
+"""Memory for large tensors on the host that is used again once nothing refers to it.
+
+The system hands out a block of megabytes page by page, each of them wiped, and gets it back when
+the tensor is gone. For a batch of 4,096 x 576 float32 that is a quarter of the time that reading
+it takes. `RecycledMemory` keeps the blocks instead, in large pages where the system has them.
+"""
+
+import math
+import mmap
+import weakref
+from collections import deque
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+# Smaller ones come from the C library's own stock of memory.
+SMALLEST_BLOCK = 2**20
+_HUGE_PAGE = 2**21
+_MOST_IDLE = 4
+
+
+class RecycledMemory:
+    """Gives out tensors whose memory comes back by itself. Any number of threads may ask.
+
+    A block is given out again only when the tensor, and every view of it in torch or NumPy, is
+    gone. At most four blocks lie idle.
+    """
+
+    def __init__(self) -> None:
+        self._idle: deque[mmap.mmap] = deque(maxlen=_MOST_IDLE)
+
+    def empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """A tensor on the host with anything in it, like `torch.empty`."""
+        num_bytes = math.prod(shape) * dtype.itemsize
+        if num_bytes < SMALLEST_BLOCK:
+            return torch.empty(*shape, dtype=dtype)
+        block = self._block(num_bytes)
+        # NumPy lets every view keep this array alive, not the block: its end is that of all.
+        array = np.frombuffer(block, np.uint8, num_bytes)
+        weakref.finalize(array, self._idle.append, block).atexit = False
+        return torch.from_numpy(array).view(dtype).view(*shape)
+
+    def _block(self, num_bytes: int) -> mmap.mmap:
+        while self._idle:
+            try:
+                block = self._idle.pop()
+            except IndexError:  # another thread was faster
+                break
+            if len(block) >= num_bytes:
+                return block
+        whole = -(-num_bytes // _HUGE_PAGE) * _HUGE_PAGE
+        block = mmap.mmap(-1, whole, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        if hasattr(mmap, "MADV_HUGEPAGE"):
+            block.madvise(mmap.MADV_HUGEPAGE)
+        return block
