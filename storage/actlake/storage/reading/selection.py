@@ -132,7 +132,7 @@ class Bitmap:
 
     def _blocks(self, places: Array) -> Array:
         """(n,) int64: the block that holds the row at each of these places."""
-        block = self._hints[places >> self._hint_shift].astype(np.int64)
+        block: Array = self._hints[places >> self._hint_shift].astype(np.int64)
         for _ in range(2):
             wrong = np.flatnonzero(self._before[block + 1] <= places)
             block[wrong] += 1
