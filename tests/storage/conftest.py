@@ -63,12 +63,12 @@ class Known:
             site: rng.normal(size=(rows, dim)).astype(numpy_dtype(dtype)) for site in SITES
         }
 
-    def build(self, folder: Path, **request: Any) -> None:
+    def build(self, folder: Path, *, layout: str = "documents", **request: Any) -> None:
         """Lay the corpus down; no activations yet."""
         wanted = StoreRequest(
             dim=self.dim,
             dtype=self.dtype,  # type: ignore[arg-type]
-            layout="documents",
+            layout=layout,  # type: ignore[arg-type]
             context_length=16,
             splits=("train", "test"),
             special_ids=(7, 8),

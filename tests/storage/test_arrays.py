@@ -1,5 +1,8 @@
 """Arrays of any shape and cut, mapped and through Zarr, against NumPy."""
 
+import copy
+import pickle
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -143,6 +146,21 @@ def test_rows_are_gathered_into_a_given_array(tmp_path):
 
     assert given_back is out
     np.testing.assert_array_equal(out, values[[9, 2, 9]])
+
+
+def test_an_array_goes_to_another_process_without_what_is_mapped(tmp_path):
+    location, spec, committed, values = write(
+        tmp_path, rows=64, tail=(4,), chunk=8, chunks=2, dtype="bfloat16"
+    )
+    array = RowArray(location, spec, committed=partial(copy.copy, committed))
+    np.testing.assert_array_equal(array[:], values)
+    sent = pickle.dumps(array)
+    for shard in range(spec.num_shards):
+        (tmp_path / spec.shard_key(shard)).rename(tmp_path / f"elsewhere {shard}")
+
+    with pytest.raises(StoreDamaged, match="is missing"):
+        pickle.loads(sent)[:]
+    np.testing.assert_array_equal(array[:], values)  # ours is still mapped
 
 
 def test_where_the_system_allows_no_more_mappings_rows_come_through_zarr(

@@ -3,11 +3,23 @@
 import numpy as np
 import pytest
 
-from actlake.storage import Site, open_store, verify
+from actlake.jobs.export import main
+from actlake.storage import (
+    ActivationStore,
+    Context,
+    RowArray,
+    Site,
+    open_store,
+    open_stores,
+    verify,
+)
 from actlake.storage.errors import (
     EmptySelection,
+    InvalidQuery,
+    NotInStore,
     RowsNotCommitted,
     SiteNotStored,
+    StoreDamaged,
     StoreExists,
     StoreMismatch,
     UnknownSplit,
@@ -15,6 +27,46 @@ from actlake.storage.errors import (
 from actlake.storage.export import export_store
 
 SITE = Site(3)
+
+
+class Killed(Exception):
+    pass
+
+
+def die_after(units):
+    """A `progress` that kills the export once so many units are done."""
+
+    def progress(done, total):
+        if done == units:
+            raise Killed
+
+    return progress
+
+
+def pack(known):
+    """Give what is known packed contexts: full windows, each of pieces of several documents."""
+    names = np.array([document.split for document in known.documents])
+    rng = np.random.default_rng(1)
+    known.contexts = []
+    for number, start in enumerate(range(0, known.rows, 16)):
+        window = slice(start, start + 16)
+        ids, split = known.ids[window], ("train", "train", "test")[number % 3]
+        places = np.arange(len(ids), dtype=np.int32)
+        documents = np.sort(rng.choice(np.flatnonzero(names == split), len(ids)))
+        known.contexts.append(Context(ids, documents, places, split))
+        known.document[window], known.split[window] = documents, split
+        known.positions[window] = places
+    known.excluded = (known.positions == 0) | np.isin(known.ids, [7, 8])
+
+
+@pytest.fixture(params=["documents", "packed"])
+def parent(request, known, folder):
+    """A finished store of `known`, in either layout."""
+    if request.param == "packed":
+        pack(known)
+    known.build(folder, layout=request.param)
+    known.fill(folder)
+    return open_store(folder)
 
 
 def contexts_where(known, keep):
@@ -29,16 +81,20 @@ def contexts_where(known, keep):
     [
         ({}, lambda k: k.ids >= 0),
         ({"splits": ["test"]}, lambda k: k.split == "test"),
+        ({"splits": "test"}, lambda k: k.split == "test"),
+        ({"documents": "doc-3"}, lambda k: k.document == 3),
+        ({"documents": [3, "doc-5"]}, lambda k: np.isin(k.document, [3, 5])),
         ({"documents": ["doc-3", "doc-5"]}, lambda k: np.isin(k.document, [3, 5])),
         ({"where": "id = 11"}, lambda k: k.ids == 11),
         ({"where": [17, 200]}, lambda k: np.isin(np.arange(k.rows), [17, 200])),
     ],
 )
-def test_the_chosen_contexts_are_copied_whole(known, full, tmp_path, chosen, expected):
+def test_the_chosen_contexts_are_copied_whole(known, parent, tmp_path, chosen, expected):
     rows = contexts_where(known, expected(known))
 
-    copy = export_store(open_store(full), tmp_path / "copy", **chosen).store
+    copy = export_store(parent, tmp_path / "copy", **chosen).store
 
+    assert copy.schema.layout == parent.schema.layout
     np.testing.assert_array_equal(copy.tokens["id"][:], known.ids[rows])
     np.testing.assert_array_equal(copy.tokens["position"][:], known.positions[rows])
     np.testing.assert_array_equal(copy[SITE][:], known.acts[SITE][rows])
@@ -64,16 +120,9 @@ def test_an_export_has_the_sites_asked_for_and_names_its_parent(full, tmp_path):
 
 
 def test_a_killed_export_goes_on_and_ends_in_the_same_bytes(full, tmp_path, tree):
-    class Killed(Exception):
-        pass
-
-    def die(done, total):
-        if done == 3:
-            raise Killed
-
     export_store(open_store(full), tmp_path / "undisturbed")
     with pytest.raises(Killed):
-        export_store(open_store(full), tmp_path / "copy", progress=die)
+        export_store(open_store(full), tmp_path / "copy", progress=die_after(3))
     result = export_store(open_store(full), tmp_path / "copy")
     again = export_store(open_store(full), tmp_path / "copy")
 
@@ -89,12 +138,105 @@ def test_another_export_to_the_same_place_is_refused(full, tmp_path):
         export_store(open_store(full), tmp_path / "copy", splits=["test"])
 
 
+DIFFERENT_CONTEXTS = r"another than was asked for:\n(.*\n)*  corpus\.contexts\.crc32c: stored"
+
+
+def test_a_killed_export_does_not_go_on_once_its_labels_are_others(parent, tmp_path):
+    """Its rows would be of other tokens than its documents say, and nothing could tell."""
+    few, many = ({"row": [row], "x": [1]} for row in (3, 200))
+    parent.attach_labels("m", few, key="row")
+    with pytest.raises(Killed):
+        export_store(parent, tmp_path / "copy", where="x = 1", progress=die_after(1))
+    parent.attach_labels("m", many, key="row", replace=True)
+
+    with pytest.raises(StoreMismatch, match=DIFFERENT_CONTEXTS):
+        export_store(parent, tmp_path / "copy", where="x = 1")
+    parent.attach_labels("m", few, key="row", replace=True)
+    assert verify(export_store(parent, tmp_path / "copy", where="x = 1").store).is_whole
+
+
+def test_two_functions_of_one_name_are_not_one_export(parent, tmp_path):
+    done = export_store(parent, tmp_path / "copy", where=lambda block: block["id"] == 11)
+
+    with pytest.raises(StoreMismatch, match=DIFFERENT_CONTEXTS):
+        export_store(parent, tmp_path / "copy", where=lambda block: block["id"] == 12)
+    again = export_store(parent, tmp_path / "copy", where=lambda block: block["id"] == 11)
+    assert again.units_done == 0
+    assert again.contexts == done.contexts > 0
+
+
+def test_one_document_by_id_and_by_ordinal_is_one_export(full, tmp_path):
+    export_store(open_store(full), tmp_path / "copy", documents="doc-3")
+
+    again = export_store(open_store(full), tmp_path / "copy", documents=3)
+
+    assert again.units_done == 0
+
+
+def test_however_few_contexts_are_read_at_once_the_copy_is_the_same(
+    parent, tmp_path, tree, monkeypatch
+):
+    export_store(parent, tmp_path / "at once", where="position = 3")
+    monkeypatch.setattr("actlake.storage.export._CONTEXTS_AT_ONCE", 4)
+    monkeypatch.setattr("actlake.storage.querying.document_table._DOCUMENTS_AT_ONCE", 2)
+
+    export_store(parent, tmp_path / "by four", where="position = 3")
+
+    assert tree(tmp_path / "by four") == tree(tmp_path / "at once")
+
+
+def test_the_corpus_is_read_in_a_few_pieces_and_documents_never_whole(full, tmp_path, monkeypatch):
+    store = open_store(full)
+    reads = []
+    take, read = RowArray.take, RowArray.read
+    corpus = {id(array) for array in (*store.tokens.values(), *store.contexts.values())}
+
+    def counted(how):
+        def call(self, *args, **kwargs):
+            if id(self) in corpus:
+                reads.append(self.spec.name)
+            return how(self, *args, **kwargs)
+
+        return call
+
+    monkeypatch.setattr(RowArray, "take", counted(take))
+    monkeypatch.setattr(RowArray, "read", counted(read))
+    monkeypatch.delattr(ActivationStore, "documents")
+
+    result = export_store(store, tmp_path / "copy")
+
+    assert result.contexts == 26
+    assert len(reads) < 13
+
+
+def test_a_damaged_token_is_not_copied(full, tmp_path):
+    shard = next(full.glob("rows.zarr/tokens/id/c.1*"))
+    data = bytearray(shard.read_bytes())
+    data[9] ^= 4
+    shard.write_bytes(bytes(data))
+
+    with pytest.raises(StoreDamaged, match=r"tokens/id/c\.1 in .* fails its CRC32C"):
+        export_store(open_store(full), tmp_path / "copy")
+
+
+def test_one_site_may_stand_alone(full, tmp_path):
+    copy = export_store(open_store(full), tmp_path / "copy", sites="resid_post.3").store
+
+    assert copy.sites == (SITE,)
+
+
 @pytest.mark.parametrize(
     ("chosen", "error", "words"),
     [
         ({"sites": ["resid_post.7"]}, SiteNotStored, "hint"),
+        ({"sites": "resid_post.7"}, SiteNotStored, r"No activations of resid_post\.7"),
         ({"splits": ["dev"]}, UnknownSplit, "no split 'dev'"),
-        ({"documents": ["doc-3", "doc-99"]}, EmptySelection, "no document 'doc-99' .1 of 2"),
+        ({"splits": "tset"}, UnknownSplit, "no split 'tset'.*\n.*did you mean 'test'"),
+        ({"documents": ["doc-3", "doc-99"]}, NotInStore, "'doc-99'.*\nhint: did you mean 'doc-"),
+        ({"documents": 9}, NotInStore, "no document number 9"),
+        ({"sites": []}, InvalidQuery, "empty list of sites .*\nhint: .*leave `sites` out for all"),
+        ({"splits": []}, InvalidQuery, "empty list of splits"),
+        ({"documents": ()}, InvalidQuery, "empty list of documents"),
         ({"where": "position > 900"}, EmptySelection, "Nothing of .* is chosen"),
     ],
 )
@@ -118,3 +260,21 @@ def test_rows_that_are_not_committed_are_not_exported(known, folder, tmp_path):
 def test_a_store_is_not_exported_onto_itself(full):
     with pytest.raises(StoreExists, match="is the store that is exported"):
         export_store(open_store(full), full)
+
+
+def test_only_one_opened_store_is_exported(full, tmp_path):
+    with pytest.raises(InvalidQuery, match=r"not ManyStores\nhint: .*one by one"):
+        export_store(open_stores([full]), tmp_path / "copy")
+    with pytest.raises(InvalidQuery, match="not str\nhint: give what open_store returns"):
+        export_store(str(full), tmp_path / "copy")
+
+
+def test_the_command_prints_a_path_as_it_is(full, tmp_path, capsys):
+    to = tmp_path / "r[/x]:100:"
+
+    statuses = [main([str(full), str(to), "--splits", "test"]) for _ in range(2)]
+
+    first, second = capsys.readouterr().out.splitlines()
+    assert statuses == [0, 0]
+    assert first.startswith(f"{to} holds ")
+    assert second == f"{to} is complete already; nothing was done"

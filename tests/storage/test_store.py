@@ -1,5 +1,9 @@
 """What was written is what is read, by us and by every other reader of Zarr."""
 
+import multiprocessing
+import operator
+import pickle
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +16,14 @@ import zarr
 from actlake.storage import Lease, Site, open_store
 from actlake.storage.dtypes import ACTIVATION_DTYPES, numpy_dtype
 from actlake.storage.errors import (
+    InvalidSite,
     RowsNotCommitted,
     RowsOutOfRange,
     SiteNotStored,
+    StoreError,
     StoreNotFound,
+    UnknownSplit,
+    nearest,
 )
 from actlake.storage.location import locate
 
@@ -195,10 +203,50 @@ def test_resid_pre_opens_what_is_stored_as_the_resid_post_before_it(known, full)
     assert "resid_pre.0" not in store
 
 
+@pytest.mark.parametrize("name", ["foo", "", "resid_pst.3", "resid_post.7", 3, None])
+def test_what_is_no_stored_site_is_not_in_the_store(full, name):
+    assert name not in open_store(full)
+
+
+@pytest.mark.parametrize("name", ["foo", "resid_pst.3", 3, None])
+def test_a_name_that_is_no_sites_is_refused_as_every_error_of_a_store(full, name):
+    with pytest.raises(StoreError, match=r"(Cannot read the site|no point) .*\nhint: ") as refused:
+        open_store(full)[name]
+    assert refused.type is InvalidSite
+
+
+@pytest.mark.parametrize("split", ["tst", 3, None, ["test"]])
+def test_an_unknown_split_is_refused_with_the_splits_there_are(full, split):
+    store = open_store(full)
+
+    with pytest.raises(UnknownSplit, match=r"no split .* in .*\nhint: .*test"):
+        store.split_code(split)
+
+
+def test_moments_of_an_unknown_split_are_refused_with_the_nearest(full):
+    with pytest.raises(UnknownSplit, match=r"no split 'tst' in .*\nhint: did you mean 'test'"):
+        open_store(full).moments(SITE, split="tst")
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        (None, "hint: did you mean 'none'?"),
+        (3, "hint: there is exact, none, None"),
+        (b"exact", "hint: did you mean 'exact'?"),
+        ([], "hint: there is exact, none, None"),
+    ],
+)
+def test_a_hint_is_given_for_a_value_of_any_type(name, hint):
+    known = ["exact", "none"] if name is None else ["exact", "none", None]
+
+    assert nearest(name, known) == hint
+
+
 @pytest.mark.parametrize(
     ("rows", "words"),
     [
-        ([250], "There is no row 250; acts/resid_post.3 has 250 rows"),
+        ([250], "There is no row 250; there are 250 in acts/resid_post.3"),
         ([3, -1], "There is no row -1"),
         ([0.5], "one-dimensional array of integers, not 1-dimensional float64"),
         ([[1]], "not 2-dimensional"),
@@ -252,6 +300,71 @@ def test_the_summary_says_what_is_there(full):
     assert "11 of 11 units committed" in text
     assert "250 tokens" in text
     assert "<table>" in open_store(full)._repr_html_()
+
+
+@pytest.mark.parametrize("name", ["r[/x]", "r[bold]x", "r:100:"])
+def test_a_path_is_shown_as_it_is(known, tmp_path, name):
+    known.build(tmp_path / name)
+
+    assert repr(open_store(tmp_path / name)).startswith(f"Activation store {tmp_path / name}\n")
+
+
+def test_what_a_model_is_called_is_shown_as_it_is(full):
+    store = open_store(full)
+    store.provenance.model["name"] = "[red]gpt2[/]"
+
+    assert "[red]gpt2[/]" in repr(store)
+
+
+@pytest.mark.parametrize("pick", [lambda store: store[SITE], lambda store: store.tokens["id"]])
+def test_another_process_reads_what_it_is_sent(full, pick, path):
+    store = open_store(full, path=path)
+    array = pick(store)
+    expected = array[20:60]
+
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
+        read = process.submit(operator.getitem, array, slice(20, 60)).result()
+
+    np.testing.assert_array_equal(read, expected)
+
+
+def test_a_pickled_store_reads_what_was_committed_when_it_was_opened(known, folder, path):
+    known.build(folder)
+    known.fill(folder, skip=(4,))
+    store = open_store(folder, path=path)
+    rows, ids = store[SITE].read(0, known.rows, missing="nan"), store.lookup.document_ids
+    sent = pickle.dumps(store)
+    known.fill(folder, skip=tuple(unit for unit in range(11) if unit != 4))
+
+    other = pickle.loads(sent)
+
+    assert other[SITE].path == path
+    np.testing.assert_array_equal(other[SITE].read(0, known.rows, missing="nan"), rows)
+    np.testing.assert_array_equal(other.lookup.document_ids, ids)
+    with pytest.raises(RowsNotCommitted, match="unit 4 not committed"):
+        other[SITE][:]
+    np.testing.assert_array_equal(other.refresh()[SITE][:], known.acts[SITE])
+
+
+def test_a_pickled_array_holds_no_rows(make_known, folder):
+    known = make_known(dim=4000, rows=48)
+    known.build(folder)
+    known.fill(folder)
+    array = open_store(folder)[SITE]
+    num_bytes = array[:].nbytes
+
+    assert len(pickle.dumps(array)) < num_bytes / 20
+
+
+def test_a_place_in_a_bucket_is_pickled_without_its_clients(monkeypatch):
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a-key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "a-secret")
+    monkeypatch.setenv("AWS_REGION", "eu-north-1")
+    sent = pickle.dumps(locate("s3://bucket/prefix"))
+
+    assert pickle.loads(sent).url == "s3://bucket/prefix"
+    assert b"S3Store" not in sent
+    assert b"a-secret" not in sent
 
 
 def test_mapped_files_keep_no_handle_open(full, path):

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+from rich.text import Text
 
 from actlake.storage import open_store
 from actlake.storage.export import export_store
@@ -50,20 +51,14 @@ def main(arguments: Sequence[str]) -> int:
             where=options.where,
             progress=lambda done, total: progress.update(task, completed=done, total=total),
         )
-    out = Console()
-    if not result.units_done:
-        out.print(
-            f"{result.store.url} is complete already; nothing was done",
-            highlight=False,
-            soft_wrap=True,
-        )
-        return 0
-    out.print(
-        f"{result.store.url} holds {result.rows:,} rows in {result.contexts:,} contexts, "
-        f"fingerprint {result.store.fingerprint}",
-        highlight=False,
-        soft_wrap=True,
+    store = result.store
+    said = (
+        f"{store.url} holds {result.rows:,} rows in {result.contexts:,} contexts, "
+        f"fingerprint {store.fingerprint}"
+        if result.units_done
+        else f"{store.url} is complete already; nothing was done"
     )
+    Console().print(Text(said), soft_wrap=True)  # a str's brackets would be read as markup
     return 0
 
 

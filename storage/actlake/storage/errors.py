@@ -7,6 +7,7 @@
         ├── StoreMismatch           same path, other contents          (ValueError)
         ├── FormatTooNew            written by a newer actlake         (ValueError)
         ├── InvalidSchema           a size or name that cannot be      (ValueError)
+        ├── InvalidSite             a site's name that cannot be read  (ValueError)
         ├── SiteNotStored           no activations of that site        (LookupError)
         ├── RowsNotCommitted        those rows are not there yet       (LookupError)
         ├── RowsOutOfRange          there are no such rows             (IndexError)
@@ -61,6 +62,10 @@ class FormatTooNew(StoreError, ValueError):
 
 class InvalidSchema(StoreError, ValueError):
     """A store cannot be made with these sizes or names."""
+
+
+class InvalidSite(StoreError, ValueError):
+    """A site's written name cannot be read."""
 
 
 class SiteNotStored(StoreError, LookupError):
@@ -150,10 +155,25 @@ def missing_extra(deed: str, *, package: str, extra: str) -> MissingExtra:
     )
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """A hint naming what `name` may have been meant to be, or what there is."""
-    names = list(known)
-    close = difflib.get_close_matches(name, names, n=1)
+def site_not_stored(
+    written: object, stored: object, known: Iterable[object], *, url: str
+) -> SiteNotStored:
+    """The error for a site, as it was written and under its stored name, that `url` lacks."""
+    return SiteNotStored(
+        f"No activations of {written} in {url}\n{nearest(stored, known)}; `actlake harvest` adds "
+        "sites to a finished store"
+    )
+
+
+def unknown_split(split: object, known: Iterable[str], *, url: str) -> UnknownSplit:
+    """The error for a split that the store, or every store, at `url` lacks."""
+    return UnknownSplit(f"There is no split {split!r} in {url}\n{nearest(split, known)}")
+
+
+def nearest(name: object, known: Iterable[object]) -> str:
+    """A hint naming what `name`, of any type, may have been meant to be, or what there is."""
+    names = list(map(str, known))
+    close = difflib.get_close_matches(str(name), names, n=1)
     if close:
         return f"hint: did you mean {close[0]!r}?"
     return f"hint: there is {', '.join(names) or 'nothing'}"

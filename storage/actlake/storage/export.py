@@ -13,18 +13,20 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from actlake.storage.corpus import Context, Document
 from actlake.storage.create import TOKENIZER, StoreBuilder, StoreRequest
-from actlake.storage.errors import EmptySelection, RowsNotCommitted, StoreExists
+from actlake.storage.errors import EmptySelection, InvalidQuery, RowsNotCommitted, StoreExists
 from actlake.storage.extents import Extent
 from actlake.storage.layout import MANIFEST
 from actlake.storage.lease import Lease
 from actlake.storage.location import Location, locate
 from actlake.storage.provenance import Provenance
-from actlake.storage.reading.many import ManyStores
+from actlake.storage.querying.document_table import document_batches, document_schema
 from actlake.storage.reading.predicates import Predicate
 from actlake.storage.resume import check_same, use_numerics
+from actlake.storage.sealed import crc32c
 from actlake.storage.sites import Site
 from actlake.storage.store import ActivationStore, open_store
 from actlake.storage.writer import add_sites, write_unit
@@ -49,9 +51,9 @@ def export_store(
     parent: ActivationStore,
     to: "str | Location",
     *,
-    sites: Sequence[str | Site] | None = None,
-    splits: Sequence[str] | None = None,
-    documents: Sequence[str] | None = None,
+    sites: str | Site | Sequence[str | Site] | None = None,
+    splits: str | Sequence[str] | None = None,
+    documents: str | int | Sequence[str | int] | None = None,
     where: Any = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> ExportResult:
@@ -62,11 +64,11 @@ def export_store(
     to
         Where the new store is made, or an interrupted export of the same goes on.
     sites
-        Which sites; by default all.
+        Which sites, or which one; by default all.
     splits
-        Only contexts of these splits.
+        Only contexts of these splits, or of this one.
     documents
-        Only contexts that hold tokens of documents with these ids.
+        Only contexts that hold tokens of these documents, or of this one: ids or ordinals.
     where
         Only contexts that hold a row of which this predicate is true; see `Predicate`.
     progress
@@ -74,23 +76,27 @@ def export_store(
 
     Raises
     ------
-    SiteNotStored, UnknownSplit, InvalidQuery, EmptySelection
+    SiteNotStored, UnknownSplit, NotInStore, EmptySelection
         As their names say.
+    InvalidQuery
+        The predicate cannot be worked out, a list is empty, or `parent` is not one store.
     RowsNotCommitted
         Chosen rows are not there yet.
     StoreExists, StoreMismatch
-        Something else is at `to`.
+        Something else is at `to`, such as an export for which the same words chose other rows.
     """
-    wanted = sorted({parent.site(site) for site in (parent.sites if sites is None else sites)})
-    for split in splits or ():
-        ManyStores([parent]).check_split(split)
-    chosen = tuple(s for s in parent.schema.splits if splits is None or s in splits)
+    _check_parent(parent)
+    wanted = sorted({parent.site(site) for site in _listed("sites", sites, parent.sites)})
+    chosen = _splits(parent, _listed("splits", splits, parent.schema.splits))
+    ordinals = None if documents is None else _ordinals(parent, _listed("documents", documents))
     predicate = None if where is None else Predicate(where)
-    contexts = _choose(parent, chosen, _of_documents(parent, documents), predicate)
+    if predicate is not None:
+        predicate.prepare(parent)
+    contexts = _Contexts.of(parent, _choose(parent, chosen, ordinals, predicate))
     _check_committed(parent, wanted, contexts)
     location = locate(to)
     _check_place(parent, location)
-    provenance = _provenance(parent, chosen, documents, predicate)
+    provenance = _provenance(parent, chosen, ordinals, predicate, contexts)
     with Lease.acquire(location) as lease:
         store = _lay_out(lease, parent, contexts, chosen, provenance)
         add_sites(lease, store, tuple(wanted), {"exported_from": parent.fingerprint})
@@ -100,9 +106,8 @@ def export_store(
         )
         store.refresh()
         missing = list(store.committed(wanted).missing(store.schema.num_units))
-        starts = _context_starts(parent, contexts)
         for done, unit in enumerate(missing):
-            rows = _parent_rows(starts, store.schema.unit_extent(unit))
+            rows = contexts.parent_rows(store.schema.unit_extent(unit))
             lacking = [site for site in wanted if unit not in store.ledger.covered[site]]
             values = {site: parent[site].take(rows, check=True) for site in lacking}
             lease.ledger.commit(
@@ -114,7 +119,83 @@ def export_store(
     return ExportResult(store, len(contexts), len(store), len(missing))
 
 
+@dataclass(frozen=True, slots=True)
+class _Contexts:
+    """The contexts to copy, in order."""
+
+    numbers: Array
+    """(n,) int64, as the parent numbers them."""
+    starts: Array
+    """(n,) int64, their first rows in the parent."""
+    edges: Array
+    """(n + 1,) int64, their first rows in the copy, and the end of the last."""
+
+    @classmethod
+    def of(cls, parent: ActivationStore, numbers: Array) -> "_Contexts":
+        starts = parent.contexts["start"].take(numbers)
+        lengths = parent.contexts["start"].take(numbers + 1) - starts
+        return cls(numbers, starts, np.append(0, np.cumsum(lengths)))
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def identity(self) -> dict[str, Any]:
+        """Which they are, in few words; JSON."""
+        crc = crc32c(self.numbers.astype("<i8"))
+        return {"count": len(self), "crc32c": f"{crc:08x}"}
+
+    def parent_rows(self, rows: Extent) -> Array:
+        """(n,) int64: the parent's row of each of these rows of the copy."""
+        row = np.arange(rows.start, rows.stop)
+        context = np.searchsorted(self.edges, row, side="right") - 1
+        found: Array = self.starts[context] + (row - self.edges[context])
+        return found
+
+    def blocks(self) -> Iterator[tuple[slice, Array]]:
+        """Some at a time: their places in `numbers`, and the parent's rows of all of them."""
+        for block in _blocks(len(self)):
+            rows = Extent(int(self.edges[block.start]), int(self.edges[block.stop]))
+            yield block.slice(), self.parent_rows(rows)
+
+
+def _blocks(num_contexts: int) -> Iterator[Extent]:
+    for start in range(0, num_contexts, _CONTEXTS_AT_ONCE):
+        yield Extent(start, min(start + _CONTEXTS_AT_ONCE, num_contexts))
+
+
 # Choosing.
+
+
+def _check_parent(parent: object) -> None:
+    if not isinstance(parent, ActivationStore):
+        raise InvalidQuery(
+            f"An opened store is exported, not {type(parent).__name__}\n"
+            "hint: give what open_store returns; several stores are exported one by one"
+        )
+
+
+def _listed(name: str, given: Any, default: Sequence[Any] = ()) -> list[Any]:
+    """What was given, of which one may stand alone; the default for None."""
+    if given is None:
+        return list(default)
+    listed = [given] if isinstance(given, str | int | Site) else list(given)
+    if not listed:
+        raise InvalidQuery(
+            f"An empty list of {name} chooses nothing to export\n"
+            f"hint: give at least one, or leave `{name}` out for all"
+        )
+    return listed
+
+
+def _splits(parent: ActivationStore, names: Sequence[str]) -> tuple[str, ...]:
+    """These splits, in the parent's order."""
+    codes = sorted({parent.split_code(name) for name in names})
+    return tuple(parent.schema.splits[code] for code in codes)
+
+
+def _ordinals(parent: ActivationStore, documents: Sequence[str | int]) -> Array:
+    """(n,) int64: the ordinals of these documents, sorted."""
+    return np.array(sorted({parent.lookup.ordinal(document) for document in documents}), np.int64)
 
 
 def _choose(
@@ -126,7 +207,7 @@ def _choose(
     """(n,) int64: the contexts to copy, sorted."""
     codes = [parent.schema.splits.index(split) for split in splits]
     chosen = []
-    for block in _context_blocks(parent):
+    for block in _blocks(parent.schema.contexts):
         kept = np.isin(parent.contexts["split"].read(block.start, block.stop), codes)
         starts = parent.contexts["start"].read(block.start, block.stop + 1)
         rows = Extent(int(starts[0]), int(starts[-1]))
@@ -145,38 +226,16 @@ def _choose(
     return contexts
 
 
-def _of_documents(parent: ActivationStore, ids: Sequence[str] | None) -> Array | None:
-    """The ordinals of documents with these ids, all of which must exist."""
-    if ids is None:
-        return None
-    known = parent.documents(["id"])["id"].to_pylist()
-    ordinals = np.flatnonzero(np.isin(known, list(ids)))
-    unknown = sorted(set(ids) - {known[ordinal] for ordinal in ordinals})
-    if unknown:
-        raise EmptySelection(
-            f"{parent.url} has no document {unknown[0]!r} ({len(unknown)} of {len(ids)} are "
-            "unknown)\nhint: store.documents(['id']) lists them"
-        )
-    return ordinals
-
-
-def _context_blocks(parent: ActivationStore) -> Iterator[Extent]:
-    total = parent.schema.contexts
-    for start in range(0, total, _CONTEXTS_AT_ONCE):
-        yield Extent(start, min(start + _CONTEXTS_AT_ONCE, total))
-
-
-def _check_committed(parent: ActivationStore, sites: Sequence[Site], contexts: Array) -> None:
+def _check_committed(parent: ActivationStore, sites: Sequence[Site], contexts: _Contexts) -> None:
     committed = parent.committed(sites)
     absent = list(committed.gaps(parent.schema.num_units))
     if not absent:
         return
     edges = np.array(absent, np.int64) * parent.schema.geometry.unit_rows
-    starts = parent.contexts["start"].take(contexts)
-    stops = parent.contexts["start"].take(contexts + 1)
+    stops = contexts.starts + np.diff(contexts.edges)
     lacking = np.zeros(len(contexts), bool)
     for first, last in edges.tolist():
-        lacking |= (starts < last) & (stops > first)
+        lacking |= (contexts.starts < last) & (stops > first)
     if lacking.any():
         raise RowsNotCommitted(
             f"{int(lacking.sum()):,} of the {len(contexts):,} chosen contexts of {parent.url} "
@@ -196,9 +255,15 @@ def _check_place(parent: ActivationStore, location: Location) -> None:
 def _provenance(
     parent: ActivationStore,
     splits: Sequence[str],
-    documents: Sequence[str] | None,
+    documents: Array | None,
     where: Predicate | None,
+    contexts: _Contexts,
 ) -> Provenance:
+    """What was asked for, and which contexts that chose.
+
+    The words alone do not say it: a predicate on labels chooses others once the labels are
+    replaced, and two functions may have one name.
+    """
     return Provenance(
         model=parent.provenance.model,
         tokenizer=parent.provenance.tokenizer,
@@ -208,8 +273,11 @@ def _provenance(
                 "corpus": dict(parent.provenance.corpus),
             },
             "splits": list(splits),
-            "documents": None if documents is None else sorted(set(documents)),
+            "documents": None
+            if documents is None
+            else sorted(parent.lookup.document_ids[documents].tolist()),
             "where": None if where is None else str(where),
+            "contexts": contexts.identity(),
         },
     )
 
@@ -217,7 +285,7 @@ def _provenance(
 def _lay_out(
     lease: Lease,
     parent: ActivationStore,
-    contexts: Array,
+    contexts: _Contexts,
     splits: tuple[str, ...],
     provenance: Provenance,
 ) -> ActivationStore:
@@ -241,42 +309,44 @@ def _lay_out(
         lease, request, provenance, tokenizer_files=_tokenizer_files(parent)
     ) as builder:
         ordinals = _copy_documents(parent, builder, contexts)
-        for number in contexts.tolist():
-            builder.add_context(_context(parent, number, ordinals))
+        for context in _copied(parent, contexts, ordinals):
+            builder.add_context(context)
         builder.finish()
     return open_store(lease.location)
 
 
-def _copy_documents(parent: ActivationStore, builder: StoreBuilder, contexts: Array) -> Array:
+def _copy_documents(parent: ActivationStore, builder: StoreBuilder, contexts: _Contexts) -> Array:
     """Add the documents that the contexts hold; the new ordinal of each old one, or -1."""
     used = np.zeros(parent.schema.documents, bool)
-    for number in contexts.tolist():
-        start, stop = parent.contexts["start"].read(number, number + 2).tolist()
-        used[parent.tokens["document"].read(start, stop)] = True
+    for _, rows in contexts.blocks():
+        used[parent.tokens["document"].take(rows, check=True)] = True
     ordinals = np.full(len(used), -1, np.int64)
-    # TODO: stream documents.parquet; it is read whole, which matters from some GB of text on.
-    for ordinal, row in enumerate(_documents(parent)):
-        if used[ordinal]:
-            ordinals[ordinal] = builder.add_document(row)
+    for ordinal, document in _documents(parent, used):
+        ordinals[ordinal] = builder.add_document(document)
     return ordinals
 
 
-def _documents(parent: ActivationStore) -> Iterator[Document]:
-    for batch in parent.documents().to_batches(max_chunksize=1024):
-        for row in batch.to_pylist():
+def _documents(parent: ActivationStore, used: Array) -> Iterator[tuple[int, Document]]:
+    """The documents that are used, in order, each with its ordinal."""
+    for first, batch in document_batches(parent, document_schema(parent).names):
+        places = np.flatnonzero(used[first : first + batch.num_rows])
+        rows = batch.take(pa.array(places)).to_pylist()
+        for place, row in zip(places.tolist(), rows, strict=True):
             own = {name: row.pop(name) for name in ("id", "source", "split", "text")}
-            yield Document(**own, columns=row)
+            yield first + place, Document(**own, columns=row)
 
 
-def _context(parent: ActivationStore, number: int, ordinals: Array) -> Context:
-    start, stop = parent.contexts["start"].read(number, number + 2).tolist()
-    code = int(parent.contexts["split"].read(number, number + 1)[0])
-    return Context(
-        parent.tokens["id"].read(start, stop),
-        ordinals[parent.tokens["document"].read(start, stop)],
-        parent.tokens["char"].read(start, stop),
-        parent.schema.splits[code],
-    )
+def _copied(parent: ActivationStore, contexts: _Contexts, ordinals: Array) -> Iterator[Context]:
+    """The contexts, their documents by the new ordinals."""
+    for block, rows in contexts.blocks():
+        cuts = contexts.edges[block][1:] - contexts.edges[block.start]
+        ids, documents, chars = (
+            np.split(parent.tokens[name].take(rows, check=True), cuts)
+            for name in ("id", "document", "char")
+        )
+        codes = parent.contexts["split"].take(contexts.numbers[block]).tolist()
+        for n, code in enumerate(codes):
+            yield Context(ids[n], ordinals[documents[n]], chars[n], parent.schema.splits[code])
 
 
 def _tokenizer_files(parent: ActivationStore) -> dict[str, bytes]:
@@ -284,19 +354,3 @@ def _tokenizer_files(parent: ActivationStore) -> dict[str, bytes]:
         key.removeprefix(f"{TOKENIZER}/"): parent.location.read(key)
         for key in parent.location.list(TOKENIZER)
     }
-
-
-def _context_starts(parent: ActivationStore, contexts: Array) -> tuple[Array, Array]:
-    """Of each context its first row in the new store (and the end), and in the parent."""
-    starts = parent.contexts["start"].take(contexts)
-    lengths = parent.contexts["start"].take(contexts + 1) - starts
-    return np.cumsum([0, *lengths]), starts
-
-
-def _parent_rows(starts: tuple[Array, Array], rows: Extent) -> Array:
-    """The parent's row of each row of the new store."""
-    ours, theirs = starts
-    row = np.arange(rows.start, rows.stop)
-    context = np.searchsorted(ours, row, side="right") - 1
-    found: Array = theirs[context] + (row - ours[context])
-    return found

@@ -18,7 +18,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from actlake.storage.errors import ActlakeError, nearest
+from actlake.storage.errors import InvalidSite, nearest
 
 Point = Literal["resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_in", "mlp_out"]
 POINTS: tuple[Point, ...] = get_args(Point)
@@ -32,10 +32,6 @@ _SAE_LENS_HOOKS = {
     "mlp_in": "ln2.hook_normalized",
     "mlp_out": "hook_mlp_out",
 }
-
-
-class InvalidSite(ActlakeError, ValueError):
-    """A site's written name cannot be read."""
 
 
 @dataclass(frozen=True, order=True, slots=True)
@@ -71,7 +67,7 @@ class Site:
         """
         if isinstance(written, Site):
             return written
-        match = _WRITTEN.fullmatch(written.strip())
+        match = _WRITTEN.fullmatch(str(written).strip())
         if match is None:
             raise InvalidSite(
                 f"Cannot read the site {written!r}\n"

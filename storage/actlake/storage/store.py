@@ -9,7 +9,7 @@ import os
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from operator import methodcaller
 from typing import TYPE_CHECKING, Any, Self, Unpack
 
@@ -20,7 +20,14 @@ import pyarrow.parquet as pq
 from actlake.storage.ahead import map_ahead
 from actlake.storage.arrays import Path, RowArray
 from actlake.storage.create import DOCUMENTS, MANIFEST, TOKENIZER
-from actlake.storage.errors import FormatTooNew, SiteNotStored, StoreDamaged, StoreNotFound, nearest
+from actlake.storage.errors import (
+    FormatTooNew,
+    InvalidSite,
+    StoreDamaged,
+    StoreNotFound,
+    site_not_stored,
+    unknown_split,
+)
 from actlake.storage.extents import Extent, UnitSet
 from actlake.storage.ledger import LedgerState, read_state
 from actlake.storage.location import Location, locate
@@ -179,6 +186,11 @@ class ActivationStore:
 
         return summarize(self).as_html()
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For another process: the ledger goes along as it was read, files are mapped anew."""
+        made = partial(type(self), path=self._path)
+        return made, (self.location, self.schema, self.provenance, self.fingerprint, self.ledger)
+
     def refresh(self) -> Self:
         """Read the ledger again, to see what a running harvest has committed since."""
         self.ledger = read_state(self.location)
@@ -201,11 +213,7 @@ class ActivationStore:
         """
         site = Site.parse(written).stored
         if site not in self.ledger.covered:
-            raise SiteNotStored(
-                f"No activations of {written} in {self.url}\n"
-                f"{nearest(str(site), map(str, self.sites))}; `actlake harvest` adds sites to "
-                "a finished store"
-            )
+            raise site_not_stored(written, site, self.sites, url=self.url)
         return site
 
     def __getitem__(self, site: str | Site) -> RowArray:
@@ -214,13 +222,16 @@ class ActivationStore:
             self._arrays[stored] = RowArray(
                 self.location,
                 self.schema.activations(stored),
-                committed=lambda: self.ledger.covered[stored],
+                committed=partial(self._covered, stored),
                 path=self._path,
             )
         return self._arrays[stored]
 
     def __contains__(self, site: object) -> bool:
-        return isinstance(site, str | Site) and Site.parse(site).stored in self.ledger.covered
+        try:
+            return isinstance(site, str | Site) and Site.parse(site).stored in self.ledger.covered
+        except InvalidSite:
+            return False
 
     def __len__(self) -> int:
         return self.schema.rows
@@ -253,7 +264,22 @@ class ActivationStore:
             units = units.intersection(self.ledger.covered[site])
         return units
 
+    def _covered(self, site: Site) -> UnitSet:
+        return self.ledger.covered[site]
+
     # Rows, contexts, documents.
+
+    def split_code(self, split: str) -> int:
+        """The code of a split: its place in ``schema.splits``.
+
+        Raises
+        ------
+        UnknownSplit
+            There is none of that name; the nearest is named.
+        """
+        if split not in self.schema.splits:
+            raise unknown_split(split, self.schema.splits, url=self.url)
+        return self.schema.splits.index(split)
 
     def contexts_of(self, rows: Extent) -> Extent:
         """The contexts that overlap `rows`; a few reads, whatever the size of the store."""
@@ -499,13 +525,18 @@ class ActivationStore:
             those. None: all rows.
         units
             Of these units' rows only; by default of all that are committed.
+
+        Raises
+        ------
+        SiteNotStored, UnknownSplit
+            There is no such site or split; the nearest is named.
         """
         stored = self.site(site)
         parts = {
             name: RowArray(self.location, spec)
             for name, spec in self.schema.moments(stored).items()
         }
-        splits = range(len(self.schema.splits)) if split is None else [self._split_code(split)]
+        splits = range(len(self.schema.splits)) if split is None else [self.split_code(split)]
         kinds = [False, True] if excluded is None else [excluded]
         threads = len(parts) if self.location.parallel > 1 else 1
         total = Moments.empty(self.schema.dim)
@@ -529,13 +560,6 @@ class ActivationStore:
                     )
                 )
         return total
-
-    def _split_code(self, split: str) -> int:
-        if split not in self.schema.splits:
-            raise LookupError(
-                f"There is no split {split!r} in {self.url}\n{nearest(split, self.schema.splits)}"
-            )
-        return self.schema.splits.index(split)
 
     # Text.
 

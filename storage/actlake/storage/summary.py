@@ -1,16 +1,23 @@
-"""What a terminal and a notebook show for a store."""
+"""What a terminal and a notebook show for a store, or for several read as one."""
 
 import html
 import io
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from rich.bar import Bar
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from actlake.storage.querying.labels import attached_names
+from actlake.storage.querying.parts import parts_of
 from actlake.storage.sites import Site
 
-if TYPE_CHECKING:  # store.py shows summaries
+if TYPE_CHECKING:  # both show summaries
+    from actlake.storage.reading.many import ManyStores
     from actlake.storage.store import ActivationStore, Coverage
 
 # Four small files each: of more, they are not read unasked. Remote ones are a request each.
@@ -34,6 +41,7 @@ class SiteLine:
 class Summary:
     """A store at a glance."""
 
+    title: str
     url: str
     fingerprint: str
     facts: tuple[tuple[str, str], ...]
@@ -53,16 +61,19 @@ class Summary:
 
     def print(self, console: Console) -> None:
         """Show it on a console."""
-        console.print(f"Activation store [bold]{self.url}[/bold]", highlight=False)
+        # Text, not str: Rich would read what a path or a name has in brackets as markup.
+        console.print(Text.assemble(f"{self.title} ", (self.url, "bold")), soft_wrap=True)
         facts = Table.grid(padding=(0, 2))
         for name, value in self.facts:
-            facts.add_row(f"  {name}", value)
+            facts.add_row(f"  {name}", Text(value))
         console.print(facts)
         table = Table(box=None, pad_edge=False, padding=(0, 2))
         for column, justify in _COLUMNS.items():
             table.add_column(column, justify=justify)
-        for line in self.sites:
-            table.add_row(*_cells(line))
+        table.add_column()  # the norms as bars
+        for line, share in zip(self.sites, _norm_shares(self.sites), strict=True):
+            bar = Bar(1.0, 0.0, share, width=_BAR_CHARACTERS)
+            table.add_row(*_cells(line), bar if share else "")
         console.print(table if self.sites else "  no sites yet")
 
     def as_html(self) -> str:
@@ -72,8 +83,7 @@ class Summary:
             f"<td {_CELL}'>{html.escape(value)}</td></tr>"
             for name, value in self.facts
         )
-        longest = max((line.mean_norm or 0.0 for line in self.sites), default=0.0) or 1.0
-        sites = "".join(_site_row(line, longest) for line in self.sites)
+        sites = "".join(map(_site_row, self.sites, _norm_shares(self.sites)))
         head = "".join(
             f"<th style='text-align:{align};padding:2px 12px 2px 0;opacity:.65;font-weight:400'>"
             f"{html.escape(column.strip())}</th>"
@@ -83,7 +93,7 @@ class Summary:
         return (
             "<div style='border:1px solid rgba(128,128,128,.35);border-radius:8px;"
             "padding:10px 14px;display:inline-block;line-height:1.4'>"
-            f"<div><b>Activation store</b> <code>{html.escape(self.url)}</code> "
+            f"<div><b>{html.escape(self.title)}</b> <code>{html.escape(self.url)}</code> "
             f"<span style='opacity:.65'>· {state if self.sites else 'no sites yet'}</span></div>"
             f"<table>{facts}</table>"
             + (f"<table><tr>{head}<th></th></tr>{sites}</table>" if self.sites else "")
@@ -93,7 +103,7 @@ class Summary:
 
 _CELL = "style='text-align:left;padding:1px 12px 1px 0"
 _BLUE, _GREEN, _AMBER = "#4c8dd6", "#3fa66b", "#d99a2b"
-
+_BAR_CHARACTERS = 12
 
 _COLUMNS: dict[str, Literal["left", "right"]] = {
     "  site": "left",
@@ -103,41 +113,66 @@ _COLUMNS: dict[str, Literal["left", "right"]] = {
 }
 
 
-def summarize(store: "ActivationStore") -> Summary:
+def summarize(store: "ActivationStore | ManyStores") -> Summary:
     """Gather what `Summary` shows; reads the ledger's state and the moments, no rows."""
-    schema = store.schema
-    model = store.provenance.model.get("name", "unknown model")
-    revision = str(store.provenance.model.get("revision", ""))[:12]
-    facts = (
-        ("model", f"{model} {revision}".strip()),
-        (
-            "rows",
-            f"{schema.rows:,} tokens in {schema.contexts:,} contexts of up to "
-            f"{schema.context_length}, {schema.documents:,} documents",
-        ),
-        ("layout", f"{schema.layout}; splits {', '.join(schema.splits)}"),
-        (
-            "stored as",
-            f"{schema.dtype} × {schema.dim}, {schema.num_units:,} units of "
-            f"{schema.geometry.unit_rows:,} rows, chunks of {schema.geometry.chunk_rows:,}",
-        ),
-        ("fingerprint", store.fingerprint),
-    )
+    stores = [part.store for part in parts_of(store)]
+    number = len(stores)
     return Summary(
-        store.url, store.fingerprint, facts, tuple(_line(store, site) for site in store.sites)
+        "Activation store" if number == 1 else f"{number} activation stores read as one:",
+        store.url,
+        store.fingerprint,
+        _facts(stores),
+        tuple(_line(store, stores, site) for site in store.sites),
     )
 
 
-def _line(store: "ActivationStore", site: Site) -> SiteLine:
+def _facts(stores: Sequence["ActivationStore"]) -> tuple[tuple[str, str], ...]:
+    schemas = [store.schema for store in stores]
+    first = schemas[0]
+    model = stores[0].provenance.model.get("name", "unknown model")
+    revision = str(stores[0].provenance.model.get("revision", ""))[:12]
+    labels = sorted({name for store in stores for name in attached_names(store)})
+    unit_rows = _listed(f"{s.geometry.unit_rows:,}" for s in schemas)
+    chunk_rows = _listed(f"{s.geometry.chunk_rows:,}" for s in schemas)
+    facts = {
+        "model": f"{model} {revision}".strip(),
+        "rows": f"{sum(s.rows for s in schemas):,} tokens in {sum(s.contexts for s in schemas):,} "
+        f"contexts of up to {max(s.context_length for s in schemas)}, "
+        f"{sum(s.documents for s in schemas):,} documents",
+        "layout": f"{_listed(s.layout for s in schemas)}; "
+        f"splits {_listed(name for s in schemas for name in s.splits)}",
+        "stored as": f"{first.dtype} × {first.dim}, {sum(s.num_units for s in schemas):,} units of "
+        f"{unit_rows} rows, chunks of {chunk_rows}",
+        "labels": ", ".join(labels),
+        "fingerprint": _listed(store.fingerprint for store in stores),
+    }
+    return tuple((name, value) for name, value in facts.items() if value)
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(dict.fromkeys(names))
+
+
+def _line(
+    store: "ActivationStore | ManyStores", stores: Sequence["ActivationStore"], site: Site
+) -> SiteLine:
     coverage = store.coverage(site)
-    is_remote = store.location.local_path("") is None
+    is_remote = any(one.location.local_path("") is None for one in stores)
     few = 0 < coverage.units <= (_MOST_UNITS_TO_FETCH if is_remote else _MOST_UNITS_TO_MERGE)
     return SiteLine(
         site,
         coverage,
-        coverage.rows * store.schema.row_bytes,
+        coverage.rows * stores[0].schema.row_bytes,
         store.moments(site).mean_norm if few else None,
     )
+
+
+def _norm_shares(lines: Sequence[SiteLine]) -> list[float]:
+    """Of each site, its mean norm over the largest; 0 where it is not known or no number."""
+    norms = [line.mean_norm or 0.0 for line in lines]
+    finite = [norm if math.isfinite(norm) else 0.0 for norm in norms]
+    largest = max(finite, default=0.0) or 1.0
+    return [norm / largest for norm in finite]
 
 
 def _cells(line: SiteLine) -> tuple[str, str, str, str]:
@@ -145,12 +180,12 @@ def _cells(line: SiteLine) -> tuple[str, str, str, str]:
     return f"  {line.site}", str(line.coverage), human_bytes(line.num_bytes), norm
 
 
-def _site_row(line: SiteLine, longest: float) -> str:
+def _site_row(line: SiteLine, norm_share: float) -> str:
     site, committed, size, norm = (html.escape(cell.strip()) for cell in _cells(line))
     coverage = line.coverage
     share = coverage.units / coverage.total_units
     covered = _bar(share, 60, _GREEN if coverage.is_complete else _AMBER)
-    norms = _bar((line.mean_norm or 0.0) / longest, 140, _BLUE)
+    norms = _bar(norm_share, 140, _BLUE)
     numeric = _CELL.replace("left", "right", 1)
     return (
         f"<tr><td {_CELL}'><code>{site}</code></td>"
@@ -160,8 +195,8 @@ def _site_row(line: SiteLine, longest: float) -> str:
 
 
 def _bar(share: float, width: int, colour: str) -> str:
-    """A bar on a faint track; a share that is not a number is an empty one."""
-    filled = round(width * min(1.0, max(0.0, share))) if share == share else 0
+    """A bar on a faint track."""
+    filled = round(width * share)
     track = f"<rect width='{width}' height='8' rx='2' fill='currentColor' opacity='.12'/>"
     bar = f"<rect width='{filled}' height='8' rx='2' fill='{colour}'/>"
     return f"<svg width='{width}' height='8' role='img'>{track}{bar}</svg>"

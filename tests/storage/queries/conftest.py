@@ -97,6 +97,8 @@ def tell(
     keep_text: bool = True,
     cut: int | None = None,
     length: int = 16,
+    dtype: str = "float32",
+    keep_tokenizer: bool = True,
 ) -> Told:
     """Build and fill a store of `TEXTS`, packed, the last document cut after `cut` tokens."""
     end = tokenizer.token_to_id(END)
@@ -122,27 +124,27 @@ def tell(
     rows = [token for context in contexts for token in context]
     request = StoreRequest(
         dim=5,
-        dtype="float32",
+        dtype=dtype,
         layout="packed",
         context_length=length,
         splits=("train", "test"),
         special_ids=(end,),
     )
-    acts = np.random.default_rng(0).normal(size=(len(rows), 5)).astype(np.float32)
+    acts = np.random.default_rng(0).normal(size=(len(rows), 5)).astype(dtype)
+    files = {"tokenizer.json": tokenizer.to_str().encode()} if keep_tokenizer else {}
     with Lease.acquire(LocalFolder(folder)) as lease:
         with StoreBuilder(
             lease,
             request,
             Provenance(model={"name": "none"}),
-            tokenizer_files={"tokenizer.json": tokenizer.to_str().encode()},
+            tokenizer_files=files,
             token_chunk_rows=16,
             token_shard_rows=32,
         ) as builder:
             for (name, text), split in zip(TEXTS.items(), SPLITS, strict=True):
                 kept = text if keep_text else None
-                builder.add_document(
-                    Document(name, "made", split, kept, {"words": len(text.split())})
-                )
+                own = {"words": len(text.split()), "my col": len(text)}
+                builder.add_document(Document(name, "made", split, kept, own))
             for context in contexts:
                 ids, documents, starts, _, splits = zip(*context, strict=True)
                 builder.add_context(

@@ -1,5 +1,6 @@
 """find gives the rows that reading everything and looking would give."""
 
+import logging
 import re
 
 import numpy as np
@@ -44,6 +45,26 @@ def test_a_regular_expression_finds_what_pythons_re_finds(told, regex, at):
     assert rows.rows.tolist() == by_hand(told, regex, at)
 
 
+@pytest.mark.parametrize("regex", ["^", "(?=Paris)", "x*", r"\b"])
+def test_where_all_matches_are_empty_the_log_says_so(told, regex, caplog):
+    matches = sum(len(list(re.finditer(regex, text))) for text in set(told.texts))
+
+    with caplog.at_level(logging.WARNING):
+        rows = told.store().find(regex=regex)
+
+    assert len(rows) == 0
+    (record,) = caplog.records
+    assert record.message.startswith(f"All {matches} matches of {regex!r} in ")
+
+
+@pytest.mark.parametrize("regex", ["Paris|", "London"])
+def test_where_a_match_covers_text_or_there_is_none_nothing_is_logged(told, regex, caplog):
+    with caplog.at_level(logging.WARNING):
+        told.store().find(regex=regex)
+
+    assert caplog.records == []
+
+
 def test_every_token_of_the_vocabulary_is_found_by_its_name_and_its_number(told):
     store = told.store()
 
@@ -69,6 +90,15 @@ def test_a_list_of_tokens_finds_any_of_them(told):
     rows = told.store().find(token=some)
 
     assert rows.rows.tolist() == np.flatnonzero(np.isin(told.ids, some)).tolist()
+
+
+def test_numbers_may_be_numpys(told):
+    store = told.store()
+    token = told.ids[0]
+
+    assert store.find(token=token) == store.find(token=int(token))
+    assert store.find(token=np.array([token])) == store.find(token=int(token))
+    assert store.find(document=np.int64(1)) == store.find(document=1)
 
 
 def test_documents_are_found_by_id_and_by_ordinal(told):
@@ -123,7 +153,22 @@ def test_what_occurs_nowhere_is_no_rows_and_no_error(told):
         ({"text": ""}, "An empty text stands everywhere"),
         ({"regex": "("}, r"'\(' is not a regular expression: missing \)"),
         ({"text": "a", "at": "middle"}, "at is 'last', 'first' or 'all', not 'middle'"),
-        ({"token": []}, "empty list"),
+        ({"token": []}, "token is an empty list"),
+        ({"token": [" is", 1.5]}, r"A token is named .* not by 1\.5, of type float\nhint: give"),
+        ({"token": b"is"}, "not by b'is', of type bytes"),
+        ({"token": True}, "not by True, of type bool"),
+        ({"document": 1.5}, r"A document is named .* not by 1\.5"),
+        ({"document": ["paris", None]}, "not by None, of type NoneType"),
+        ({"text": 5}, r"text is 5, of type int\nhint: give it as text"),
+        ({"regex": 5}, "regex is 5, of type int"),
+        ({"regex": b"Paris"}, "regex is b'Paris', of type bytes"),
+        ({"regex": re.compile(b"Paris")}, "regex is b'Paris', of type bytes"),
+        ({"regex": ""}, "An empty pattern matches everywhere"),
+        ({"regex": re.compile("")}, "An empty pattern matches everywhere"),
+        ({"split": 5}, "split is 5, of type int"),
+        ({"where": 5}, "where is 5, of type int"),
+        ({"where": ""}, r"An empty predicate .*\nhint: leave where out"),
+        ({"at": ["last"], "text": "a"}, r"at is .* not \['last'\]"),
         ({"where": "position <"}, "where='position <' is not valid SQL"),
         ({"where": "positoin < 3"}, r'"positoin" not found[\s\S]*hint: there are tokens\(row, id'),
         ({"where": "1; select 2"}, "is not valid SQL"),

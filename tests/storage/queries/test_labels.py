@@ -18,6 +18,8 @@ from actlake.storage.errors import (
     StoreDamaged,
     StoreMismatch,
 )
+from actlake.storage.export import export_store
+from actlake.storage.querying.labels import attached_names
 
 SPAN = ("document", "start", "stop")
 BY_DOCUMENT = {"document": ["paris", "york", "code"], "label": ["a", "b", "a"]}
@@ -105,6 +107,35 @@ def test_spans_work_without_the_text(make_told):
     assert labels.rows.tolist() == told.overlapping("york", 4, 11)
 
 
+@pytest.mark.parametrize(("beyond", "fits"), [(0, True), (1, False), (10_000, False)])
+@pytest.mark.parametrize("keep_text", [True, False])
+def test_a_span_ends_where_the_text_does_whether_it_is_kept_or_not(
+    make_told, keep_text, beyond, fits
+):
+    told = make_told(keep_text=keep_text)
+    length = len(told.texts[told.names.index("paris")])
+    spans = {"document": ["paris"], "start": [4], "stop": [length + beyond], "label": [1]}
+
+    if fits:
+        told.store().attach_labels("spans", spans, key=SPAN)
+    else:
+        with pytest.raises(LabelsMisaligned, match="1 outside text"):
+            told.store().attach_labels("spans", spans, key=SPAN)
+
+
+def test_without_text_a_document_that_was_cut_ends_with_its_last_token(make_told):
+    told = make_told(keep_text=False, cut=7)
+    row = max(row for row, name in enumerate(told.names) if name == "again")
+    start, stop = told.spans[row]
+    assert stop - start > 1
+
+    spans = {"document": ["again"] * 2, "start": [start] * 2, "stop": [stop, stop + 1], "n": [1, 2]}
+    labels = told.store().attach_labels("spans", spans, key=SPAN, misaligned="drop")
+
+    assert labels.rows.tolist() == [row]
+    assert labels.alignment.outside_text == 1
+
+
 def table_forms(folder):
     table = pa.table(BY_DOCUMENT)
     pq.write_table(table, folder / "t.parquet")
@@ -130,6 +161,26 @@ def test_tables_come_as_parquet_csv_arrow_pandas_polars_or_plain_columns(told, t
     labels = told.store().attach_labels("kind", given_, key="document")
 
     assert labels.to_arrow().to_pylist() == expected.to_pylist()
+
+
+@pytest.mark.parametrize("frame", [pd.DataFrame, polars.DataFrame, dict])
+def test_integers_with_gaps_that_became_floats_are_keys(told, frame):
+    given_ = frame({"row": [9.0, float("nan"), 2.0], "x": [1, 2, 3]})
+
+    with pytest.raises(LabelsMisaligned, match="2 of 3 labels fit; 1 missing keys"):
+        told.store().attach_labels("marks", given_, key="row")
+    labels = told.store().attach_labels("marks", given_, key="row", misaligned="drop")
+
+    assert labels.rows.tolist() == [2, 9]
+    assert labels.values().tolist() == [3, 1]
+
+
+def test_ordinals_with_gaps_that_became_floats_are_documents(told):
+    given_ = pd.DataFrame({"document": [1, None], "x": [1, 2]})
+
+    labels = told.store().attach_labels("kind", given_, key="document", misaligned="drop")
+
+    assert labels.rows.tolist() == np.flatnonzero(np.array(told.names) == "york").tolist()
 
 
 def test_labels_are_found_again_in_a_store_opened_later(told):
@@ -161,6 +212,41 @@ def test_predicates_see_labels_of_every_kind(told):
     assert store.find(where="part is not null").rows.tolist() == told.overlapping("paris", 0, 8)
     nothing = store.find(where="x is null and row < 6").rows.tolist()
     assert nothing == [0, 2, 4]
+
+
+def test_a_label_column_named_like_another_is_called_after_its_table(told):
+    store = told.store()
+    store.attach_labels(
+        "kind",
+        {
+            "document": ["paris", "york"],
+            "Position": [7, 8],
+            "words": [100, 200],
+            "kind_words": [1, 2],
+            "text": ["a", "b"],
+        },
+        key="document",
+    )
+    marks = {"row": [1, 3], "split": ["x", "y"], "document_id": ["p", "q"]}
+    store.attach_labels("marks", marks, key="row")
+
+    def found(where):
+        return store.find(where=where).rows.tolist()
+
+    names = np.array(told.names)
+    assert found("position < 3") == np.flatnonzero(told.positions < 3).tolist()
+    assert found("words > 99") == []
+    assert found("split = 'y'") == []
+    assert found("kind_position = 7") == np.flatnonzero(names == "paris").tolist()
+    assert found("kind_words = 2") == np.flatnonzero(names == "york").tolist()
+    assert found("kind_kind_words = 200") == np.flatnonzero(names == "york").tolist()
+    assert found("kind.kind_text = 'b'") == np.flatnonzero(names == "york").tolist()
+    assert found("marks_split = 'y'") == [3]
+    assert found("marks_document_id = 'p' and document_id = 'paris'") == [1]
+    assert store.sql("select position from kind order by 1").table()["Position"].to_pylist() == [
+        7,
+        8,
+    ]
 
 
 def test_sql_sees_labels_as_tables(told):
@@ -243,16 +329,37 @@ def test_a_span_of_text_that_was_not_laid_out_is_misaligned(make_told):
         ("kind", BY_DOCUMENT, "id", "cannot be keyed by 'id'"),
         ("kind", {"document": ["paris"]}, "document", "no column of labels"),
         ("kind", {"document": [0], "row": [1]}, "document", "a column 'row', which is a key's"),
-        ("kind", {"document": [0.5], "x": [1]}, "document", "`document` holds double"),
+        ("kind", {"document": [0.5], "x": [1]}, "document", r"`document` holds double .* 0\.5"),
+        ("kind", {"row": [float("inf")], "x": [1]}, "row", "`row` holds double such as inf"),
+        ("kind", {"row": [True], "x": [1]}, "row", "`row` holds bool"),
         ("kind", {"row": ["a"], "x": [1]}, "row", "`row` holds string"),
         ("kind", "labels.xlsx", "row", "hint: give a file that ends in .parquet, .csv"),
         ("kind", "nowhere.csv", "row", "cannot be read"),
         ("kind", 5, "row", "cannot be made of int"),
+        (5, BY_DOCUMENT, "document", "The name of labels is 5, of type int"),
+        ("kind", BY_DOCUMENT, 5, r"cannot be keyed by 5\nhint: key is"),
+        ("kind", BY_DOCUMENT, None, "cannot be keyed by None"),
+        ("kind", BY_DOCUMENT, ("document",), "cannot be keyed by"),
+        ("kind", {"row": [1, 2], "x": [1]}, "row", r"no table: .*\nhint: columns are of one"),
+        ("kind", {"row": 5, "x": [1]}, "row", "no table: 'int' object is not iterable"),
+        ("kind", pd.DataFrame({"row": [1, 2], "x": [1, "a"]}), "row", "no table: .*column x"),
+        (
+            "kind",
+            pa.table([[1], [2], [3]], names=["row", "x", "X"]),
+            "row",
+            r"several columns 'x': row, x, X\nhint: rename them",
+        ),
+        ("kind", pd.DataFrame([[1, 2, 3]], columns=["row", "x", "x"]), "row", "no table"),
     ],
 )
 def test_a_table_that_cannot_be_labels_is_refused(told, name, table, key, words):
     with pytest.raises(InvalidQuery, match=words):
         told.store().attach_labels(name, table, key=key)
+
+
+def test_an_unknown_word_for_misaligned_is_refused(told):
+    with pytest.raises(InvalidQuery, match="misaligned is 'refuse' or 'drop', not 'ignore'"):
+        told.store().attach_labels("kind", BY_DOCUMENT, key="document", misaligned="ignore")
 
 
 def test_labels_are_replaced_only_when_asked(told):
@@ -274,8 +381,22 @@ def test_unknown_labels_and_columns_name_what_there_is(told):
     store.attach_labels("kind", {**BY_DOCUMENT, "n": [1, 2, 3]}, key="document")
     with pytest.raises(LabelsNotAttached, match="did you mean 'kind'"):
         store.labels("kinds")
+    with pytest.raises(InvalidQuery, match="The name of labels is 5, of type int"):
+        store.labels(5)
     with pytest.raises(LabelsNotAttached, match="no column None\nhint: there is label, n"):
         store.labels("kind").values()
+
+
+def test_an_export_has_no_labels_and_those_of_documents_attach_again(told, tmp_path):
+    store = told.store()
+    store.attach_labels("kind", BY_DOCUMENT, key="document")
+
+    copy = export_store(store, str(tmp_path / "copy"), documents=["york"]).store
+
+    assert attached_names(copy) == []
+    labels = copy.attach_labels("kind", BY_DOCUMENT, key="document", misaligned="drop")
+    assert copy.find(document="york") == copy.find(where="label = 'b'")
+    assert labels.alignment.unknown_documents == 3 - labels.alignment.kept
 
 
 def test_labels_of_another_corpus_are_refused(told, make_told):

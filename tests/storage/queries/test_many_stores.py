@@ -135,6 +135,30 @@ def test_labels_of_several_stores_are_one_table(pair, both):
     )
 
 
+def test_labels_that_one_store_has_are_asked_for_in_all(pair, both):
+    marks = {"row": [3, 5], "x": [1, 2]}
+    both.stores[1].attach_labels("marks", marks, key="row")
+    both.stores[0].attach_labels("kind", {"document": ["york"], "kind": ["city"]}, key="document")
+    first = len(both.stores[0])
+
+    def read(where):
+        batches = both.batches(SITE, 4, where=where, exclude=None, epochs=1, last="ragged")
+        return np.sort(np.concatenate([batch.rows for batch in batches])).tolist()
+
+    for where, expected in {
+        "x >= 1": [first + 3, first + 5],
+        "marks.x = 2": [first + 5],
+        "row in (select row from marks)": [first + 3, first + 5],
+        "kind = 'city'": np.flatnonzero(np.array(pair[0].names) == "york").tolist(),
+        "x is null and row % 50 = 1": [row for row in range(len(both)) if row % 50 == 1],
+    }.items():
+        assert both.find(where=where).rows.tolist() == expected
+        assert read(where) == expected
+        assert both.stores[1].find(where="x >= 1").rows.tolist() == [3, 5]
+    with pytest.raises(InvalidQuery, match="hint: there are tokens"):
+        both.stores[0].find(where="x >= 1")
+
+
 def test_labels_that_cannot_be_one_table_are_refused(both):
     first, second = both.stores
     first.attach_labels("kind", {"document": ["york"], "kind": ["city"]}, key="document")

@@ -1,11 +1,13 @@
 """The xarray view has the store's names and numbers, and reads them only when asked."""
 
+import pickle
 import sys
 
 import numpy as np
 import pytest
 
 from actlake.storage import Lease, Site
+from actlake.storage.arrays import RowArray
 from actlake.storage.errors import MissingExtra, SiteNotStored
 from actlake.storage.location import LocalFolder
 from actlake.storage.verify import revoke_shards
@@ -44,22 +46,59 @@ def test_selections_are_those_of_numpy(told, key):
     np.testing.assert_array_equal(selected.values, expected)
 
 
-def test_nothing_is_read_before_values_are_asked_for(told, monkeypatch):
-    store = told.store()
-    read = []
-    take = store[SITE].take
-    monkeypatch.setattr(
-        store[SITE], "take", lambda rows, **how: read.append(len(rows)) or take(rows, **how)
-    )
+@pytest.fixture
+def read(monkeypatch):
+    """What is read of any array of any store, as (name, rows)."""
+    seen = []
+    take, between = RowArray.take, RowArray.read
 
-    dataset = store.to_xarray()
-    part = dataset[SITE].isel(row=slice(8, 10))
-    shown = repr(dataset) + dataset._repr_html_()
+    def watched_take(array, rows, **how):
+        seen.append((array.spec.name, len(rows)))
+        return take(array, rows, **how)
+
+    def watched_read(array, start, stop, **how):
+        seen.append((array.spec.name, stop - start))
+        return between(array, start, stop, **how)
+
+    monkeypatch.setattr(RowArray, "take", watched_take)
+    monkeypatch.setattr(RowArray, "read", watched_read)
+    return seen
+
+
+def test_nothing_is_read_before_values_are_asked_for(told, read):
+    dataset = told.store().to_xarray()
+    part = dataset.isel(row=slice(8, 10))
+    shown = repr(dataset) + dataset._repr_html_() + repr(part)
 
     assert SITE in shown
     assert read == []
-    np.testing.assert_array_equal(part.values, told.acts[8:10])
-    assert read == [2]
+    np.testing.assert_array_equal(part[SITE].values, told.acts[8:10])
+    assert [rows for _, rows in read] == [2]
+    read.clear()
+    np.testing.assert_array_equal(part.token.values, told.ids[8:10])
+    assert read == [("tokens/id", 2)]
+
+
+def test_bfloat16_is_given_out_as_float32(make_told):
+    told = make_told(dtype="bfloat16")
+    stored = told.acts.astype(np.float32)
+
+    acts = told.store().to_xarray()[SITE]
+
+    assert acts.dtype == acts.values.dtype == np.float32
+    np.testing.assert_array_equal(acts.values, stored)
+    np.testing.assert_allclose(acts.mean("row").values, stored.mean(axis=0), atol=1e-6)
+
+
+def test_a_pickled_dataset_reads_what_it_did(told, read):
+    dataset = told.store().to_xarray()
+
+    arrived = pickle.loads(pickle.dumps(dataset))
+
+    assert read == []
+    assert arrived.identical(dataset)
+    np.testing.assert_array_equal(arrived[SITE].values, told.acts)
+    assert arrived.split.values.tolist() == told.splits
 
 
 def test_units_that_are_not_committed_are_nan(told):

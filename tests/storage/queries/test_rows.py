@@ -53,6 +53,13 @@ def test_rows_of_different_stores_do_not_combine():
         Rows(Hundred(), [1]) & Rows(other, [1])
 
 
+@pytest.mark.parametrize("deed", ["__and__", "__or__", "__sub__", "__xor__"])
+def test_rows_combine_with_rows_only(deed):
+    rows = Rows(Hundred(), [1])
+
+    assert getattr(rows, deed)([1, 2]) is NotImplemented
+
+
 @pytest.mark.parametrize("rows", [[-1], [100], [[1]], [0.5]])
 def test_rows_that_do_not_exist_are_refused(rows):
     with pytest.raises(RowsOutOfRange):
@@ -77,6 +84,8 @@ def test_rows_that_are_not_committed_are_refused_left_out_or_nan(told):
     assert there.rows.tolist() == [*range(16), *range(32, 40)]
     np.testing.assert_array_equal(there.acts(SITE), told.acts[there.rows])
     assert np.isnan(rows.acts(SITE, missing="nan")[16:32]).all()
+    with pytest.raises(InvalidQuery, match="missing is 'raise' or 'nan', not 'foo'"):
+        rows.acts(SITE, missing="foo")
 
 
 def test_the_table_says_what_each_row_is(told):
@@ -152,6 +161,18 @@ def test_a_documents_markup_is_escaped(told):
     store.lookup.document_ids[:] = "<script>"
 
     assert "<script>" not in store.find(text="Paris")._repr_html_()
+
+
+def test_without_a_tokenizer_rows_show_their_ids(make_told):
+    told = make_told(keep_tokenizer=False)
+    rows = told.store().find(document="york")
+
+    passage = rows.context(1, 1)[1]
+
+    row = rows.rows[1]
+    assert str(passage) == f"{told.ids[row - 1]} ⟦{told.ids[row]}⟧ {told.ids[row + 1]}"
+    assert f"⟦{told.ids[row]}⟧" in repr(rows)
+    assert f"<mark>{told.ids[row]}</mark>" in rows._repr_html_()
 
 
 def test_rows_introduce_themselves(told):

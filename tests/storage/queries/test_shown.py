@@ -2,10 +2,21 @@
 
 from xml.etree import ElementTree
 
-from actlake.storage import Lease, Site
+import pytest
+
+from actlake.storage import Lease, Site, open_store
 from actlake.storage.location import LocalFolder
 from actlake.storage.summary import summarize
 from actlake.storage.verify import revoke_shards
+
+
+@pytest.fixture
+def two_sites(known, folder):
+    """A store of two sites, the rows of one three times as long as those of the other."""
+    known.acts[Site(3)] = 3 * known.acts[Site(0)]
+    known.build(folder)
+    known.fill(folder)
+    return open_store(folder)
 
 
 def parsed(page):
@@ -33,6 +44,48 @@ def test_html_of_an_unfinished_store_says_how_much_is_missing(told):
 
     assert "incomplete" in text
     assert f"{(units - 1) / units:.0%}" in text
+
+
+def test_the_bars_of_two_sites_are_as_long_as_their_norms(two_sites):
+    bars = [
+        [float(rect.get("width")) for rect in picture.iter("rect")]
+        for picture in parsed(two_sites._repr_html_()).iter("svg")
+    ]
+
+    coverage, norms = bars[::2], bars[1::2]
+    assert [filled / track for track, filled in coverage] == [1, 1]
+    assert [filled / track for track, filled in norms] == pytest.approx([1 / 3, 1], abs=0.01)
+
+
+def test_a_terminal_shows_the_norms_as_bars_too(two_sites):
+    lines = repr(two_sites).splitlines()
+
+    short, long = (next(line for line in lines if f"resid_post.{n} " in line) for n in (0, 3))
+    assert long.count("█") == 12
+    assert short.count("█") == 4
+
+
+def test_a_site_with_no_rows_yet_has_an_empty_bar(known, folder):
+    known.build(folder)
+    known.fill(folder, (Site(0),), skip=tuple(range(11)))
+    store = open_store(folder)
+
+    coverage, norm = parsed(store._repr_html_()).iter("svg")
+
+    assert [picture[1].get("width") for picture in (coverage, norm)] == ["0", "0"]
+    assert "█" not in repr(store)
+
+
+def test_attached_labels_are_listed_by_name(told):
+    store = told.store()
+    assert "\n  labels " not in repr(store)
+    for name in ("marks", "kind"):
+        store.attach_labels(name, {"row": [3], "x": [1]}, key="row")
+
+    text = " ".join(parsed(store._repr_html_()).itertext())
+
+    assert "labels kind, marks" in text
+    assert "\n  labels       kind, marks" in repr(store)
 
 
 def test_html_escapes_what_the_store_says_of_itself(told):

@@ -1,5 +1,6 @@
 """SQL sees the store's tables, all of them, and nothing else."""
 
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -82,6 +83,46 @@ def test_a_result_is_arrow_pandas_polars_and_text(told):
     assert repr(result).startswith("id | n\n")
     assert f"and {len(expected) - 20} more rows" in repr(result)
     assert "<table>" in result._repr_html_()
+
+
+def test_to_show_a_result_only_its_first_rows_are_read(told, monkeypatch):
+    from actlake.storage.querying import relations
+
+    monkeypatch.setattr(relations, "_ROWS_AT_ONCE", 16)
+    store = told.store()
+    seen = []
+    read = store.tokens["id"].read
+
+    def watched(start, stop, **how):
+        seen.append((start, stop))
+        return read(start, stop, **how)
+
+    monkeypatch.setattr(store.tokens["id"], "read", watched)
+    result = store.sql("select row, id from tokens")
+
+    text, page = repr(result), result._repr_html_()
+
+    rows = [f"{row} | {token}" for row, token in enumerate(told.ids[:20].tolist())]
+    assert text.split("\n") == ["row | id", *rows, "… and more rows"]
+    assert page.count("<tr>") == 21
+    assert page.endswith("<small>… and more rows</small>")
+    assert max(stop for _, stop in seen) < len(told.ids)
+
+
+def test_a_result_that_was_read_says_how_many_rows_it_does_not_show(told):
+    result = told.store().sql("select row from tokens order by row desc")
+    shown = repr(result)
+
+    result.table()
+
+    assert shown.endswith("\n… and more rows")
+    assert repr(result) == shown.replace("more", f"{len(told.ids) - 20} more")
+
+
+def test_a_short_result_is_shown_whole_with_columns_of_one_name(told):
+    result = told.store().sql("select row, row from tokens where row < 20")
+
+    assert repr(result) == "\n".join(["row | row", *(f"{row} | {row}" for row in range(20))])
 
 
 def test_what_a_predicate_finds_is_what_the_rows_say(told):
@@ -175,6 +216,7 @@ def test_python_variables_are_out_of_reach(told):
         ("select * from tokns", r'Did you mean "tokens"'),
         ("select 1; select 2", "holds 2 statements"),
         ("", "holds 0 statements"),
+        (None, r"The query is None, of type NoneType\nhint: give it as text"),
     ],
 )
 def test_sql_that_has_no_sense_is_refused_with_what_there_is(told, query, words):
@@ -185,6 +227,29 @@ def test_sql_that_has_no_sense_is_refused_with_what_there_is(told, query, words)
 def test_what_fails_while_it_runs_is_refused_in_the_same_words(told):
     with pytest.raises(InvalidQuery, match="cannot be answered"):
         told.store().sql("select cast(split as int) as n from tokens").table()
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        "nothing > 1",
+        "1, 2",
+        "row in (select row from rows)",
+        "row in (select 1 from read_text('/etc/passwd'))",
+        "cast(split as int) = 1",
+    ],
+)
+def test_why_a_predicate_is_refused_names_the_stores_tables_and_no_others(told, where):
+    with pytest.raises(InvalidQuery, match=r"hint: there are tokens\(row") as refused:
+        told.store().find(where=where, text="Paris")
+
+    message = str(refused.value)
+    assert not re.search("SELECT row FROM|actlake_rows|·", message)
+    assert set(re.findall(r"(\S+)\(", message.split("hint: ")[1])) == {
+        "tokens",
+        "documents",
+        "vocabulary",
+    }
 
 
 @pytest.mark.parametrize("query", ["select id from tokens", "select split as row from tokens"])

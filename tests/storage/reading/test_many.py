@@ -2,12 +2,20 @@
 
 import json
 from itertools import islice
+from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 
 from actlake.storage import Provenance, Site, open_store
-from actlake.storage.errors import RowsOutOfRange, SiteNotStored, StateMismatch, StoreMismatch
+from actlake.storage.errors import (
+    RowsOutOfRange,
+    SiteNotStored,
+    StateMismatch,
+    StoreMismatch,
+    UnknownSplit,
+)
 from actlake.storage.export import export_store
 from actlake.storage.reading.many import open_stores
 
@@ -33,8 +41,121 @@ def test_rows_are_numbered_through(pair):
 
     assert len(stores) == 381
     np.testing.assert_array_equal(stores.take(rows, SITE), acts[rows])
-    with pytest.raises(RowsOutOfRange, match="no row 381; there are 381"):
+    with pytest.raises(RowsOutOfRange, match=r"no row 381; there are 381 in .*/0, .*/1"):
         stores.take([381], SITE)
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ([1.5], "one-dimensional array of integers, not 1-dimensional float64"),
+        ([[1]], "one-dimensional array of integers, not 2-dimensional int64"),
+        ([True], "not 1-dimensional bool"),
+        ([3, -1], "There is no row -1"),
+    ],
+)
+def test_what_are_no_row_numbers_is_refused_as_by_one_store(pair, rows, words):
+    folders, _, _ = pair
+
+    for store in (open_stores(folders), open_store(folders[0])):
+        with pytest.raises(RowsOutOfRange, match=words):
+            store.take(rows, SITE)
+
+
+@pytest.mark.parametrize("written", [str, Path])
+def test_a_path_alone_is_one_store(pair, written):
+    folders, _, known = pair
+
+    stores = open_stores(written(folders[0]))
+
+    assert len(stores) == known[0].rows
+    assert stores.url == str(folders[0])
+
+
+def test_stores_show_themselves_together(pair):
+    folders, acts, known = pair
+    open_store(folders[1]).attach_labels("marks", {"row": [3], "x": [1]}, key="row")
+    kept = np.concatenate([~k.excluded for k in known])
+    norm = np.linalg.norm(acts[kept].astype(np.float64), axis=1).mean()
+    contexts = sum(len(k.contexts) for k in known)
+
+    stores = open_stores(folders)
+
+    page = " ".join(ElementTree.fromstring(stores._repr_html_()).itertext())
+    for shown in (repr(stores), " ".join(page.split())):
+        assert f"2 activation stores read as one: {folders[0]}, {folders[1]}" in shown
+        assert f"381 tokens in {contexts} contexts of up to 16, 18 documents" in shown
+        assert f"{norm:,.2f}" in shown
+        assert "marks" in shown
+        assert stores.stores[0].fingerprint in shown
+    assert "17 of 17 units committed" in repr(stores)
+    assert "100%" in page
+
+
+def test_stores_of_another_cut_show_both(pair, tmp_path):
+    folders, _, _ = pair
+    export_store(open_store(folders[1]), tmp_path / "whole")
+
+    text = repr(open_stores([folders[0], tmp_path / "whole"]))
+
+    assert "units of 24, " in text
+
+
+def test_what_a_harvest_has_committed_since_is_seen_after_a_refresh(make_known, pair, tmp_path):
+    folders, _, _ = pair
+    known = make_known(seed=5, rows=100)
+    known.build(tmp_path / "growing")
+    known.fill(tmp_path / "growing", skip=(1, 4))
+    stores = open_stores([folders[0], tmp_path / "growing"])
+    coverage = stores.coverage(SITE)
+    assert (coverage.units, coverage.total_units) == (14, 16)
+    assert (coverage.rows, coverage.total_rows) == (350 - 24 - 4, 350)
+
+    known.fill(tmp_path / "growing", skip=(0, 1, 2, 3))
+
+    assert stores.coverage(SITE) == coverage
+    assert stores.refresh().coverage(SITE).rows == 350 - 24
+    assert "15 of 16 units committed" in repr(stores)
+    np.testing.assert_array_equal(stores.take([349], SITE), known.acts[SITE][[99]])
+
+
+def test_as_xarray_stores_are_one_dataset_numbered_through(pair):
+    folders, acts, known = pair
+    lengths = [len(context) for k in known for context in k.contexts]
+    rows = np.random.default_rng(0).permutation(381)[:50]
+
+    data = open_stores(folders).to_xarray([SITE])
+
+    assert dict(data.sizes) == {"row": 381, "dim": 6}
+    expected = {
+        "token": np.concatenate([k.ids for k in known]),
+        "position": np.concatenate([k.positions for k in known]),
+        "document": np.concatenate([known[0].document, known[1].document + 9]),
+        "context": np.repeat(np.arange(len(lengths)), lengths),
+        "split": np.concatenate([k.split for k in known]),
+        "char": np.concatenate([context.chars for k in known for context in k.contexts]),
+        str(SITE): acts,
+    }
+    for name, values in expected.items():
+        np.testing.assert_array_equal(data[name].values, values)
+        np.testing.assert_array_equal(data[name].isel(row=rows).values, values[rows])
+    np.testing.assert_array_equal(data[str(SITE)].isel(row=300, dim=2).values, acts[300, 2])
+    with pytest.raises(SiteNotStored, match=r"resid_post\.7"):
+        open_stores(folders).to_xarray(["resid_post.7"])
+
+
+def test_rows_of_one_store_that_are_not_committed_are_nan_in_the_dataset(make_known, tmp_path):
+    folders = [tmp_path / "0", tmp_path / "1"]
+    for seed, folder in enumerate(folders):
+        known = make_known(seed=seed, rows=100)
+        known.build(folder)
+        known.fill(folder, skip=(2,) if seed else ())
+
+    data = open_stores(folders).to_xarray()[str(SITE)]
+
+    missing = np.isnan(data.values).any(axis=1)
+    assert np.flatnonzero(missing).tolist() == list(range(148, 172))
+    assert data.attrs["committed"] == "9 of 10 units committed"
 
 
 @pytest.mark.parametrize("shuffle", ["exact", "pool", "none"])
@@ -117,3 +238,10 @@ def test_a_site_that_one_store_lacks_is_refused_by_the_stores_name(pair, tmp_pat
     assert stores.sites == (Site(0),)
     with pytest.raises(SiteNotStored, match=f"No activations of resid_post.3 in {part.url}"):
         stores.batches(SITE, 10)
+
+
+def test_a_split_that_no_store_has_is_refused_with_the_nearest(pair):
+    folders, _, _ = pair
+
+    with pytest.raises(UnknownSplit, match=r"no split 'tst' in .*/0, .*/1\n.*did you mean 'test'"):
+        open_stores(folders).moments(SITE, split="tst")

@@ -2,11 +2,13 @@
 
 Asking:
 
+    arguments        what is given, checked before anything is read
     query            one line for what is meant                          `find`
     sql              DuckDB over the tables; predicates of batches too   `SqlResult`, `rows_where`
     relations        those tables, streamed, only the columns named      `Relation`
     text_search      text and patterns in documents, as rows             `rows_of_text`
     spans            from characters to tokens                           `TokenExtents`
+    ranges           many ranges as one array of numbers                 `expanded`
 
 Answers:
 
@@ -14,6 +16,7 @@ Answers:
     passages         rows as text, each with what stands around it       `Passages`
     labels           tables attached beside the rows                     `Labels`
     named_dataset    the store as an xarray dataset                      `to_xarray`
+    lazy_variable    one of its variables, read by row numbers
 
 What they look things up in:
 
@@ -27,7 +30,8 @@ What they look things up in:
 ``store.find``, ``store.sql``, ``store.attach_labels`` and ``store.to_xarray`` are the ways in.
 """
 
-from actlake.storage.querying.labels import Alignment, Labels
+from actlake.storage.querying.labels.alignment import Alignment
+from actlake.storage.querying.labels.attachment import Labels
 from actlake.storage.querying.passages import Passage, Passages
 from actlake.storage.querying.rows import Rows
 from actlake.storage.querying.sql import SqlResult

@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from actlake.storage.errors import NotInStore, UnknownSplit, nearest
+from actlake.storage.errors import NotInStore, nearest
 from actlake.storage.querying.document_table import document_batches
+from actlake.storage.querying.ranges import expanded
 from actlake.storage.querying.token_index import DocumentRuns, TokenIndex
 from actlake.storage.querying.vocabulary import Vocabulary
 
@@ -99,19 +100,8 @@ class Lookup:
         return codes
 
     def split_code(self, split: str) -> int:
-        """The code of a split.
-
-        Raises
-        ------
-        UnknownSplit
-            The store has no such split.
-        """
-        splits = self._store.schema.splits
-        if split not in splits:
-            raise UnknownSplit(
-                f"There is no split {split!r} in {self._store.url}\n{nearest(split, splits)}"
-            )
-        return splits.index(split)
+        """See `ActivationStore.split_code`."""
+        return self._store.split_code(split)
 
     def rows_of_split(self, split: str) -> Array:
         """(n,) int64, all rows of a split: 8 bytes each.
@@ -123,7 +113,5 @@ class Lookup:
         """
         contexts = np.flatnonzero(self.context_splits == self.split_code(split))
         starts = self.context_starts[contexts]
-        lengths = self.context_starts[contexts + 1] - starts
-        begins = np.cumsum(lengths) - lengths
-        rows: Array = np.arange(lengths.sum()) + np.repeat(starts - begins, lengths)
+        _, rows = expanded(starts, self.context_starts[contexts + 1] - starts)
         return rows

@@ -1,23 +1,32 @@
-"""A store as one xarray Dataset, with named dimensions and coordinates. Nothing is loaded.
+"""A store, or several as one, as an xarray Dataset with named coordinates. Nothing is loaded.
 
 dimensions   row, dim
 variables    one a site: (row, dim); rows of units that are not committed are NaN
 coordinates  token (id), position, document, char, context, split: (row,)
+
+bfloat16, of which NumPy takes no mean, is given out as float32. A Dataset can be pickled: whoever
+reads it opens the files anew.
 """
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import ml_dtypes
 import numpy as np
 
 from actlake.storage.errors import missing_extra
+from actlake.storage.querying.parts import Part, parts_of
 from actlake.storage.sites import Site
 
-if TYPE_CHECKING:  # store.py offers it
+if TYPE_CHECKING:  # both offer it
+    from actlake.storage.reading.many import ManyStores
     from actlake.storage.store import ActivationStore
 
 Array = np.ndarray[Any, Any]
+Read = Callable[[Part, Array], Array]
+"""The values of rows of one store, numbered as in it."""
 _MEANING = {
     "token": "token id",
     "position": "place in its context, from 0",
@@ -28,75 +37,101 @@ _MEANING = {
 }
 
 
-def to_xarray(store: "ActivationStore", sites: Iterable[str | Site] | None = None) -> Any:
+def to_xarray(
+    store: "ActivationStore | ManyStores", sites: Iterable[str | Site] | None = None
+) -> Any:
     """A lazy ``xarray.Dataset`` of the store; see `ActivationStore.to_xarray`."""
     try:
         import xarray
+
+        from actlake.storage.querying.lazy_variable import lazy_variable
     except ModuleNotFoundError as error:
         raise missing_extra("A named dataset", package="xarray", extra="query") from error
     chosen = store.sites if sites is None else tuple(dict.fromkeys(map(store.site, sites)))
-    rows = len(store)
-    split_type = np.array(store.schema.splits).dtype
-    per_row: dict[str, tuple[np.dtype[Any], Callable[[Array], Array]]] = {
-        "token": (np.dtype(np.int32), store.tokens["id"].take),
-        "position": (np.dtype(np.int32), store.tokens["position"].take),
-        "document": (np.dtype(np.int64), store.tokens["document"].take),
-        "char": (np.dtype(np.int32), store.tokens["char"].take),
-        "context": (np.dtype(np.int64), store.lookup.contexts),
-        "split": (
-            split_type,
-            lambda numbers: np.array(store.schema.splits)[store.lookup.splits(numbers)],
-        ),
+    parts = parts_of(store)
+    first, rows = parts[0].store, len(store)
+    splits = np.array([name for part in parts for name in part.store.schema.splits])
+    per_row: dict[str, tuple[Any, Read]] = {
+        "token": (np.int32, partial(_tokens, "id")),
+        "position": (np.int32, partial(_tokens, "position")),
+        "document": (np.int64, _documents),
+        "char": (np.int32, partial(_tokens, "char")),
+        "context": (np.int64, _contexts),
+        "split": (splits.dtype, _splits),
     }
     return xarray.Dataset(
         {
-            str(site): _lazy(
+            str(site): lazy_variable(
                 ("row", "dim"),
-                (rows, store.schema.dim),
-                store[site].dtype,
-                partial(store[site].take, missing="nan"),
+                (rows, first.schema.dim),
+                _computable(first[site].dtype),
+                _NumberedThrough(parts, partial(_activations, site)),
                 {"committed": str(store.coverage(site))},
             )
             for site in chosen
         },
         coords={
-            name: _lazy(("row",), (rows,), dtype, take, {"long_name": _MEANING[name]})
-            for name, (dtype, take) in per_row.items()
+            name: lazy_variable(
+                ("row",),
+                (rows,),
+                np.dtype(dtype),
+                _NumberedThrough(parts, read),
+                {"long_name": _MEANING[name]},
+            )
+            for name, (dtype, read) in per_row.items()
         },
         attrs={
             "store": store.url,
             "fingerprint": store.fingerprint,
-            "model": str(store.provenance.model.get("name", "")),
+            "model": str(first.provenance.model.get("name", "")),
         },
     )
 
 
-def _lazy(
-    dims: tuple[str, ...],
-    shape: tuple[int, ...],
-    dtype: np.dtype[Any],
-    take: Callable[[Array], Array],
-    attrs: dict[str, str],
-) -> Any:
-    """An xarray Variable that reads rows by `take` when its values are asked for."""
-    import xarray
-    from xarray.backends import BackendArray
-    from xarray.core import indexing
+def _computable(stored: np.dtype[Any]) -> np.dtype[Any]:
+    """A type that NumPy computes with, and that holds every value of the stored one."""
+    return np.dtype(np.float32) if stored == ml_dtypes.bfloat16 else stored
 
-    class RowsByNumber(BackendArray):
-        def __init__(self) -> None:
-            self.shape = shape
-            self.dtype = dtype
 
-        def __getitem__(self, key: Any) -> Any:
-            return indexing.explicit_indexing_adapter(
-                key, self.shape, indexing.IndexingSupport.OUTER, self._read
-            )
+# What is read, in functions of the module: they can be pickled.
 
-        def _read(self, key: tuple[Any, ...]) -> Any:
-            numbers = np.arange(*key[0].indices(shape[0])) if isinstance(key[0], slice) else key[0]
-            values = take(np.atleast_1d(np.asarray(numbers, np.int64)))
-            values = values[(slice(None), *key[1:])]
-            return values[0] if np.ndim(numbers) == 0 else values
 
-    return xarray.Variable(dims, indexing.LazilyIndexedArray(RowsByNumber()), attrs)
+def _activations(site: Site, part: Part, rows: Array) -> Array:
+    return part.store[site].take(rows, missing="nan")
+
+
+def _tokens(name: str, part: Part, rows: Array) -> Array:
+    return part.store.tokens[name].take(rows)
+
+
+def _documents(part: Part, rows: Array) -> Array:
+    documents: Array = part.store.tokens["document"].take(rows) + part.first_document
+    return documents
+
+
+def _contexts(part: Part, rows: Array) -> Array:
+    return part.store.lookup.contexts(rows) + part.first_context
+
+
+def _splits(part: Part, rows: Array) -> Array:
+    return np.array(part.store.schema.splits)[part.store.lookup.splits(rows)]
+
+
+@dataclass(frozen=True, slots=True)
+class _NumberedThrough:
+    """Takes rows of all stores together, in any order."""
+
+    parts: tuple[Part, ...]
+    read: Read
+
+    def __call__(self, rows: Array) -> Array:
+        if len(self.parts) == 1:
+            return self.read(self.parts[0], rows)
+        firsts = [part.first_row for part in self.parts]
+        which = np.searchsorted(firsts, rows, side="right") - 1
+        by_store = np.concatenate(
+            [self.read(part, rows[which == part.number] - part.first_row) for part in self.parts]
+        )
+        taken = np.empty_like(by_store)
+        taken[np.argsort(which, kind="stable")] = by_store
+        return taken

@@ -2,7 +2,8 @@
 
 A byte-level tokenizer may split a character over several tokens, none of which decodes to
 anything readable alone. So the rows around a token are decoded as a whole, and where the token
-is part of a character, the mark widens to the whole of it.
+is part of a character, the mark widens to the whole of it. In a store without a tokenizer,
+tokens read as their ids.
 """
 
 import html
@@ -11,6 +12,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from actlake.storage.errors import StoreDamaged
 
 if TYPE_CHECKING:  # rows.py shows passages
     from actlake.storage.store import ActivationStore
@@ -95,23 +98,41 @@ def passages(
     documents
         The ids of the rows' documents, n of them.
     """
-    return tuple(
-        Passage(row, document, *_text_around(store, row, before=before, after=after))
-        for row, document in zip(rows.tolist(), documents, strict=True)
-    )
+    tokenizer = _tokenizer(store)
+    lines = []
+    for row, document in zip(rows.tolist(), documents, strict=True):
+        ids, place = _ids_around(store, row, before=before, after=after)
+        texts = _as_ids(ids, place) if tokenizer is None else marked(tokenizer, ids, place)
+        lines.append(Passage(row, document, *texts))
+    return tuple(lines)
 
 
-def _text_around(
+def _tokenizer(store: "ActivationStore") -> Any:
+    """The store's tokenizer; None where it has none."""
+    try:
+        return store.tokenizer
+    except StoreDamaged:
+        return None
+
+
+def _ids_around(
     store: "ActivationStore", row: int, *, before: int, after: int
-) -> tuple[str, str, str]:
+) -> tuple[list[int], int]:
+    """The token ids around a row, within its context, and the row's place among them."""
     start = max(0, row - before)
     positions = store.tokens["position"].read(start, min(row + after + 1, len(store)))
     at = row - start
     begins = np.flatnonzero(positions == 0)  # other contexts may begin before and after the row
     first = int(max(begins[begins <= at], default=0))
     last = int(min(begins[begins > at], default=len(positions)))
-    ids = store.tokens["id"].read(start + first, start + last).tolist()
-    return marked(store.tokenizer, ids, at - first)
+    return store.tokens["id"].read(start + first, start + last).tolist(), at - first
+
+
+def _as_ids(ids: list[int], place: int) -> tuple[str, str, str]:
+    """Before, at and after a place, as `marked`."""
+    words = [str(token) for token in ids]
+    before, after = words[:place], words[place + 1 :]
+    return "".join(f"{word} " for word in before), words[place], "".join(f" {w}" for w in after)
 
 
 def marked(tokenizer: Any, ids: list[int], place: int) -> tuple[str, str, str]:

@@ -10,15 +10,24 @@ their activations are committed or not.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 
-from actlake.storage.errors import InvalidQuery, NotInStore
+from actlake.storage.errors import InvalidQuery, NotInStore, unknown_split
+from actlake.storage.querying.arguments import (
+    check_choice,
+    check_text,
+    names_of,
+    pattern_of,
+    pattern_of_text,
+)
 from actlake.storage.querying.parts import Part, parts_of
+from actlake.storage.querying.relations import Relation
 from actlake.storage.querying.rows import Rows
-from actlake.storage.querying.sql import rows_where
+from actlake.storage.querying.sql import label_tables, rows_where
 from actlake.storage.querying.text_search import At, rows_of_text
 
 if TYPE_CHECKING:  # both call this
@@ -71,37 +80,67 @@ def find(
             "find was given nothing to look for\n"
             f"hint: give at least one of {', '.join(given)}; store.sql asks anything else"
         )
-    if at not in ("last", "first", "all"):
-        raise InvalidQuery(f"at is 'last', 'first' or 'all', not {at!r}")
+    check_choice("at", at, At)
     parts = parts_of(store)
-    ids = None if token is None else _token_ids(parts, token)
-    documents = None if document is None else _ordinals(parts, document)
-    patterns = _patterns(text, regex)
-    if split is not None and len(parts) == 1:
-        parts[0].store.lookup.split_code(split)
-    elif split is not None:
-        store.check_split(split)  # type: ignore[union-attr]  # several stores
-    found = []
-    for part in parts:
-        rows = None if ids is None else _rows_of_tokens(part.store, ids)
-        ordinals = None if documents is None else documents[part.number]
-        if ordinals is not None:
-            rows = _both(rows, _rows_of_documents(part.store, ordinals))
-        for pattern, literal in patterns:
-            among = ordinals
-            if rows is not None:
-                among = np.unique(part.store.tokens["document"].take(rows))
-            here = rows_of_text(part.store, pattern, at=at, literal=literal, among=among)
-            rows = _both(rows, here)
-        if split is not None:
-            rows = _of_split(part.store, rows, split)
-        if where is not None:
-            found.append(rows_where(part.store, where, among=rows, first_row=part.first_row))
-        else:
-            assert rows is not None
-            found.append(rows + part.first_row)
+    question = _Question(
+        ids=None if token is None else _token_ids(parts, token),
+        ordinals=None if document is None else _ordinals(parts, document),
+        patterns=_patterns(text, regex),
+        split=None if split is None else _known_split(parts, split, url=store.url),
+        where=where,
+        elsewhere={} if where is None else label_tables(parts),
+        at=at,
+    )
+    rows = np.concatenate([_rows_of_part(part, question) for part in parts])
     found_by = ", ".join(f"{name} {_shown(asked[name])}" for name in asked)
-    return Rows(store, np.concatenate(found), found_by=found_by)
+    return Rows(store, rows, found_by=found_by)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Question:
+    """What is asked of each store."""
+
+    ids: list[int] | None
+    ordinals: list[Array] | None
+    """Of each store, the documents that are meant."""
+    patterns: list[tuple[re.Pattern[str], str | None]]
+    """Each with the text that every match contains, where there is one."""
+    split: str | None
+    where: str | None
+    elsewhere: Mapping[str, Relation]
+    """The label tables of all stores, where there are several."""
+    at: At
+
+
+def _rows_of_part(part: Part, asked: _Question) -> Array:
+    """(n,) int64: what is found in one store, numbered through."""
+    store = part.store
+    rows = None if asked.ids is None else _rows_of_tokens(store, asked.ids)
+    ordinals = None if asked.ordinals is None else asked.ordinals[part.number]
+    if ordinals is not None:
+        rows = _both(rows, _rows_of_documents(store, ordinals))
+    for pattern, literal in asked.patterns:
+        among = ordinals
+        if rows is not None:
+            among = np.unique(store.tokens["document"].take(rows))
+        here = rows_of_text(store, pattern, at=asked.at, literal=literal, among=among)
+        rows = _both(rows, here)
+    if asked.split is not None:
+        rows = _of_split(store, rows, asked.split)
+    if asked.where is None:
+        assert rows is not None, asked
+        return rows + part.first_row
+    return rows_where(
+        store, asked.where, among=rows, first_row=part.first_row, elsewhere=asked.elsewhere
+    )
+
+
+def _known_split(parts: Sequence[Part], split: str, *, url: str) -> str:
+    check_text("split", split)
+    known = dict.fromkeys(name for part in parts for name in part.store.schema.splits)
+    if split not in known:
+        raise unknown_split(split, known, url=url)
+    return split
 
 
 def _of_split(store: "ActivationStore", rows: Array | None, split: str) -> Array:
@@ -120,14 +159,14 @@ def _rows_of_tokens(store: "ActivationStore", ids: Sequence[int]) -> Array:
 
 def _token_ids(parts: Sequence[Part], token: TokenName) -> list[int]:
     """The ids of all tokens meant, sorted; stores that are asked together have one tokenizer."""
-    return sorted({number for name in _listed(token) for number in _ids_of(parts, name)})
+    names = names_of("token", token)
+    return sorted({number for name in names for number in _ids_of(parts, name)})
 
 
 def _ids_of(parts: Sequence[Part], token: str | int) -> list[int]:
     vocabulary = parts[0].store.lookup.vocabulary
     if isinstance(token, str):
         return vocabulary.ids(token)
-    token = int(token)
     occurs = token in vocabulary.pieces or any(p.store.lookup.tokens.count(token) for p in parts)
     if not occurs:
         raise NotInStore(
@@ -141,10 +180,10 @@ def _ids_of(parts: Sequence[Part], token: str | int) -> list[int]:
 def _ordinals(parts: Sequence[Part], document: DocumentName) -> list[Array]:
     """Of each store, the ordinals of the documents that are meant; an id may be in several."""
     of_each: list[set[int]] = [set() for _ in parts]
-    for name in _listed(document):
+    for name in names_of("document", document):
         refused: list[NotInStore] = []
         for part, ordinals in zip(parts, of_each, strict=True):
-            local = name if isinstance(name, str) else int(name) - part.first_document
+            local = name if isinstance(name, str) else name - part.first_document
             try:
                 ordinals.add(part.store.lookup.ordinal(local))
             except NotInStore as error:
@@ -164,27 +203,10 @@ def _patterns(
 ) -> list[tuple[re.Pattern[str], str | None]]:
     found: list[tuple[re.Pattern[str], str | None]] = []
     if text is not None:
-        if not text:
-            raise InvalidQuery("An empty text stands everywhere\nhint: give at least one character")
-        found.append((re.compile(re.escape(text)), text))
+        found.append((pattern_of_text(text), text))
     if regex is not None:
-        try:
-            found.append((re.compile(regex), None))
-        except re.error as error:
-            raise InvalidQuery(
-                f"{regex!r} is not a regular expression: {error}\n"
-                "hint: it is Python's `re`; find(text=…) takes every character as it is"
-            ) from error
+        found.append((pattern_of(regex), None))
     return found
-
-
-def _listed(value: Any) -> list[str | int]:
-    if isinstance(value, str | int | np.integer):
-        return [value]  # type: ignore[list-item]  # NumPy's integers are as good
-    listed = list(value)
-    if not listed:
-        raise InvalidQuery("find was given an empty list\nhint: give at least one")
-    return listed
 
 
 def _both(rows: Array | None, found: Array) -> Array:

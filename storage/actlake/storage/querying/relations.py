@@ -52,6 +52,10 @@ class Relation:
 
         return type(self)(schema, produce)
 
+    def emptied(self) -> Self:
+        """The same columns, and no row."""
+        return type(self)(self.schema, lambda columns: iter(()))
+
     def shifted(self, by: Mapping[str, int]) -> Self:
         """With a number added to some integer columns, where it has them."""
         by = {name: shift for name, shift in by.items() if shift and name in self.schema.names}

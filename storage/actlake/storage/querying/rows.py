@@ -2,15 +2,16 @@
 
 import html
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
-from actlake.storage.arrays import Missing
-from actlake.storage.errors import EmptySelection, InvalidQuery, RowsOutOfRange
+from actlake.storage.arrays import Missing, as_rows
+from actlake.storage.errors import EmptySelection, InvalidQuery
+from actlake.storage.querying.arguments import check_choice
 from actlake.storage.querying.parts import Part, parts_of
 from actlake.storage.querying.passages import Passage, Passages, passages
 from actlake.storage.sites import Site
@@ -42,18 +43,9 @@ class Rows:
     def __init__(
         self, store: "ActivationStore | ManyStores", rows: Any, *, found_by: str = "rows"
     ) -> None:
-        given = np.asarray(rows)
-        if given.ndim != 1 or (given.size and given.dtype.kind not in "iu"):
-            raise RowsOutOfRange(
-                f"Rows must be a one-dimensional array of integers, not {given.ndim}-dimensional "
-                f"{given.dtype}"
-            )
-        numbers = given.astype(np.int64)
+        numbers = np.array(as_rows(rows, len(store), of=store.url))
         if len(numbers) > 1 and not (numbers[1:] > numbers[:-1]).all():
             numbers = np.unique(numbers)
-        if numbers.size and not (numbers[0] >= 0 and numbers[-1] < len(store)):
-            wrong = numbers[0] if numbers[0] < 0 else numbers[-1]
-            raise RowsOutOfRange(f"There is no row {wrong:,}; {store.url} has {len(store):,} rows")
         numbers.flags.writeable = False
         self.store = store
         self.rows = numbers
@@ -90,27 +82,37 @@ class Rows:
     __hash__ = None  # type: ignore[assignment]  # compared by its rows
 
     def __and__(self, other: "Rows") -> "Rows":
-        return self._with(other, np.intersect1d(self.rows, self._of(other), True), "&")
+        return self._with(other, np.intersect1d, "&")
 
     def __or__(self, other: "Rows") -> "Rows":
-        return self._with(other, np.union1d(self.rows, self._of(other)), "|")
+        return self._with(other, np.union1d, "|")
 
     def __sub__(self, other: "Rows") -> "Rows":
-        return self._with(other, np.setdiff1d(self.rows, self._of(other), True), "-")
+        return self._with(other, np.setdiff1d, "-")
 
     def __xor__(self, other: "Rows") -> "Rows":
-        return self._with(other, np.setxor1d(self.rows, self._of(other), True), "^")
+        return self._with(other, np.setxor1d, "^")
 
-    def _of(self, other: "Rows") -> Array:
-        if other.store.fingerprint != self.store.fingerprint:
-            raise InvalidQuery(
-                f"Rows of {self.store.url} and of {other.store.url} are not the same tokens\n"
-                "hint: combine rows of one store only"
-            )
-        return other.rows
-
-    def _with(self, other: "Rows", rows: Array, sign: str) -> "Rows":
+    def _with(self, other: object, combine: Callable[[Array, Array], Array], sign: str) -> "Rows":
+        if not isinstance(other, Rows):
+            return NotImplemented  # type: ignore[no-any-return]  # from an operator
+        rows = combine(self.rows, other.numbers_in(self.store))
         return Rows(self.store, rows, found_by=f"({self.found_by}) {sign} ({other.found_by})")
+
+    def numbers_in(self, store: "ActivationStore | ManyStores") -> Array:
+        """(n,) int64: `rows`, if they are rows of that store.
+
+        Raises
+        ------
+        InvalidQuery
+            They are of a store with other tokens, where the same numbers mean other rows.
+        """
+        if self.store.fingerprint != store.fingerprint:
+            raise InvalidQuery(
+                f"Rows of {self.store.url} and of {store.url} are not the same tokens\n"
+                "hint: use rows with the store that found them"
+            )
+        return self.rows
 
     def sample(self, n: int, seed: int) -> "Rows":
         """`n` of the rows, drawn without repetition; the same for the same seed.
@@ -150,9 +152,12 @@ class Rows:
         ------
         EmptySelection
             There is no row.
+        InvalidQuery
+            `missing` is neither word.
         SiteNotStored, RowsNotCommitted
             As their names say; `committed` gives the rows that are there.
         """
+        check_choice("missing", missing, Missing)
         self._refuse_none()
         if isinstance(sites, str | Site):
             return self._acts(sites, missing)
@@ -176,7 +181,7 @@ class Rows:
         )
 
     def context(self, before: int = 8, after: int = 8, *, limit: int | None = 10) -> Passages:
-        """Readable text around each row, the row's token marked.
+        """Readable text around each row, the row's token marked; ids if there is no tokenizer.
 
         Parameters
         ----------

@@ -8,7 +8,7 @@ import html
 import json
 import tempfile
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -18,8 +18,9 @@ import numpy as np
 import pyarrow as pa
 
 from actlake.storage.errors import InvalidQuery, StoreError, missing_extra
-from actlake.storage.querying.labels import attached_names, labels_relation
-from actlake.storage.querying.parts import parts_of
+from actlake.storage.querying.arguments import check_text
+from actlake.storage.querying.labels.label_file import attached_names, labels_relation
+from actlake.storage.querying.parts import Part, parts_of
 from actlake.storage.querying.relations import (
     Relation,
     documents_relation,
@@ -40,6 +41,8 @@ _SHOWN = 20
 class SqlResult:
     """What a query gives; it runs when it is read, and streams where it is read in batches.
 
+    Shown, it runs for its first rows only.
+
     Any library that takes Arrow streams takes it as it is: ``polars.DataFrame(result)``.
 
     Attributes
@@ -51,10 +54,11 @@ class SqlResult:
     """
 
     def __init__(self, store: "ActivationStore | ManyStores", query: str) -> None:
+        check_text("The query", query)
         self.query = query
         self._store = store
         self._everything = _tables(store)
-        self._tables = _narrowed(self._everything, query, what="The query")
+        self._tables = _narrowed(self._everything, query, what="The query", among=self._everything)
         self.columns = _columns(self._tables, query, among=self._everything)
 
     def batches(self) -> Iterator[pa.RecordBatch]:
@@ -68,8 +72,10 @@ class SqlResult:
         with self._running() as reader:
             yield from reader
 
-    def _running(self) -> AbstractContextManager[pa.RecordBatchReader]:
-        return _running(self._tables, self.query, what="The query", among=self._everything)
+    def _running(self, limit: int | None = None) -> AbstractContextManager[pa.RecordBatchReader]:
+        return _running(
+            self._tables, self.query, what="The query", among=self._everything, limit=limit
+        )
 
     @cached_property
     def _table(self) -> pa.Table:
@@ -122,43 +128,59 @@ class SqlResult:
         return reader.__arrow_c_stream__(requested_schema)
 
     def __repr__(self) -> str:
-        lines = [" | ".join(self.columns)]
-        lines += [" | ".join(map(str, row.values())) for row in self._first()]
-        return "\n".join([*lines, *self._rest()])
+        rows, rest = self._shown()
+        return "\n".join([*(" | ".join(row) for row in [self.columns, *rows]), *rest])
 
     def _repr_html_(self) -> str:
+        rows, rest = self._shown()
         head = "".join(f"<th>{html.escape(name)}</th>" for name in self.columns)
         body = "".join(
-            "<tr>" + "".join(f"<td>{html.escape(str(v))}</td>" for v in row.values()) + "</tr>"
-            for row in self._first()
+            "<tr>" + "".join(f"<td>{html.escape(value)}</td>" for value in row) + "</tr>"
+            for row in rows
         )
-        rest = html.escape("".join(self._rest()))
-        return f"<table><tr>{head}</tr>{body}</table><small>{rest}</small>"
+        return f"<table><tr>{head}</tr>{body}</table><small>{''.join(rest)}</small>"
 
-    def _first(self) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = self._table.slice(0, _SHOWN).to_pylist()
-        return found
-
-    def _rest(self) -> list[str]:
-        left = len(self) - _SHOWN
-        return [f"… and {left:,} more rows"] if left > 0 else []
+    def _shown(self) -> tuple[list[list[str]], list[str]]:
+        """The first rows, and a line on the others; how many there are if all were read before."""
+        read = vars(self).get("_table")
+        if read is not None:
+            first, left = read, f"{read.num_rows - _SHOWN:,} more rows"
+        else:
+            with self._running(limit=_SHOWN + 1) as reader:
+                first, left = reader.read_all(), "more rows"
+        columns = [map(str, column.to_pylist()) for column in first.slice(0, _SHOWN).columns]
+        rows = [list(row) for row in zip(*columns, strict=True)]
+        return rows, [f"… and {left}"] if first.num_rows > _SHOWN else []
 
 
 def rows_where(
-    store: "ActivationStore", where: str, *, among: Array | None, first_row: int = 0
+    store: "ActivationStore",
+    where: str,
+    *,
+    among: Array | None,
+    first_row: int = 0,
+    elsewhere: Mapping[str, Relation] | None = None,
 ) -> Array:
     """The rows that meet a predicate, (n,) int64, ascending; see `rows_where_in_batches`."""
-    found = list(rows_where_in_batches(store, where, among=among, first_row=first_row))
+    found = list(
+        rows_where_in_batches(store, where, among=among, first_row=first_row, elsewhere=elsewhere)
+    )
     return np.unique(np.concatenate(found)) if found else np.empty(0, np.int64)
 
 
 def rows_where_in_batches(
-    store: "ActivationStore", where: str, *, among: Array | None = None, first_row: int = 0
+    store: "ActivationStore",
+    where: str,
+    *,
+    among: Array | None = None,
+    first_row: int = 0,
+    elsewhere: Mapping[str, Relation] | None = None,
 ) -> Iterator[Array]:
     """The rows that meet a predicate, some at a time, in any order, perhaps several times.
 
-    The predicate sees the columns of tokens, of documents (those that tokens have too as
-    ``document_id`` and so on) and of the attached labels, with nulls where there is no label.
+    The predicate sees the columns of tokens, of documents and of the attached labels, with nulls
+    where there is no label. A plain name is the tokens' column, else the documents'; what has
+    the same name in another table is called after its table, as ``document_id``.
 
     Parameters
     ----------
@@ -167,27 +189,31 @@ def rows_where_in_batches(
     first_row
         The number of the store's first row: rows are numbered from there in what is asked and
         answered, but not in `among`.
+    elsewhere
+        Label tables of the stores that are asked together (`label_tables`): those that this store
+        lacks have no label here.
 
     Raises
     ------
     InvalidQuery
-        It is not a predicate, or names columns that there are not.
+        It is empty, not a predicate, or names columns that there are not.
     MissingExtra
         The extra ``query`` is not installed.
     """
+    check_text("where", where)
+    if not where.strip():
+        raise InvalidQuery(
+            "An empty predicate says nothing of a row\n"
+            "hint: leave where out, or give one such as 'position > 0'"
+        )
     what = f"where={where!r}"
     names = _names(f"SELECT 1 WHERE (\n{where}\n)", what=what)
     shift = {"row": first_row}
+    lacking = {name: relation.emptied() for name, relation in (elsewhere or {}).items()}
     tables = {
         name: relation.shifted(shift) if relation.schema.names[0] == "row" else relation
-        for name, relation in _tables_of_one(store).items()
+        for name, relation in _told_apart(lacking | _tables_of_one(store)).items()
     }
-    clashing = {
-        name: f"document_{name}"
-        for name in tables["documents"].schema.names
-        if name in tables["tokens"].schema.names and name != "document"
-    }
-    tables["documents"] = tables["documents"].renamed(clashing, without=["split"])
     joins = []
     for name, relation in tables.items():
         key, *columns = (column.lower() for column in relation.schema.names)
@@ -195,17 +221,56 @@ def rows_where_in_batches(
             joins.append(f'LEFT JOIN "{name}" USING ({key})')
     # A subquery on tokens asks all of them, whatever rows are asked about.
     asked = tables["tokens"] if among is None else tokens_relation(store, among).shifted(shift)
-    tables[_ASKED] = asked
-    query = f"SELECT row FROM {_ASKED} AS tokens {' '.join(joins)} WHERE (\n{where}\n)"
-    narrowed = _narrowed(tables, query, what=what)
-    shown = {name: relation for name, relation in tables.items() if name != _ASKED}
-    with _running(narrowed, query, what=what, among=shown) as reader:
+    query = f'SELECT row FROM "{_ASKED}" AS tokens {" ".join(joins)} WHERE\n(\n{where}\n)'
+    narrowed = _narrowed(tables | {_ASKED: asked}, query, what=what, among=tables)
+    with _running(narrowed, query, what=what, among=tables) as reader:
         for batch in reader:
             yield batch["row"].to_numpy(zero_copy_only=False)
 
 
-_ASKED = "actlake_rows_asked"
+# Like nothing that anybody may write: DuckDB names the table most like an unknown one.
+_ASKED = "·"
 _UNJOINED = {"tokens", "vocabulary"}
+
+
+def _told_apart(tables: Mapping[str, Relation]) -> dict[str, Relation]:
+    """The tables, with a prefix on columns that would have the name of another table's."""
+    apart = dict(tables)
+    taken = _lower(tables["tokens"])
+    documents = tables["documents"].renamed({}, without=["split"])  # it is the tokens' too
+    apart["documents"] = _prefixed(documents, "document", taken)
+    taken |= _lower(apart["documents"])
+    for name in apart.keys() - _UNJOINED - {"documents"}:
+        apart[name] = _prefixed(apart[name], name, taken)
+    return apart
+
+
+def _prefixed(relation: Relation, prefix: str, taken: frozenset[str]) -> Relation:
+    """With a prefix on names that are taken, but for the first column: by it tables are joined."""
+    names = {}
+    for column in relation.schema.names[1:]:
+        name, others = column, taken
+        while name.lower() in others:
+            name, others = f"{prefix}_{name}", taken | _lower(relation)
+        names[column] = name
+    return relation.renamed(names)
+
+
+def _lower(relation: Relation) -> frozenset[str]:
+    return frozenset(name.lower() for name in relation.schema.names)
+
+
+def label_tables(parts: Sequence[Part]) -> dict[str, Relation]:
+    """The label tables of stores that are asked together, each of the first store that has it.
+
+    None for a store alone, which knows its own.
+    """
+    tables: dict[str, Relation] = {}
+    for part in parts if len(parts) > 1 else ():
+        for name in attached_names(part.store):
+            if name not in tables:
+                tables[name] = labels_relation(part.store, name)
+    return tables
 
 
 def _tables(store: "ActivationStore | ManyStores") -> dict[str, Relation]:
@@ -232,7 +297,9 @@ def _tables_of_one(store: "ActivationStore") -> dict[str, Relation]:
     return tables | {name: labels_relation(store, name) for name in attached_names(store)}
 
 
-def _narrowed(tables: Mapping[str, Relation], query: str, *, what: str) -> dict[str, Relation]:
+def _narrowed(
+    tables: Mapping[str, Relation], query: str, *, what: str, among: Mapping[str, Relation]
+) -> dict[str, Relation]:
     """The tables with the columns that a query names, so that no others are read.
 
     What a query names is worked out from its syntax tree. Where that is too few, DuckDB refuses
@@ -250,7 +317,7 @@ def _narrowed(tables: Mapping[str, Relation], query: str, *, what: str) -> dict[
     except (duckdb.BinderException, duckdb.CatalogException):
         return everything
     except duckdb.Error as error:
-        raise _refused(error, everything, what=what) from error
+        raise _refused(error, among, what=what) from error
     return narrow
 
 
@@ -348,9 +415,14 @@ def _columns(
 
 @contextmanager
 def _running(
-    tables: Mapping[str, Relation], query: str, *, what: str, among: Mapping[str, Relation]
+    tables: Mapping[str, Relation],
+    query: str,
+    *,
+    what: str,
+    among: Mapping[str, Relation],
+    limit: int | None = None,
 ) -> Iterator[pa.RecordBatchReader]:
-    """The result as a reader that pulls; what goes wrong is said in our words.
+    """The result, or its first `limit` rows, as a reader that pulls; errors are in our words.
 
     `tables` are what is scanned, `among` what the message says there is.
     """
@@ -358,7 +430,10 @@ def _running(
     scanned = {name: _Scanned(relation) for name, relation in tables.items()}
     try:
         with _connection(scanned) as connection:
-            reader = pa.RecordBatchReader.from_stream(connection.sql(query))
+            result = connection.sql(query)
+            reader = pa.RecordBatchReader.from_stream(
+                result if limit is None else result.limit(limit)
+            )
             try:
                 yield reader
             finally:

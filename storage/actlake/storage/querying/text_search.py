@@ -6,6 +6,7 @@ was not laid out as rows is not found. Where a store was made without text, it i
 tokens, and checked to be the text that the tokens' characters count.
 """
 
+import logging
 import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,6 +16,7 @@ import pyarrow.compute as pc
 
 from actlake.storage.errors import InvalidQuery
 from actlake.storage.querying.document_table import document_batches
+from actlake.storage.querying.ranges import expanded
 from actlake.storage.querying.spans import TokenExtents
 from actlake.storage.querying.vocabulary import INCOMPLETE
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:  # query.py searches for the store
 
 Array = np.ndarray[Any, Any]
 At = Literal["last", "first", "all"]
+logger = logging.getLogger(__name__)
 
 
 def rows_of_text(
@@ -38,7 +41,8 @@ def rows_of_text(
     Parameters
     ----------
     pattern
-        Searched in each document; occurrences do not overlap, empty ones do not count.
+        Searched in each document; occurrences do not overlap, empty ones do not count. Where
+        all of them are empty (``^``, ``(?=Paris)``), a warning is logged.
     at
         Which tokens of an occurrence: its last (which has seen all of it), its first, or all.
     literal
@@ -53,6 +57,7 @@ def rows_of_text(
     """
     wanted = None if among is None else np.isin(np.arange(store.schema.documents), among)
     found = []
+    num_empty = num_covering = 0
     for ordinal, text in _texts(store, wanted, literal):
         tokens = document_tokens(store, ordinal, text) if text is not None else None
         if tokens is None:
@@ -60,11 +65,20 @@ def rows_of_text(
         assert text is not None
         spans = [match.span() for match in pattern.finditer(text)]
         begins, ends = np.array([s for s in spans if s[0] < s[1]], np.int64).reshape(-1, 2).T
+        num_covering += len(begins)
+        num_empty += len(spans) - len(begins)
         rows, extents = tokens
         if len(extents.stops):
             inside = ends <= extents.stops[-1]  # what follows was not laid out
             first, last = extents.overlapping(begins[inside], ends[inside])
             found.append(rows[extents.tokens[_places(first, last, at)]])
+    if num_empty and not num_covering:
+        logger.warning(
+            "All %s matches of %r in %s are empty, and cover no token; match a character at least",
+            f"{num_empty:,}",
+            pattern.pattern,
+            store.url,
+        )
     return np.unique(np.concatenate(found)) if found else np.empty(0, np.int64)
 
 
@@ -74,20 +88,35 @@ def document_tokens(
     """The rows of a document, and which characters of its text each covers.
 
     The last token ends where its own text does: a document may have been cut there.
+
+    Parameters
+    ----------
+    text
+        None if it was not kept.
     """
     rows = store.lookup.documents.rows(ordinal)
     chars = store.tokens["char"].take(rows)
     ids = store.tokens["id"].take(rows)
     special = np.isin(ids, np.array(store.schema.special_ids, ids.dtype))
-    end = None if text is None else len(text)
-    places = np.flatnonzero(~special & (chars >= 0))
-    if text is not None and len(places):
-        last = places[-1]
-        written = store.lookup.vocabulary.text(int(ids[last]))
-        end = min(len(text), int(chars[last]) + max(1, len(written)))
-        if (chars[special] >= len(text)).any():  # the separator: nothing was cut
-            end = len(text)
+    end = _end(store, ids, chars, special, text)
     return rows, TokenExtents.of(chars, special, length=end)
+
+
+def _end(
+    store: "ActivationStore", ids: Array, chars: Array, special: Array, text: str | None
+) -> int | None:
+    """Where the text ends as far as it was laid out: at its separator, or with its last token."""
+    places = np.flatnonzero(~special & (chars >= 0))
+    if not len(places):
+        return None if text is None else len(text)
+    last = places[-1]
+    least = int(chars[last]) + 1 if text is None else len(text)
+    separators = chars[special & (chars >= least)]
+    if len(separators):
+        reach = int(separators[0])
+    else:
+        reach = int(chars[last]) + max(1, len(store.lookup.vocabulary.text(int(ids[last]))))
+    return reach if text is None else min(len(text), reach)
 
 
 def _texts(
@@ -138,7 +167,4 @@ def _places(first: Array, last: Array, at: At) -> Array:
         return first
     if at == "last":
         return last - 1
-    lengths = last - first
-    begins = np.cumsum(lengths) - lengths
-    places: Array = np.arange(lengths.sum()) + np.repeat(first - begins, lengths)
-    return places
+    return expanded(first, last - first)[1]

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from actlake.storage.querying.index_file import IndexPlan, open_index
+from actlake.storage.querying.ranges import expanded
 
 if TYPE_CHECKING:  # store.py looks tokens up
     from actlake.storage.store import ActivationStore
@@ -127,9 +128,9 @@ class DocumentRuns:
         """
         first = np.asarray(self.offsets)[documents]
         num_runs = np.asarray(self.offsets)[np.asarray(documents) + 1] - first
-        which_of_run, run = _ranges(first, num_runs)
+        which_of_run, run = expanded(first, num_runs)
         starts = np.asarray(self.starts)[run]
-        which_of_row, rows = _ranges(starts, np.asarray(self.stops)[run] - starts)
+        which_of_row, rows = expanded(starts, np.asarray(self.stops)[run] - starts)
         return which_of_run[which_of_row], rows
 
 
@@ -231,15 +232,8 @@ def _rows_of_tokens(
             tokens = tokens[order]
             begins = np.flatnonzero(np.diff(tokens, prepend=-1))
             lengths = np.diff(np.append(begins, len(tokens)))
-            within = np.arange(len(tokens)) - np.repeat(begins, lengths)
-            out[np.repeat(cursor[tokens[begins]], lengths) + within] = wanted[order] + start
+            _, places = expanded(cursor[tokens[begins]], lengths)
+            out[places] = wanted[order] + start
             cursor[tokens[begins]] += lengths
         start += len(ids)
     yield out
-
-
-def _ranges(starts: Array, lengths: Array) -> tuple[Array, Array]:
-    """Each ``range(starts[i], starts[i] + lengths[i])`` in turn: its i, and its numbers."""
-    which = np.repeat(np.arange(len(starts)), lengths)
-    begins = np.cumsum(lengths) - lengths
-    return which, np.arange(len(which)) - begins[which] + np.asarray(starts)[which]

@@ -169,8 +169,7 @@ def read_batches(
     StateMismatch
         The state is of another store, seed or config; the differences are named.
     """
-    for store in stores.stores:
-        store.refresh()
+    stores.refresh()
     written = [sites] if isinstance(sites, str | Site) else list(sites)
     asked = {site: stores.site(site) for site in _sites(written)}
     predicate = None if where is None else Predicate(where)

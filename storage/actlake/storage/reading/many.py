@@ -6,24 +6,19 @@ Rows are numbered through: those of the second store follow those of the first.
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Unpack
+from dataclasses import astuple
+from typing import TYPE_CHECKING, Any, Self, Unpack
 
 import numpy as np
 
-from actlake.storage.arrays import Path, RowArray
-from actlake.storage.errors import (
-    RowsOutOfRange,
-    SiteNotStored,
-    StoreMismatch,
-    UnknownSplit,
-    nearest,
-)
+from actlake.storage.arrays import Path, RowArray, as_rows
+from actlake.storage.errors import StoreMismatch, site_not_stored, unknown_split
 from actlake.storage.extents import UnitSet
 from actlake.storage.location import Location
 from actlake.storage.moments import Moments
 from actlake.storage.provenance import differences
 from actlake.storage.sites import Site
-from actlake.storage.store import ActivationStore, open_store
+from actlake.storage.store import ActivationStore, Coverage, open_store
 
 if TYPE_CHECKING:
     from actlake.storage.querying.query import Criteria
@@ -35,9 +30,18 @@ Array = np.ndarray[Any, Any]
 
 
 def open_stores(
-    urls: "Iterable[str | os.PathLike[str] | Location]", *, path: Path = "auto"
+    urls: "str | os.PathLike[str] | Iterable[str | os.PathLike[str] | Location]",
+    *,
+    path: Path = "auto",
 ) -> "ManyStores":
     """Open several stores of one model as one.
+
+    Parameters
+    ----------
+    urls
+        Where they lie, in the order of their rows; a path or URL alone is one store.
+    path
+        As `open_store`.
 
     Raises
     ------
@@ -47,6 +51,8 @@ def open_stores(
     StoreNotFound, FormatTooNew, StoreDamaged
         As `open_store`.
     """
+    if isinstance(urls, str | os.PathLike):
+        urls = [urls]
     stores = [open_store(url, path=path) for url in urls]
     if not stores:
         raise StoreMismatch("No store was given\nhint: open_stores([first, second])")
@@ -108,8 +114,20 @@ class ManyStores:
         return all(site in store for store in self.stores)
 
     def __repr__(self) -> str:
-        sites = ", ".join(map(str, self.sites))
-        return f"ManyStores({len(self.stores)} stores, {len(self):,} rows, sites {sites})"
+        from actlake.storage.summary import summarize
+
+        return summarize(self).as_text()
+
+    def _repr_html_(self) -> str:
+        from actlake.storage.summary import summarize
+
+        return summarize(self).as_html()
+
+    def refresh(self) -> Self:
+        """Read every store's ledger again, to see what running harvests have committed since."""
+        for store in self.stores:
+            store.refresh()
+        return self
 
     def site(self, written: str | Site) -> Site:
         """The stored name of a site that every store has.
@@ -122,11 +140,7 @@ class ManyStores:
         site = Site.parse(written).stored
         for store in self.stores:
             if site not in store:
-                raise SiteNotStored(
-                    f"No activations of {written} in {store.url}\n"
-                    f"{nearest(str(site), map(str, self.sites))}; `actlake harvest` adds sites "
-                    "to a finished store"
-                )
+                raise site_not_stored(written, site, self.sites, url=store.url)
         return site
 
     def check_split(self, split: str) -> None:
@@ -138,16 +152,17 @@ class ManyStores:
             The nearest one is named.
         """
         if split not in self.splits:
-            raise UnknownSplit(
-                f"There is no split {split!r} in {self.url}\n{nearest(split, self.splits)}"
-            )
+            raise unknown_split(split, self.splits, url=self.url)
 
     def locate(self, rows: Any) -> tuple[Array, Array]:
-        """Of each row, (n,), the store it is in and its row there."""
-        rows = np.asarray(rows, np.int64)
-        if rows.size and not (rows.min() >= 0 and rows.max() < len(self)):
-            wrong = int(rows[(rows < 0) | (rows >= len(self))][0])
-            raise RowsOutOfRange(f"There is no row {wrong:,}; there are {len(self):,} rows")
+        """Of each row, (n,), the store it is in and its row there.
+
+        Raises
+        ------
+        RowsOutOfRange
+            There is no such row.
+        """
+        rows = as_rows(rows, len(self), of=self.url)
         which = np.searchsorted(self.offsets, rows, side="right") - 1
         return which, rows - self.offsets[which]
 
@@ -167,6 +182,12 @@ class ManyStores:
         """The site's array of each store."""
         stored = self.site(site)
         return [store[stored] for store in self.stores]
+
+    def coverage(self, site: str | Site) -> Coverage:
+        """How much of a site is committed, of all stores together."""
+        stored = self.site(site)
+        counts = [astuple(store.coverage(stored)) for store in self.stores]
+        return Coverage(*map(sum, zip(*counts, strict=True)))
 
     def committed(self, sites: Iterable[str | Site]) -> list[UnitSet]:
         """Of each store, the units that are committed for all of the sites."""
@@ -240,6 +261,20 @@ class ManyStores:
         from actlake.storage.querying.sql import SqlResult
 
         return SqlResult(self, query)
+
+    def to_xarray(self, sites: Iterable[str | Site] | None = None) -> Any:
+        """All stores as one lazy ``xarray.Dataset``; see `ActivationStore.to_xarray`.
+
+        ``row``, ``document`` and ``context`` are numbered through.
+
+        Raises
+        ------
+        SiteNotStored, MissingExtra
+            As `ActivationStore.to_xarray`.
+        """
+        from actlake.storage.querying.named_dataset import to_xarray
+
+        return to_xarray(self, sites)
 
     def _take(self, rows: Any, site: Site) -> Array:
         if len(self.stores) == 1:

@@ -1,16 +1,21 @@
 """Predicates on rows: what a token is, where it stands, what its document says.
 
-Written as SQL, as an Arrow expression, as a function, or as row numbers. SQL is what
+Written as SQL, as an Arrow expression, as a function, or as the rows themselves. SQL is what
 ``find(where=…)`` takes, and sees what that sees, attached labels too; it is asked once of a store,
-and the answer is a bit a row. The others are worked out block by block, on the columns
+and the answer is a bit a row. Expressions and functions are worked out block by block, on the
+columns
 
     row, id, document, position, char    numbers of the row (`row` is numbered through)
     split                                the name of its context's split
     every column of documents.parquet    of its document; its own id is `document_id`
+
+A document's text is not copied for each of its rows: a function is given one and the same `str`
+for them all, and an expression is worked out on as many rows at once as have few bytes of text.
 """
 
+import logging
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -18,17 +23,26 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from actlake.storage.errors import ActlakeError, InvalidQuery, nearest
+from actlake.storage.arrays import as_rows
+from actlake.storage.errors import ActlakeError, InvalidQuery, RowsOutOfRange, nearest
 from actlake.storage.extents import Extent
 from actlake.storage.querying.document_table import document_schema
-from actlake.storage.querying.sql import rows_where_in_batches
+from actlake.storage.querying.labels.attachment import Labels
+from actlake.storage.querying.parts import parts_of
+from actlake.storage.querying.relations import Relation
+from actlake.storage.querying.rows import Rows
+from actlake.storage.querying.sql import label_tables, rows_where_in_batches
+from actlake.storage.reading.many import ManyStores
 from actlake.storage.sealed import crc32c
 from actlake.storage.store import ActivationStore
 
 Array = np.ndarray[Any, Any]
-Where = str | pc.Expression | Callable[[Mapping[str, Any]], Any] | Array | list[int]
-_TOKEN_COLUMNS = ("id", "document", "position", "char")
+Where = str | pc.Expression | Callable[[Mapping[str, Any]], Any] | Rows | Labels | Array | list[int]
+_OF_ROWS = ("row", "id", "document", "position", "char", "split")
 _DOCUMENT_ID = "document_id"
+# Of text that an Arrow expression is worked out on at once.
+_TEXT_BYTES = 2**25
+logger = logging.getLogger(__name__)
 
 
 class TokenBlock(Mapping[str, Array]):
@@ -49,8 +63,13 @@ class TokenBlock(Mapping[str, Array]):
         self._read: dict[str, pa.Array] = {}
 
     def __getitem__(self, name: str) -> Array:
-        column: Array = self.arrow(name).to_numpy(zero_copy_only=False)
-        return column
+        self._check(name)
+        if name in _OF_ROWS:
+            column: Array = self._of_rows(name).to_numpy(zero_copy_only=False)
+            return column
+        distinct, places = self._documents_here
+        of_each: Array = self._of_documents(name).take(distinct).to_numpy(zero_copy_only=False)
+        return of_each[places]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
@@ -58,25 +77,22 @@ class TokenBlock(Mapping[str, Array]):
     def __len__(self) -> int:
         return len(self._names)
 
-    def arrow(self, name: str) -> pa.Array:
-        """A column, (n,), as Arrow.
+    def tables(self, written: str) -> Iterator[pa.Table]:
+        """The columns that the text names, and `row`: tables of some rows each, in order.
 
-        Raises
-        ------
-        InvalidQuery
-            There is no such column; the nearest is named.
+        In each a column of text has few bytes, or is of one row.
         """
-        if name not in self._names:
-            raise InvalidQuery(f"Rows have no column {name!r}\n{nearest(name, self._names)}")
-        if name not in self._read:
-            self._read[name] = self._column(name)
-        return self._read[name]
-
-    def table(self, written: str) -> pa.Table:
-        """The columns that the text names, and `row`, as a table."""
         words = set(re.findall(r"\w+", written.lower()))
-        names = [name for name in self._names if name.lower() in words]
-        return pa.table({name: self.arrow(name) for name in dict.fromkeys(["row", *names])})
+        named = [n for n in self._names if words.issuperset(re.findall(r"\w+", n.lower()))]
+        own = {
+            name: self._of_rows(name) for name in ("row", "document", *named) if name in _OF_ROWS
+        }
+        document = own["document"]
+        others = {name: self._of_documents(name) for name in named if name not in _OF_ROWS}
+        for part in self._parts(others.values()):
+            table = {name: column[part] for name, column in own.items()}
+            table |= {name: column.take(document[part]) for name, column in others.items()}
+            yield pa.table(table)
 
     @property
     def num_rows(self) -> int:
@@ -85,25 +101,66 @@ class TokenBlock(Mapping[str, Array]):
 
     @cached_property
     def _names(self) -> tuple[str, ...]:
-        own = ("row", *_TOKEN_COLUMNS, "split", _DOCUMENT_ID)
+        own = (*_OF_ROWS, _DOCUMENT_ID)
         return (*own, *(name for name in document_schema(self._store).names if name not in own))
+
+    @cached_property
+    def _documents_here(self) -> tuple[Array, Array]:
+        """The ordinals of the rows' documents, each once, and (n,) each row's place among them."""
+        return np.unique(self._of_rows("document"), return_inverse=True)
+
+    def _check(self, name: str) -> None:
+        if name not in self._names:
+            raise InvalidQuery(f"Rows have no column {name!r}\n{nearest(name, self._names)}")
+
+    def _parts(self, columns: Iterable[pa.Array]) -> Iterator[slice]:
+        """Consecutive rows with few bytes of these columns of documents."""
+        bytes_of_document = sum(map(_num_bytes, columns), np.zeros(1, np.int64))
+        if not (len(self._rows) and bytes_of_document.any()):
+            yield slice(0, len(self._rows))
+            return
+        edges = np.cumsum(bytes_of_document[self._of_rows("document")])
+        start = 0
+        while start < len(self._rows):
+            before = edges[start - 1] if start else 0
+            fitting = int(np.searchsorted(edges, before + _TEXT_BYTES, side="right"))
+            stop = max(fitting, start + 1)
+            yield slice(start, stop)
+            start = stop
+
+    def _of_rows(self, name: str) -> pa.Array:
+        """(n,) what the token tables say."""
+        if name not in self._read:
+            self._read[name] = self._column(name)
+        return self._read[name]
 
     def _column(self, name: str) -> pa.Array:
         rows = self._rows
         if name == "row":
             return pa.array(np.arange(rows.start, rows.stop, dtype=np.int64) + self._offset)
-        if name in _TOKEN_COLUMNS:
-            return pa.array(self._store.tokens[name].read(rows.start, rows.stop))
         if name == "split":
             codes = pa.array(self._store.splits_of(rows), pa.int8())
             return pa.DictionaryArray.from_arrays(codes, list(self._store.schema.splits)).cast(
                 pa.string()
             )
+        return pa.array(self._store.tokens[name].read(rows.start, rows.stop))
+
+    def _of_documents(self, name: str) -> pa.Array:
+        """(documents,) a column of the documents."""
         stored = "id" if name == _DOCUMENT_ID else name
         key = self._store.url, stored
         if key not in self._documents:
             self._documents[key] = self._store.documents([stored])[stored].combine_chunks()
-        return self._documents[key].take(self.arrow("document"))
+        return self._documents[key]
+
+
+def _num_bytes(column: pa.Array) -> Array:
+    """(documents,) int64: how long each text is; 0 of what is no text, which is short."""
+    kind = column.type
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_binary(kind):
+        lengths = pc.fill_null(pc.binary_length(column), 0).to_numpy(zero_copy_only=False)
+        return np.asarray(lengths).astype(np.int64)
+    return np.zeros(len(column), np.int64)
 
 
 class Predicate:
@@ -114,7 +171,8 @@ class Predicate:
     where
         SQL (``"position >= 4 and label = 'positive'"``, see `ActivationStore.find`), a
         ``pyarrow.compute`` expression, a function of a mapping from column names to NumPy
-        arrays that returns (n,) bool, or the row numbers themselves.
+        arrays that returns (n,) bool, or the rows themselves: `Rows`, labels, row numbers, or
+        (rows,) bool.
 
     Raises
     ------
@@ -126,16 +184,48 @@ class Predicate:
         self._where = where
         self._documents: dict[tuple[str, str], pa.Array] = {}
         self._answers: dict[tuple[str, int], Array] = {}  # of SQL, a bit a row
+        self._elsewhere: dict[str, Relation] = {}  # labels of the other stores
+        self._given: Rows | Array | None = None  # as rows were given
         if isinstance(where, str | pc.Expression):
             self._written = str(where)
         elif callable(where):
             self._written = f"function {getattr(where, '__qualname__', type(where).__name__)}"
         else:
-            self._where = _row_numbers(where)
+            self._given = _given_rows(where)
+            self._where = _numbers(self._given)
             self._written = f"{len(self._where)} rows {crc32c(self._where.tobytes()):08x}"
 
     def __str__(self) -> str:
         return self._written
+
+    def prepare(
+        self,
+        stores: ActivationStore | ManyStores,
+        *,
+        committed: Sequence[tuple[int, int]] | None = None,
+    ) -> None:
+        """Get ready for what is asked together: check rows that were given, find all labels.
+
+        Rows that were given and are not committed are counted in the log.
+
+        Parameters
+        ----------
+        committed
+            Sorted runs of rows, numbered through; None where all are read.
+
+        Raises
+        ------
+        RowsOutOfRange
+            There are no such rows; or a mask is not as long as there are rows.
+        InvalidQuery
+            They are rows of another store.
+        """
+        if isinstance(self._where, str):
+            self._elsewhere = label_tables(parts_of(stores))
+        if self._given is not None:
+            _check_rows(self._given, stores)
+            if committed is not None:
+                _count_uncommitted(self._where, committed, stores)
 
     def mask(self, store: ActivationStore, rows: Extent, *, offset: int = 0) -> Array:
         """(n,) bool: where it is true of `rows`; null counts as false.
@@ -169,8 +259,8 @@ class Predicate:
     def _mask(self, block: TokenBlock, first: int) -> Array:
         where = self._where
         if isinstance(where, pc.Expression):
-            true = block.table(str(where)).filter(where)["row"].to_numpy()
-            return _at(true - first, block.num_rows)
+            true = [table.filter(where)["row"].to_numpy() for table in block.tables(str(where))]
+            return _at(np.concatenate(true) - first, block.num_rows)
         if callable(where):
             return np.asarray(where(block))
         here = where[np.searchsorted(where, first) : np.searchsorted(where, first + block.num_rows)]
@@ -180,7 +270,9 @@ class Predicate:
         key = store.url, offset
         if key not in self._answers:
             bits = np.zeros(-(-len(store) // 8), np.uint8)
-            for found in rows_where_in_batches(store, where, first_row=offset):
+            for found in rows_where_in_batches(
+                store, where, first_row=offset, elsewhere=self._elsewhere
+            ):
                 local = found - offset
                 np.bitwise_or.at(bits, local // 8, np.uint8(1) << (local % 8).astype(np.uint8))
             self._answers[key] = bits
@@ -196,11 +288,50 @@ def _at(places: Array, length: int) -> Array:
     return mask
 
 
-def _row_numbers(where: Any) -> Array:
-    rows = np.asarray(getattr(where, "rows", where))
-    if rows.ndim != 1 or (rows.size and rows.dtype.kind not in "iu"):
+def _given_rows(where: Any) -> Rows | Array:
+    """Rows of a store, or what is said of any: (n,) numbers, or (rows,) bool."""
+    if isinstance(where, Rows):
+        return where
+    if isinstance(where, Labels):
+        return where.found()
+    given: Array = np.asarray(where)
+    if given.ndim != 1 or (given.size and given.dtype.kind not in "iub"):
         raise InvalidQuery(
             f"A predicate cannot be {type(where).__name__}\n"
-            "hint: give SQL, a pyarrow expression, a function, or row numbers"
+            "hint: give SQL, a pyarrow expression, a function, row numbers or a mask of all rows"
         )
-    return np.unique(rows.astype(np.int64))
+    return given
+
+
+def _numbers(given: Rows | Array) -> Array:
+    """(n,) int64, ascending, each once."""
+    if isinstance(given, Rows):
+        return given.rows
+    return np.flatnonzero(given) if given.dtype == bool else np.unique(given.astype(np.int64))
+
+
+def _check_rows(given: Rows | Array, stores: ActivationStore | ManyStores) -> None:
+    if isinstance(given, Rows):
+        given.numbers_in(stores)
+    elif given.dtype != bool:
+        as_rows(given, len(stores), of=stores.url)
+    elif len(given) != len(stores):
+        raise RowsOutOfRange(
+            f"The mask is of {len(given):,} rows; there are {len(stores):,} in {stores.url}\n"
+            "hint: give one boolean a row, or row numbers"
+        )
+
+
+def _count_uncommitted(
+    numbers: Array, committed: Sequence[tuple[int, int]], stores: ActivationStore | ManyStores
+) -> None:
+    edges = np.array(committed, np.int64).reshape(-1)
+    absent = numbers[np.searchsorted(edges, numbers, side="right") % 2 == 0]
+    if len(absent):
+        logger.warning(
+            "%s of %s rows asked of %s are not committed and left out, the first row %s",
+            f"{len(absent):,}",
+            f"{len(numbers):,}",
+            stores.url,
+            f"{absent[0]:,}",
+        )
