@@ -1,7 +1,11 @@
 """Arrays of any shape and cut, mapped and through Zarr, against NumPy."""
 
 import copy
+import ctypes
+import mmap
+import os
 import pickle
+import time
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,8 +15,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actlake.storage import RowArray, UnitSet
-from actlake.storage.errors import RowsNotCommitted, RowsOutOfRange, StoreDamaged
+from actlake.storage import RowArray, Site, UnitSet, open_store
+from actlake.storage.errors import InvalidQuery, RowsNotCommitted, RowsOutOfRange, StoreDamaged
 from actlake.storage.layout import ArraySpec, metadata_json
 from actlake.storage.location import LocalFolder
 from actlake.storage.shards import encode_shard
@@ -182,3 +186,34 @@ def test_where_the_system_allows_no_more_mappings_rows_come_through_zarr(
     np.testing.assert_array_equal(array[:], values)
     assert array.path == "zarr"
     assert "through Zarr from here on: no more" in caplog.text
+
+
+def test_a_chunk_that_is_expected_is_read_from_the_disk(full):
+    """As the system counts: pages of the chunk that are in memory."""
+    array = open_store(full)[Site(3)]
+    number = array.num_chunks - 2
+    chunk = array.chunk(number)
+    for file in full.rglob("c.*"):
+        with file.open("rb") as handle:  # out of memory with it, where the file system obeys
+            os.posix_fadvise(handle.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+    array.expect(number)
+
+    start = chunk.ctypes.data // mmap.PAGESIZE * mmap.PAGESIZE
+    pages = -(-(chunk.ctypes.data + chunk.nbytes - start) // mmap.PAGESIZE)
+    resident = (ctypes.c_ubyte * pages)()
+    deadline = time.monotonic() + 10
+    while not all(flag & 1 for flag in resident):
+        assert time.monotonic() < deadline
+        status = ctypes.CDLL(None).mincore(
+            ctypes.c_void_p(start), ctypes.c_size_t(pages * mmap.PAGESIZE), resident
+        )
+        assert status == 0
+
+
+@pytest.mark.parametrize(
+    "read", [lambda a: a.take([1], missing="foo"), lambda a: a.read(0, 1, missing="foo")]
+)
+def test_an_unknown_way_to_treat_missing_rows_is_refused(full, read):
+    with pytest.raises(InvalidQuery, match="no missing='foo'\nhint: "):
+        read(open_store(full)[Site(3)])

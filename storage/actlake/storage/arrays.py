@@ -4,11 +4,17 @@ import logging
 import operator
 from collections.abc import Callable
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
-from actlake.storage.errors import RowsNotCommitted, RowsOutOfRange, StoreDamaged
+from actlake.storage.errors import (
+    InvalidQuery,
+    RowsNotCommitted,
+    RowsOutOfRange,
+    StoreDamaged,
+    nearest,
+)
 from actlake.storage.extents import Extent, UnitSet, num_blocks
 from actlake.storage.layout import ROWS, ArraySpec
 from actlake.storage.location import Location, open_zarr_array
@@ -111,9 +117,10 @@ class RowArray:
 
         Raises
         ------
-        RowsOutOfRange, RowsNotCommitted
+        RowsOutOfRange, RowsNotCommitted, InvalidQuery
             As `take`.
         """
+        _check_missing(missing)
         if not 0 <= start <= stop <= len(self):
             raise RowsOutOfRange(
                 f"Rows {start:,} to {stop:,} were asked for; {self.spec.name} has "
@@ -159,7 +166,10 @@ class RowArray:
             A row's unit is not committed and `missing` is ``raise``.
         StoreDamaged
             A shard is missing or truncated, or `check` found a wrong checksum.
+        InvalidQuery
+            There is no such way to treat what is missing.
         """
+        _check_missing(missing)
         rows = as_rows(rows, len(self), of=self.spec.name)
         shards = rows // self.spec.shard_length
         absent = self._absent(shards)
@@ -346,6 +356,13 @@ class RowArray:
             f"{self.spec.name}: unit {names} not committed; "
             f"{len(self._committed()):,} of {self.spec.num_shards:,} units are\n"
             'hint: go on with the harvest, or read with missing="nan"'
+        )
+
+
+def _check_missing(missing: str) -> None:
+    if missing not in get_args(Missing):
+        raise InvalidQuery(
+            f"There is no missing={missing!r}\n{nearest(missing, get_args(Missing))}"
         )
 
 
