@@ -24,11 +24,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
-from actlake.platform.recycled_memory import RecycledMemory
 from actlake.storage import Site, open_store
 from actlake.storage.errors import InvalidBatches
 from actlake.storage.reading.batches import Batch, Batches
 from actlake.storage.reading.many import open_stores
+from actlake.storage.reading.recycled_memory import RecycledMemory
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -177,7 +177,8 @@ class _ToDevice:
         """
         if tensor.dtype == dtype:
             return tensor
-        converted = self._memory.empty(tensor.shape, dtype)
+        memory = self._memory.empty(tensor.numel() * dtype.itemsize)
+        converted = torch.from_numpy(memory).view(dtype).view(tensor.shape)
         rows = max(1, _ONE_THREAD // max(1, tensor[:1].numel()))
         torch._foreach_copy_(torch.split(converted, rows), torch.split(tensor, rows))
         return converted

@@ -35,6 +35,7 @@ from actlake.storage.arrays import RowArray
 from actlake.storage.extents import Extent
 from actlake.storage.reading.many import ManyStores
 from actlake.storage.reading.order import Permutation
+from actlake.storage.reading.recycled_memory import RecycledMemory
 from actlake.storage.reading.selection import RowSet
 from actlake.storage.sites import Site
 
@@ -335,6 +336,7 @@ class PoolReader:
         self._epoch = -1
         self._mixed: MixedEpoch
         self._pool: dict[Site, Array] = {}
+        self._memory = RecycledMemory()
         self._loads: dict[int, list[Future[None]]] = {}
         self._slots: dict[int, Array] = {}
 
@@ -352,7 +354,7 @@ class PoolReader:
             here = slice(max(0, places.start - start), places.stop - start)
             slots.append(self._round_slots(number)[here])
         picked = np.concatenate(slots)
-        acts = {site: self._as_rows(pool.take(picked)) for site, pool in self._pool.items()}
+        acts = {site: self._as_rows(self._taken(pool, picked)) for site, pool in self._pool.items()}
         return self._mixed.rows(places), acts
 
     @property
@@ -440,6 +442,11 @@ class PoolReader:
 
     def _slot(self, block: int) -> int:
         return block % self._num_slots * self._slot_rows
+
+    def _taken(self, pool: Array, slots: Array) -> Array:
+        taken = self._memory.empty(len(slots) * pool.itemsize).view(pool.dtype)
+        pool.take(slots, out=taken, mode="clip")  # "raise" would copy `taken` first
+        return taken
 
     def _as_rows(self, raw: Array) -> Array:
         rows: Array = raw.view(self._dtype).reshape(len(raw), self._dim)

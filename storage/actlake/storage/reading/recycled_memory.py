@@ -1,19 +1,18 @@
-"""Memory for large tensors on the host that is used again once nothing refers to it.
+"""Memory for large arrays that is used again once nothing refers to it.
 
 The system hands out a block of megabytes page by page, each of them wiped, and gets it back when
-the tensor is gone. For a batch of 4,096 x 576 float32 that is a quarter of the time that reading
-it takes. `RecycledMemory` keeps the blocks instead, in large pages where the system has them.
+the array is gone. For batches of 4,096 rows that takes as long as reading them. `RecycledMemory`
+keeps the blocks instead, in large pages where the system has them.
 """
 
-import math
 import mmap
 import weakref
 from collections import deque
-from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
+
+Array = np.ndarray[Any, Any]
 
 # Smaller ones come from the C library's own stock of memory.
 SMALLEST_BLOCK = 2**20
@@ -22,25 +21,24 @@ _MOST_IDLE = 4
 
 
 class RecycledMemory:
-    """Gives out tensors whose memory comes back by itself. Any number of threads may ask.
+    """Gives out arrays whose memory comes back by itself. Any number of threads may ask.
 
-    A block is given out again only when the tensor, and every view of it in torch or NumPy, is
-    gone. At most four blocks lie idle.
+    A block is given out again only when the array and all that shares its memory (views, tensors,
+    DLPack capsules) are gone. At most four blocks lie idle.
     """
 
     def __init__(self) -> None:
         self._idle: deque[mmap.mmap] = deque(maxlen=_MOST_IDLE)
 
-    def empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-        """A tensor on the host with anything in it, like `torch.empty`."""
-        num_bytes = math.prod(shape) * dtype.itemsize
+    def empty(self, num_bytes: int) -> Array:
+        """(num_bytes,) uint8 with anything in it."""
         if num_bytes < SMALLEST_BLOCK:
-            return torch.empty(*shape, dtype=dtype)
+            return np.empty(num_bytes, np.uint8)
         block = self._block(num_bytes)
         # NumPy lets every view keep this array alive, not the block: its end is that of all.
         array = np.frombuffer(block, np.uint8, num_bytes)
         weakref.finalize(array, self._idle.append, block).atexit = False
-        return torch.from_numpy(array).view(dtype).view(*shape)
+        return array
 
     def _block(self, num_bytes: int) -> mmap.mmap:
         while self._idle:
