@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Literal, Protocol, Self, TypedDict, get_args
+from typing import Any, Literal, Self, TypedDict, get_args
 
 import numpy as np
 
@@ -231,10 +231,6 @@ def _threads_of(store: ActivationStore) -> int:
     return store.location.parallel if store.location.parallel > 1 else 0
 
 
-class _Reader(Protocol):
-    def read(self, epoch: int, places: Extent) -> tuple[Array, dict[Site, Array]]: ...
-
-
 class Batches(Iterator[Batch]):
     """An iterator over batches that can say where it is. `ActivationStore.batches` makes one.
 
@@ -294,7 +290,7 @@ class Batches(Iterator[Batch]):
         self._ahead: deque[tuple[int, Future[Batch]]] = deque()
         self._most_ahead = 2 * threads
         self._closed = False
-        self._reader: _Reader
+        self._reader: GatherReader | PoolReader
         if order.shuffle == "pool" and not _all_mapped(stores, sites.values()):
             assert order.pool_rows is not None
             self._most_ahead = 0  # the pool itself reads ahead
@@ -414,12 +410,16 @@ class Batches(Iterator[Batch]):
     def _from_ahead(self, step: int) -> Batch:
         """The batch of this step from the threads; after an error it can be asked for again."""
         assert self._executor is not None
+        assert isinstance(self._reader, GatherReader)
         upcoming = self._ahead[-1][0] + 1 if self._ahead else step
         while len(self._ahead) < self._most_ahead:
             following = self._next_step(upcoming)
             if following is None:
                 break
             self._ahead.append((following, self._executor.submit(self._read, following)))
+            later = self._next_step(following + self._most_ahead)
+            if later is not None:
+                self._executor.submit(self._reader.prepare, *self._place(later))
             upcoming = following + 1
         try:
             batch = self._ahead[0][1].result()
@@ -434,15 +434,19 @@ class Batches(Iterator[Batch]):
             future.cancel()
         self._ahead.clear()
 
-    def _read(self, step: int) -> Batch:
+    def _place(self, step: int) -> tuple[int, Extent]:
+        """The epoch of a step, and which places of it are this rank's."""
         epoch, within = divmod(step, self.steps_per_epoch)
         start = within * self.order.rows_per_batch
         length = min(self.order.rows_per_batch, self.num_rows - start)
         rank, world_size = self._share
-        share = Extent(
+        return epoch, Extent(
             start + length * rank // world_size, start + length * (rank + 1) // world_size
         )
-        rows, acts = self._reader.read(epoch, share)
+
+    def _read(self, step: int) -> Batch:
+        epoch, places = self._place(step)
+        rows, acts = self._reader.read(epoch, places)
         if self._dtype is not None:
             acts = {site: values.astype(self._dtype, copy=False) for site, values in acts.items()}
         given = acts if self._single is None else acts[self._single]

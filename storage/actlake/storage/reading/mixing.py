@@ -23,16 +23,16 @@ they are gathered where they lie, and the system is told which chunks are next. 
 
 import logging
 import math
-import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor, Future, wait
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from actlake.storage.arrays import RowArray
 from actlake.storage.extents import Extent
+from actlake.storage.reading.kept import Kept
 from actlake.storage.reading.many import ManyStores
 from actlake.storage.reading.order import Permutation
 from actlake.storage.reading.recycled_memory import RecycledMemory
@@ -219,10 +219,11 @@ class MixedEpoch:
         self._chunks = chunks
         self._coming = coming
         self._told = 0  # of the blocks below, the chunks were said to come
-        self._lock = threading.RLock()
+        self.round_rows = Kept(self._rows_of_round, _ROUNDS_KEPT)
+        """Of a round, by its number, (n,) int64: its rows in the order in which they go out."""
         # Kept while rounds draw from them, and a few more for threads that lag behind.
-        self._blocks = lru_cache(2 * plan.num_parts + 2)(self._rows_of_block)
-        self._rounds = lru_cache(_ROUNDS_KEPT)(self._rows_of_round)
+        self.block_rows = Kept(self._rows_of_block, 2 * plan.num_parts + 2)
+        """Of a block, by its number, (n,) int64: its rows, chunk by chunk."""
 
     def rows(self, places: Extent) -> Array:
         """(n,) int64: the rows at these places."""
@@ -234,19 +235,9 @@ class MixedEpoch:
             parts.append(self.round_rows(number)[here])
         return np.concatenate(parts)
 
-    def round_rows(self, number: int) -> Array:
-        """(n,) int64: a round's rows in the order in which they go out."""
-        with self._lock:
-            return self._rounds(number)
-
-    def block_rows(self, block: int) -> Array:
-        """(n,) int64: a block's rows, chunk by chunk."""
-        with self._lock:
-            return self._blocks(block)
-
     def _rows_of_round(self, number: int) -> Array:
         members = self.plan.members(number)
-        rows = np.concatenate([self._blocks(block)[which] for block, which in members])
+        rows = np.concatenate([self.block_rows(block)[which] for block, which in members])
         return rows[self.plan.round_order(number)]
 
     def _rows_of_block(self, block: int) -> Array:
@@ -283,15 +274,12 @@ class MixedOrder:
     ) -> None:
         self._arrays = [stores.arrays(site) for site in sites]
         self._chunks = ChunkMap(stores, rows)
-        self._epoch = lru_cache(2)(self._begin)  # threads may be in two
+        self._epoch = Kept(self._begin, 2)  # threads may be in two
         self._how = {"pool_rows": pool_rows, "seed": seed}
-        self._lock = threading.Lock()
 
     def rows(self, epoch: int, places: Extent) -> Array:
         """(n,) int64: the rows at these places of an epoch."""
-        with self._lock:
-            mixed = self._epoch(epoch)
-        return mixed.rows(places)
+        return self._epoch(epoch).rows(places)
 
     def _begin(self, epoch: int) -> MixedEpoch:
         plan = MixingPlan(self._chunks.counts, epoch=epoch, **self._how)
