@@ -14,6 +14,7 @@ from actlake.storage import lease as lease_module
 from actlake.storage.errors import LeaseLost, StoreExists, StoreLocked
 from actlake.storage.ledger import LedgerWriter, read_state
 from actlake.storage.location import LocalFolder, locate
+from actlake.storage.processes import is_gone, this_process
 
 HOLD = """
 import sys, time
@@ -117,18 +118,18 @@ def test_a_silent_driver_on_another_machine_is_given_up(location):
 
 
 def test_the_same_process_number_in_another_container_does_not_count_as_dead(location, monkeypatch):
-    owner = lease_module._this_process() | {"pid": 2**22 + 1}
-    assert lease_module._is_gone(owner)
+    owner = this_process() | {"pid": 2**22 + 1}
+    assert is_gone(owner)
 
-    assert not lease_module._is_gone(owner | {"pids": "pid:[7]"})
-    assert not lease_module._is_gone(owner | {"boot": "another"})
+    assert not is_gone(owner | {"pids": "pid:[7]"})
+    assert not is_gone(owner | {"boot": "another"})
 
 
 def test_a_process_number_that_is_used_again_counts_as_dead():
-    owner = lease_module._this_process()
+    owner = this_process()
 
-    assert not lease_module._is_gone(owner)
-    assert lease_module._is_gone(owner | {"started": owner["started"] - 1})
+    assert not is_gone(owner)
+    assert is_gone(owner | {"started": owner["started"] - 1})
 
 
 def test_a_driver_that_was_taken_over_can_commit_nothing_more(location):

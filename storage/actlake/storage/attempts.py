@@ -1,9 +1,11 @@
 """Requests to an object store: made again while that can help, their errors in our words.
 
 Made again: answers 5xx, 408, 425 and 429, connections refused or lost, time-outs, bodies cut
-short. Between attempts is a pause drawn from 0 to 0.1, 0.2, 0.4, … 10 s (full jitter; Brooker
-2015, "Exponential backoff and jitter"), for two minutes; for ten seconds where the server has
-never answered, since a wrong address does not become right.
+short, and what S3 means so but gives another number: 400 RequestTimeout, 409 OperationAborted.
+After ExpiredToken the credentials are looked for anew, once. Between attempts is a pause drawn
+from 0 to 0.1, 0.2, 0.4, … 10 s (full jitter; Brooker 2015, "Exponential backoff and jitter"), for
+two minutes; for ten seconds where the server has never answered, since a wrong address does not
+become right.
 
 Never shown: what the server wrote but for its error code, since it may repeat what we sent.
 """
@@ -19,6 +21,7 @@ from typing import TypeVar
 from obstore.exceptions import (
     BaseError,
     PermissionDeniedError,
+    PreconditionError,
     UnauthenticatedError,
 )
 
@@ -38,6 +41,10 @@ GIVE_UP_FIRST_S = 10.0
 SHORTEST_PAUSE_S = 0.1
 LONGEST_PAUSE_S = 10.0
 _AGAIN = frozenset({408, 425, 429})
+_AGAIN_CODES = frozenset(
+    {"RequestTimeout", "OperationAborted", "ConditionalRequestConflict", "SlowDown"}
+)
+_EXPIRED = frozenset({"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired"})
 _NOT_IMPLEMENTED = 501
 _STATUS = re.compile(r"status code: (\d{3})")
 _CODE = re.compile(r"<Code>(\w{1,64})</Code>")
@@ -75,18 +82,20 @@ class Attempts:
         Of the location, for messages.
     server
         Whom it talks to, in words.
+    renew
+        Opens the location's clients again, with credentials that are looked for anew.
     """
 
-    def __init__(self, url: str, server: str) -> None:
+    def __init__(self, url: str, server: str, *, renew: Callable[[], None]) -> None:
         self._url = url
         self._server = server
+        self._renew = renew
         self._has_answered = False
 
     def __call__(self, deed: str, request: Callable[[], T], *, writes: bool = False) -> T:
         """The answer of `request`, which may be called more than once.
 
-        Obstore's `AlreadyExistsError` and `PreconditionError`, and errors of our own, pass
-        through.
+        Obstore's `PreconditionError` and errors of our own pass through.
 
         Parameters
         ----------
@@ -109,12 +118,17 @@ class Attempts:
         _refuse_in_a_fork(self._url)
         began = time.monotonic()
         number = 0
+        renewed = False
         while True:
             number += 1
             try:
                 answer = request()
             except (TryAgain, BaseError, FileNotFoundError) as error:
-                reason = self._reason(deed, error, writes=writes)
+                if not renewed and _status_and_code(error)[1] in _EXPIRED:
+                    self._renew()
+                    renewed, reason = True, "the credentials had expired"
+                else:
+                    reason = self._reason(deed, error, writes=writes)
             else:
                 self._has_answered = True
                 return answer
@@ -138,12 +152,9 @@ class Attempts:
         """Why it failed, if another attempt may succeed; else the error is raised."""
         if isinstance(error, TryAgain):
             return str(error)
-        if isinstance(error, StoreError) or type(error).__name__ in _FOR_THE_CALLER:
+        if isinstance(error, StoreError | PreconditionError):  # answers, not failures
             raise error
-        text = str(error)
-        found, named = _STATUS.search(text), _CODE.search(text)
-        status = int(found[1]) if found else 0
-        code = named[1] if named else ""
+        status, code = _status_and_code(error)
         refusal = StoreNotWritable if writes else StoreNotReadable
         if code == "NoSuchBucket":
             raise refusal(
@@ -152,14 +163,19 @@ class Attempts:
             ) from None
         if isinstance(error, FileNotFoundError):
             raise StoreNotFound(f"{deed}: there is no such key in {self._url}") from None
-        if isinstance(error, PermissionDeniedError | UnauthenticatedError) or status in (401, 403):
+        if (
+            isinstance(error, PermissionDeniedError | UnauthenticatedError)
+            or status in (401, 403)
+            or code in _EXPIRED
+        ):
             raise refusal(
                 f"{self._server} refuses {deed} of {self._url}: {code or 'no permission'}\n"
                 "hint: look at the credentials (AWS_PROFILE, AWS_ACCESS_KEY_ID, the machine's "
                 "role) and their rights: s3:ListBucket, s3:GetObject"
                 + (", s3:PutObject, s3:DeleteObject" if writes else "")
             ) from None
-        if (300 <= status < 500 and status not in _AGAIN) or status == _NOT_IMPLEMENTED:
+        may_pass = status in _AGAIN or code in _AGAIN_CODES
+        if (300 <= status < 500 and not may_pass) or status == _NOT_IMPLEMENTED:
             raise Refused(
                 f"{self._server} refuses {deed} of {self._url}: {status} {code}\n"
                 "hint: look at AWS_REGION and AWS_ENDPOINT_URL"
@@ -168,11 +184,14 @@ class Attempts:
                 status,
                 code,
             ) from None
-        return f"{status} {code}".strip() if status else _in_words(text)
+        return f"{status} {code}".strip() if status else _in_words(str(error))
 
 
-# They are answers, not failures.
-_FOR_THE_CALLER = frozenset({"AlreadyExistsError", "PreconditionError"})
+def _status_and_code(error: Exception) -> tuple[int, str]:
+    """HTTP's number of an answer, 0 where there was none, and the server's word for it."""
+    text = str(error)
+    found, named = _STATUS.search(text), _CODE.search(text)
+    return int(found[1]) if found else 0, named[1] if named else ""
 
 
 def _in_words(text: str) -> str:

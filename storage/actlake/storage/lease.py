@@ -8,21 +8,20 @@ once where its process is known to be gone, else when its beat has not changed f
 The worst that a wrong guess does is to end the earlier driver with an error.
 """
 
-import os
+import logging
 import secrets
-import socket
 import threading
 import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from actlake.storage.errors import (
     LeaseLost,
     StoreDamaged,
+    StoreError,
     StoreExists,
     StoreLocked,
     StoreNotFound,
@@ -31,7 +30,10 @@ from actlake.storage.errors import (
 from actlake.storage.layout import MANIFEST
 from actlake.storage.ledger import FOLDER, LedgerState, LedgerWriter, read_state
 from actlake.storage.location import STAGING, KeyTaken, Location
+from actlake.storage.processes import is_gone, this_process
 from actlake.storage.sealed import seal, unseal
+
+logger = logging.getLogger(__name__)
 
 BEAT_S = 5.0
 GIVE_UP_S = 30.0
@@ -122,7 +124,7 @@ class Lease:
         writer = LedgerWriter(location, state)
         token = Token(state.epoch + 1, secrets.token_hex(8))
         try:
-            writer.append({"kind": "open", "epoch": token.epoch, "owner": _this_process()})
+            writer.append({"kind": "open", "epoch": token.epoch, "owner": this_process()})
         except LeaseLost as error:  # whoever took the number is alive
             raise _locked(location, read_state(location)) from error
         except StoreNotWritable as error:
@@ -140,7 +142,7 @@ class Lease:
             self._stop.set()
             self._thread.join()
             # Where the disk is full this cannot be said, and the next driver finds out by itself.
-            with suppress(OSError, KeyTaken):
+            with suppress(StoreError, OSError):
                 self._write_beat(released=True)
                 if not self.token.is_over(self.location):
                     self.location.sweep()
@@ -166,12 +168,12 @@ class Lease:
 
     def _keep_beating(self) -> None:
         while not self._stop.wait(BEAT_S):
-            # A beat that cannot be written is made up for by the next, or by the takeover.
-            with suppress(OSError):
-                try:
-                    self._write_beat()
-                except KeyTaken:  # a later driver has cleared it away; the next commit says so
-                    return
+            try:
+                self._write_beat()
+            except KeyTaken:  # a later driver has cleared it away; the next commit says so
+                return
+            except (StoreError, OSError) as error:  # made up for by the next, or by the takeover
+                logger.warning("The lease of %s could not be renewed: %s", self.location.url, error)
 
     def _write_beat(self, *, released: bool = False) -> None:
         self._beat += 1
@@ -201,7 +203,7 @@ def _wait_until_over(location: Location, state: LedgerState, *, give_up_s: float
     before = _read_beat(location, state.epoch)
     deadline = time.monotonic() + give_up_s
     while not before.get("released", False):
-        if _is_gone(state.owner) or time.monotonic() >= deadline:
+        if is_gone(state.owner) or time.monotonic() >= deadline:
             return False
         time.sleep(min(BEAT_S, give_up_s) / 4)
         now = _read_beat(location, state.epoch)
@@ -227,58 +229,3 @@ def _locked(location: Location, state: LedgerState) -> StoreLocked:
         f"{owner.get('host')} (epoch {state.epoch})\n"
         "hint: wait for it to end, or stop it; its store goes on from where it stopped"
     )
-
-
-def _this_process() -> dict[str, Any]:
-    return {
-        "host": socket.gethostname(),
-        "boot": _boot_id(),
-        "pids": _pid_namespace(),
-        "pid": os.getpid(),
-        "started": _start_ticks(os.getpid()),
-    }
-
-
-def _is_gone(owner: Mapping[str, Any]) -> bool:
-    """Whether the process is certainly dead: it was of this machine's present life, and is no more.
-
-    Its start time is compared too, since a process number is used again, and its container,
-    since each counts its processes by itself.
-    """
-    here = {"boot": _boot_id(), "pids": _pid_namespace()}
-    if not all(here.values()) or any(owner.get(name) != value for name, value in here.items()):
-        return False
-    with suppress(PermissionError):  # another user's, and alive
-        try:
-            os.kill(owner["pid"], 0)
-        except ProcessLookupError:
-            return True
-    return _start_ticks(owner["pid"]) not in (owner["started"], _UNREADABLE)
-
-
-def _boot_id() -> str:
-    with suppress(OSError):
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    return ""
-
-
-def _pid_namespace() -> str:
-    """What the numbers of processes are relative to: differs between containers."""
-    with suppress(OSError):
-        return str(Path("/proc/self/ns/pid").readlink())
-    return ""
-
-
-_UNREADABLE = -1
-_ZOMBIE = -2
-
-
-def _start_ticks(pid: int) -> int:
-    """When the process started, in clock ticks since boot."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return _UNREADABLE
-    after_name = stat.rpartition(")")[2].split()
-    is_zombie = after_name[0] == "Z"
-    return _ZOMBIE if is_zombie else int(after_name[19])

@@ -14,7 +14,7 @@ Why obstore, and what was tried: docs/design/005-object-storage.md.
 
 import io
 import uuid
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from actlake.storage.ahead import REQUESTS_AT_ONCE, file_threads, request_thread
 from actlake.storage.attempts import Attempts, Refused, TryAgain
 from actlake.storage.errors import StoreDamaged, StoreNotFound, StoreNotWritable
 from actlake.storage.location import KeyTaken
-from actlake.storage.s3_access import S3Place, open_client, server
+from actlake.storage.s3_access import S3Place, forget_credentials, open_client, server
 
 READ_TIMEOUT_S = 30.0
 WRITE_TIMEOUT_S = 300.0
@@ -55,13 +55,24 @@ class S3Folder:
     def __init__(self, place: S3Place) -> None:
         self.url = str(place)
         self._place = place
-        self._reads = open_client(place, timeout_s=READ_TIMEOUT_S)
-        self._writes = open_client(place, timeout_s=WRITE_TIMEOUT_S)
-        self._attempt = Attempts(self.url, server())
+        self._open_clients()
+        self._attempt = Attempts(self.url, server(), renew=self._renew_clients)
         self._keeps_conditions = False
 
     def __repr__(self) -> str:
         return f"S3Folder({self.url!r})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Another process opens clients of its own; no credentials are sent to it."""
+        return type(self), (self._place,)
+
+    def _open_clients(self) -> None:
+        self._reads = open_client(self._place, timeout_s=READ_TIMEOUT_S)
+        self._writes = open_client(self._place, timeout_s=WRITE_TIMEOUT_S)
+
+    def _renew_clients(self) -> None:
+        forget_credentials()
+        self._open_clients()
 
     # Reading.
 
@@ -173,11 +184,7 @@ class S3Folder:
         doomed = list(keys)
         for start in range(0, len(doomed), _KEYS_AT_ONCE):
             some = doomed[start : start + _KEYS_AT_ONCE]
-            self._attempt(
-                f"DELETE {some[0]}",
-                partial(obstore.delete, self._writes, some),
-                writes=True,
-            )
+            self._attempt(f"DELETE {some[0]}", partial(self._delete, some), writes=True)
 
     def sweep(self) -> None:
         """See `Location.sweep`: nothing is ever half-written under a key."""
@@ -206,6 +213,9 @@ class S3Folder:
                 raise
             size = self.size(key) or 0
             return memoryview(b""), size, None
+
+    def _delete(self, keys: Sequence[str]) -> None:
+        obstore.delete(self._writes, keys)
 
     def _piece(self, key: str, tag: str | None, start: int) -> memoryview:
         return self._get(key, start, start + _PIECE, tag)[0]

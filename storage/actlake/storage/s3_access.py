@@ -184,6 +184,11 @@ def _session() -> Any:
     return Session()
 
 
+def forget_credentials() -> None:
+    """Have profiles, roles and files of keys looked at anew by the next client that is opened."""
+    _session.cache_clear()
+
+
 def _has_keys() -> bool:
     return bool(os.environ.get("AWS_ACCESS_KEY_ID") and os.environ.get("AWS_SECRET_ACCESS_KEY"))
 

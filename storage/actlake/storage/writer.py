@@ -5,7 +5,7 @@ then does the driver commit the records in the ledger. A writer that dies anywhe
 leaves files that nobody reads, and that the next attempt writes again, byte for byte.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -48,6 +48,7 @@ def write_unit(
     *,
     token: Token | None = None,
     numerics: int = 0,
+    on_moments: Callable[[Site, list[Moments]], None] | None = None,
 ) -> list[ShardRecord]:
     """Write all rows of a unit, for one or more sites; what to commit is returned.
 
@@ -60,6 +61,8 @@ def write_unit(
         float64 are rounded to it.
     token
         The driver's, to refuse writing after the lease was taken over.
+    on_moments
+        Told the moments of each site's groups of rows, so that nobody has to read them back.
 
     Raises
     ------
@@ -97,6 +100,8 @@ def write_unit(
         bad = _count_nonfinite(stored, moments)
         if any(bad) and store.schema.nonfinite == "refuse":
             raise _nonfinite(store, site, unit, bad)
+        if on_moments is not None:
+            on_moments(site, moments)
         prepared.append((site, stored, moments, bad))
     records = []
     for parts in prepared:

@@ -4,6 +4,7 @@ import logging
 import random
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -67,6 +68,71 @@ def test_the_servers_plea_for_patience_is_heard(status, bucket, weather):
     locate(bucket.url).write("key", [b"one"])
 
     assert locate(bucket.url).read("key") == b"one"
+
+
+@pytest.mark.parametrize(
+    ("status", "code"), [(400, "RequestTimeout"), (409, "OperationAborted"), (400, "ExpiredToken")]
+)
+def test_what_will_pass_is_tried_again_whatever_number_it_comes_with(status, code, bucket, weather):
+    location = locate(bucket.url)
+    tag = location.replace("key", b"1", seen=None)
+
+    for write in (
+        lambda: location.write("other", [b"one"]),
+        lambda: location.replace("key", b"2", seen=tag),
+        lambda: location.create("new", b"one"),
+        lambda: location.delete_files(["other"]),
+    ):
+        weather.add("answer", status=status, code=code)
+        write()
+
+    assert location.read("key") == b"2"
+    assert location.read("new") == b"one"
+    assert location.size("other") is None
+
+
+def test_keys_that_have_expired_are_read_again_where_they_came_from(bucket, weather, monkeypatch):
+    given = dict(bucket.environment)
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    file = Path(given["AWS_SHARED_CREDENTIALS_FILE"])
+    file.write_text("[default]\naws_access_key_id=old\naws_secret_access_key=old-secret\n")
+    location = locate(bucket.url)
+    location.write("key", [b"one"])
+
+    weather.decide = lambda seen: (
+        weather.fault("answer", status=400, code="ExpiredToken")
+        if "Credential=old/" in seen.headers["authorization"]
+        else None
+    )
+    file.write_text("[default]\naws_access_key_id=new\naws_secret_access_key=new-secret\n")
+
+    assert location.read("key") == b"one"
+    assert "Credential=new/" in weather.seen[-1].headers["authorization"]
+
+
+def test_keys_that_stay_expired_are_refused_with_what_to_look_at(bucket, weather):
+    weather.add("answer", "PUT", status=400, code="ExpiredToken", times=10**6)
+
+    with pytest.raises(StoreNotWritable, match=r"ExpiredToken\nhint: look at the credentials"):
+        locate(bucket.url).write("key", [b"one"])
+
+    assert weather.count("PUT") == 2
+
+
+def test_a_heartbeat_outlives_whatever_the_server_refuses(
+    bucket, weather, monkeypatch, caplog, wait_for
+):
+    monkeypatch.setattr(lease, "BEAT_S", 0.05)
+    with Lease.acquire(locate(bucket.url)) as held:
+        weather.add("answer", "PUT", "lease-", status=405, code="MethodNotAllowed", times=2)
+        beat = held._beat
+        wait_for(lambda: held._beat >= beat + 4, "the heart stands still", timeout_s=30)
+        weather.add("answer", "PUT", "lease-", status=405, code="MethodNotAllowed", times=10**6)
+
+    assert not weather.faults[0].times
+    assert "The lease of s3://" in caplog.text
+    assert "405 MethodNotAllowed" in caplog.text
 
 
 def test_a_server_that_never_recovers_is_given_up_with_the_reason(bucket, weather, monkeypatch):
