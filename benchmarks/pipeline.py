@@ -12,10 +12,11 @@ within each round, and their median is reported. One more 1x1 run, on one thread
 stores of 1x2 and 2x1 must equal byte for byte (threads decide the last bits, layouts must not).
 
 Then two things without a model: a chain of two stages that only hands tensors on (`hop_ms`), and
-units that do nothing, committed to a real ledger (`driver_ms_per_unit`, CPU of the driver). At
-last `object_store.py` is run for its `s3_read_ratio`, so that all figures come from one script.
+units that do nothing, whose receipts a harvest's driver commits, counts and logs as it does real
+ones (`driver_ms_per_unit`, CPU of the driver; three sites, without W&B). At last
+`object_store.py` is run for its `s3_read_ratio`, so that all figures come from one script.
 
-    python benchmarks/pipeline.py            about 7 minutes on 2 quiet cores; status 1 on a miss
+    python benchmarks/pipeline.py            about 5 minutes on 2 quiet cores; status 1 on a miss
 """
 
 import io
@@ -32,9 +33,11 @@ from typing import Any
 
 from ray import cloudpickle
 from rich.console import Console
+from scale import FAN_OUT, committing, lay_down, receipt, records_of
 
 from actlake.jobs.demo import demo_config
-from actlake.jobs.harvest import HarvestConfig, PipelineConfig, StorageConfig, harvest, job
+from actlake.jobs.harvest import HarvestConfig, StagesConfig, StorageConfig, harvest, job
+from actlake.jobs.harvest.worker import UnitReceipt
 from actlake.platform.cluster import (
     ClusterConfig,
     ReplicaSpec,
@@ -46,8 +49,7 @@ from actlake.platform.cluster import (
     session,
 )
 from actlake.platform.tracking import TrackingConfig
-from actlake.storage import Lease, Site
-from actlake.storage.ledger import ShardRecord
+from actlake.storage import Site
 from actlake.storage.location import LocalFolder
 
 SITES = (Site(7), Site(15))  # 16 layers: eight for each of two stages
@@ -62,7 +64,8 @@ HOP_SHAPE = (4, 256, 576)
 HOPS = 60
 NOTHINGS = 600
 
-cloudpickle.register_pickle_by_value(sys.modules[__name__])
+for module in (sys.modules[__name__], sys.modules["scale"]):  # workers cannot import them
+    cloudpickle.register_pickle_by_value(module)
 
 
 @dataclass
@@ -101,7 +104,7 @@ def layout_config(folder: Path, replicas: int, stages: int, threads: int) -> Har
         replicas=replicas,
         stages=stages,
         threads=threads,
-        pipeline=PipelineConfig(balance="compute"),
+        pipeline=StagesConfig(balance="compute"),
         tracking=TrackingConfig(wandb="disabled"),
     )
 
@@ -194,25 +197,26 @@ def hop_ms(cluster: Session, *, messages_in_flight: int, transport: str) -> floa
 
 
 class Nothing:
-    """A worker whose units are done at once."""
+    """A worker whose units are done at once; its receipt is that of a stage with three sites."""
 
-    def run(self, unit: int, send: Send | None) -> ShardRecord:
-        return ShardRecord(Site(0), unit, 134_217_728, unit * 7919 % 2**32, 20_000, unit)
+    def run(self, unit: int, send: Send | None) -> UnitReceipt:
+        return receipt(records_of(unit))
 
 
 def driver_ms(cluster: Session, folder: Path) -> float:
-    """CPU milliseconds of the driver for a unit: hand it out, hear of it, commit it."""
-    with Lease.acquire(LocalFolder(folder)) as lease:
-        lease.ledger.append({"kind": "sites", "sites": [str(Site(0))], "request": {}})
-        marks: list[float] = []
+    """CPU milliseconds of the driver for a unit: hand it out, hear of it, commit it, log it."""
+    location = LocalFolder(folder)
+    lay_down(location, FAN_OUT)
+    marks: list[float] = []
+    with committing(folder, units_before=FAN_OUT) as commits:
 
         def done(unit: int, receipts: list, timing: Any) -> None:
-            lease.ledger.commit(receipts)
+            commits.commit(unit, receipts, timing)
             marks.append(time.process_time())
 
         run_units(
             cluster,
-            range(NOTHINGS),
+            range(FAN_OUT, FAN_OUT + NOTHINGS),
             ReplicaSpec(stages=(StageSpec(make=Nothing, resources=Resources(cpus=0.5)),)),
             replicas=2,
             on_done=done,

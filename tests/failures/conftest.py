@@ -25,7 +25,7 @@ UNITS = 24
 class Nodes:
     """A running cluster. Its processes are real and may be killed."""
 
-    def __init__(self, cpus: tuple[int, ...]) -> None:
+    def __init__(self, cpus: tuple[int | str, ...]) -> None:
         self.env = {
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": secrets.token_hex(32),
@@ -75,8 +75,20 @@ class Nodes:
                             found.append(child)
         return sorted(found, key=lambda process: process.pid)
 
+    def _family(self) -> set[psutil.Process]:
+        """Every process below the cluster's own, and below raylets that others started."""
+        family: set[psutil.Process] = set()
+        for pid in [self.process.pid, *self.head, *self.raylets]:
+            with suppress(psutil.NoSuchProcess):
+                family |= set(psutil.Process(pid).children(recursive=True))
+        return family
+
     def end(self) -> None:
-        """End everything that belongs to the cluster, agents that linger included."""
+        """End everything that belongs to the cluster, agents that linger included.
+
+        A worker that was stopped outlives its raylet, and its title names no folder.
+        """
+        family = self._family()
         try:
             self.process.communicate(timeout=30)
         except subprocess.TimeoutExpired:
@@ -84,13 +96,16 @@ class Nodes:
             self.process.communicate()
         for process in psutil.process_iter(["cmdline"]):
             if any(self.folder in word for word in process.info["cmdline"] or ()):
-                with suppress(psutil.NoSuchProcess):
-                    process.kill()
+                family.add(process)
+        for process in family:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(family, timeout=10)
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
 @contextmanager
-def _running(*cpus: int) -> Iterator[Nodes]:
+def _running(*cpus: int | str) -> Iterator[Nodes]:
     nodes = Nodes(cpus)
     try:
         yield nodes
@@ -100,7 +115,7 @@ def _running(*cpus: int) -> Iterator[Nodes]:
 
 @pytest.fixture
 def cluster():
-    """``with cluster(1, 2) as nodes``: a head, and nodes of one and two CPUs."""
+    """``with cluster(1, "2:1") as nodes``: a head, a node of one CPU, one of two and a GPU."""
     return _running
 
 

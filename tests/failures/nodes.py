@@ -1,6 +1,6 @@
 """Several Ray nodes on this machine, in a process of their own that obeys commands.
 
-    python nodes.py CPUS CPUS …        a head without CPUs, and a node for each number
+    python nodes.py CPUS CPUS:GPUS …   a head without CPUs, and a node for each word
 
 Answers each line on stdin with a line of JSON: ``add CPUS`` starts one more node. The end of
 stdin ends the cluster. A process that has a `Cluster` cannot have an embedded Ray as well, and
@@ -29,6 +29,16 @@ def raylet_of(node) -> int:
     return node.all_processes["raylet"][0].process.pid
 
 
+def amounts(words):
+    """What a node has: ``2`` CPUs, or ``2:1`` CPUs and GPUs, which need not exist."""
+    cpus, _, gpus = words.partition(":")
+    return {
+        "num_cpus": int(cpus),
+        "num_gpus": int(gpus or 0),
+        "object_store_memory": STORE_BYTES,
+    }
+
+
 def main() -> None:
     folder = tempfile.mkdtemp(prefix="rt")
     # A file of the machine would lead every bare `ray.init()` of other people here.
@@ -43,10 +53,7 @@ def main() -> None:
             "_system_config": QUICK,
         },
     )
-    started = [
-        cluster.add_node(wait=False, num_cpus=int(cpus), object_store_memory=STORE_BYTES)
-        for cpus in sys.argv[1:]
-    ]
+    started = [cluster.add_node(wait=False, **amounts(words)) for words in sys.argv[1:]]
     cluster.wait_for_nodes()
     head = cluster.head_node.all_processes
     said = {
@@ -57,7 +64,7 @@ def main() -> None:
     }
     print(json.dumps(said), flush=True)
     for line in sys.stdin:
-        node = cluster.add_node(num_cpus=int(line.split()[1]), object_store_memory=STORE_BYTES)
+        node = cluster.add_node(**amounts(line.split()[1]))
         print(json.dumps({"raylet": raylet_of(node)}), flush=True)
     cluster.shutdown()
 

@@ -215,10 +215,14 @@ def works_on_a_unit(pid):
 
 @contextmanager
 def node_with_a_full_disk(nodes, store):
-    """A node for which the store's staging folder is a disk of 64 KiB, and for nobody else."""
+    """A node for which the store's staging folder is a disk that takes no file.
+
+    For nobody else. Its only inode is the folder's own: the first file is refused as it would be
+    on a full disk; a small one that fitted could not be renamed to the store's disk.
+    """
     staging = store / "partial"
     script = (
-        f"mount -t tmpfs -o size=64k tmpfs {staging} && exec {sys.executable} -m "
+        f"mount -t tmpfs -o size=64k,nr_inodes=1 tmpfs {staging} && exec {sys.executable} -m "
         f"ray.scripts.scripts start --address={nodes.address} --num-cpus=1 --block "
         f"--object-store-memory=100000000 --node-manager-port=0 --min-worker-port=0 "
         "--max-worker-port=0 --dashboard-agent-listen-port=0"
@@ -256,8 +260,10 @@ def test_a_node_whose_disk_is_full_is_left_out_and_the_others_do_its_units(
                 time.sleep(3)  # it tries to write
             out = ended(driver)
 
-        assert "cannot write and is not replaced" in out, out
+        assert "given up, and its node avoided" in out, out
         assert "No space left on device" in out
+        assert "Given up: replica 1" in out
+        assert "Replica starting, replica 2" not in out, "the node was tried again"
         whole(store, out, nodes)
 
 
@@ -301,3 +307,36 @@ def test_too_few_cpus_are_refused_at_once_with_what_is_there(tmp_path, two_nodes
     assert "3 replica(s) of 2 stage(s) do not fit this cluster: it has room for 2" in out
     assert "hint: run 2 replicas" in out
     assert time.monotonic() - began < 120
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("placement", "on_each"), [("spread", [1, 1]), ("span", [0, 2])])
+def test_stages_are_on_nodes_of_their_own_when_asked_and_together_otherwise(
+    tmp_path, two_nodes, launch, command, some_units, whole, placement, on_each
+):
+    store = tmp_path / "store"
+    driver = launch(
+        *command(store, two_nodes, "--stages", "2", "--pipeline.placement", placement),
+        env=two_nodes.env,
+    )
+
+    some_units(store)
+
+    where = sorted(len(two_nodes.stages(raylet)) for raylet in two_nodes.raylets)
+    assert where == on_each
+    whole(store, ended(driver), two_nodes)
+
+
+@pytest.mark.slow
+def test_a_driver_without_a_gpu_plans_for_those_of_the_cluster(tmp_path, cluster, launch, command):
+    with cluster("4:2", "4:2") as nodes:
+        asked = ("--replicas", "2", "--stages", "2", "--plan", "--model.device")
+        arguments = command(tmp_path / "store", nodes)
+        threads = arguments.index("--threads")
+        del arguments[threads : threads + 2]
+        auto, cpu = (
+            ended(launch(*arguments, *asked, device, env=nodes.env)) for device in ("auto", "cpu")
+        )
+
+    assert "2 replica(s) x 2 stage(s) on cuda, 2 thread(s) and 2 CPU + 1 GPU reserved" in auto
+    assert "2 replica(s) x 2 stage(s) on cpu, 2 thread(s) and 2 CPU reserved each" in cpu

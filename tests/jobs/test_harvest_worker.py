@@ -74,7 +74,7 @@ def build(folder, *, dtype="float32", lengths=LENGTHS):
         builder.finish(lambda rows: Geometry(chunk_rows=8, unit_rows=24))
 
 
-def fill(folder, model, *, stages, batch_tokens=48):
+def fill(folder, model, *, stages, batch_tokens=48, on_receipts=lambda unit, receipts: None):
     """Run every unit through a chain of stages in this process."""
     with Lease.acquire(LocalFolder(folder)) as lease:
         add_sites(lease, open_store(folder), SITES, {})
@@ -92,6 +92,7 @@ def fill(folder, model, *, stages, batch_tokens=48):
         ]
         for unit in range(open_store(folder).schema.num_units):
             receipts = run_chain(workers, unit)
+            on_receipts(unit, receipts)
             lease.ledger.commit(itertools.chain.from_iterable(r.records for r in receipts))
     return open_store(folder)
 
@@ -187,3 +188,23 @@ def test_a_model_with_nan_weights_is_refused_and_nothing_is_written(tmp_path, ti
         )
 
     assert not list((tmp_path / "store" / "rows.zarr" / "acts" / "resid_post.3").glob("c.*"))
+
+
+@pytest.mark.parametrize("stages", [[range(0, 4)], [range(0, 2), range(2, 4)]])
+def test_receipts_tell_the_norms_that_the_stores_moments_have(tmp_path, tiny_llama, stages):
+    build(tmp_path / "store")
+    told = {}
+
+    store = fill(
+        tmp_path / "store",
+        resolve_model(ModelConfig(name=str(tiny_llama))),
+        stages=stages,
+        on_receipts=lambda unit, receipts: told.update(
+            {(unit, name): norm for receipt in receipts for name, norm in receipt.norms.items()}
+        ),
+    )
+
+    assert len(told) == store.schema.num_units * len(store.sites)
+    for (unit, name), norm in told.items():
+        moments = store.moments(name.removeprefix("norm/"), units=[unit])
+        assert norm == pytest.approx(moments.mean_norm, rel=1e-12)

@@ -18,6 +18,7 @@ import pytest
 from ray import cloudpickle
 
 from actlake.platform.cluster import (
+    Gauges,
     NotEnoughResources,
     PoolEvent,
     ReplicasKeepDying,
@@ -32,7 +33,7 @@ from actlake.platform.cluster import (
     run_chain,
     run_units,
 )
-from actlake.storage.errors import StoreNotWritable
+from actlake.storage.errors import StoreMismatch, StoreNotWritable
 
 pytestmark = pytest.mark.ray
 
@@ -105,6 +106,8 @@ class Layers:
                 os.kill(os.getpid(), signal.SIGKILL)
             case "wait":
                 time.sleep(60)
+            case "pause":
+                time.sleep(0.2)
             case "full disk":
                 raise StoreNotWritable("No space left\nhint: make room")
             case "stubborn":
@@ -124,6 +127,14 @@ class Stubborn(Exception):
 
 def refuse() -> Layers:
     raise StoreNotWritable("Nothing can be written at /x\nhint: another place")
+
+
+def refuse_second(folder: Path) -> Layers:
+    """Works for everybody but the second who asks."""
+    (folder / f"asked-{os.getpid()}").touch()
+    if len(list(folder.glob("asked-*"))) == 2:
+        return refuse()
+    return Layers(folder, 0, NUM_LAYERS, Mishap("pause", unit=None, always=True))
 
 
 def die_at_start() -> Layers:
@@ -400,6 +411,109 @@ def test_a_unit_that_hangs_loses_its_replica_and_is_done_by_the_next(
     assert lost.reason == "no unit finished within 1.5 s"
 
 
+@pytest.mark.parametrize("num_stages", [1, 2])
+def test_time_that_a_commit_takes_is_not_held_against_replicas(
+    ray_session: Session, folder: Path, commits: Commits, num_stages: int
+) -> None:
+    def slow(unit: int, receipts: list[Any], timing: UnitTiming) -> None:
+        commits.done(unit, receipts, timing)
+        time.sleep(2.0 if unit in (3, 4) else 0.0)
+
+    result = run_units(
+        ray_session,
+        range(10),
+        replica(folder, num_stages),
+        replicas=2,
+        unit_timeout_s=1.0,
+        on_done=slow,
+        on_event=commits.events.append,
+    )
+
+    assert result.complete
+    assert result.replicas_lost == 0, commits.events
+    assert sorted(commits.units) == list(range(10))
+
+
+def test_a_replica_that_cannot_start_is_given_up_while_another_works(
+    ray_session: Session, folder: Path, commits: Commits
+) -> None:
+    stage = StageSpec(make=refuse_second, kwargs={"folder": folder}, resources=Resources(cpus=0.5))
+
+    result = run_units(
+        ray_session,
+        range(40),
+        ReplicaSpec(stages=(stage,)),
+        replicas=2,
+        on_done=commits.done,
+        on_event=commits.events.append,
+    )
+
+    assert result.complete
+    assert sorted(commits.units) == list(range(40))
+    (why,) = result.given_up
+    assert "Nothing can be written at /x" in why
+    assert "given up, and its node avoided" in str(
+        next(event for event in commits.events if event.kind == "replica_lost")
+    )
+
+
+def test_a_node_that_was_given_up_is_tried_again_when_nothing_else_is_left(
+    ray_session: Session, folder: Path, commits: Commits
+) -> None:
+    stage = StageSpec(make=refuse_second, kwargs={"folder": folder}, resources=Resources(cpus=0.5))
+
+    def kill_the_other(unit: int, receipts: list[dict[str, int]], timing: UnitTiming) -> None:
+        commits.done(unit, receipts, timing)
+        if commits.kinds()["replica_lost"] == 1:
+            os.kill(receipts[0]["pid"], signal.SIGKILL)
+
+    result = run_units(
+        ray_session,
+        range(40),
+        ReplicaSpec(stages=(stage,)),
+        replicas=2,
+        on_done=kill_the_other,
+        on_event=commits.events.append,
+    )
+
+    assert result.complete
+    assert result.replicas_lost == 2
+    assert len(result.given_up) == 1
+
+
+def test_a_replica_whose_results_do_not_match_is_given_up_and_costs_no_unit_an_attempt(
+    ray_session: Session, folder: Path, commits: Commits
+) -> None:
+    def same_process(unit: int, receipts: list[dict[str, int]], timing: UnitTiming) -> None:
+        used = {receipts[0]["pid"] for receipts in commits.receipts.values()}
+        if used and receipts[0]["pid"] not in used:
+            raise StoreMismatch("other numerics")
+        commits.done(unit, receipts, timing)
+
+    result = run_units(
+        ray_session,
+        range(60),
+        replica(folder, 1, Mishap("pause", unit=None, always=True)),
+        replicas=2,
+        max_attempts=1,
+        on_done=same_process,
+        on_event=commits.events.append,
+    )
+
+    assert result.complete
+    assert sorted(commits.units) == list(range(60))
+    assert len(result.given_up) == 1
+    assert "other numerics" in result.given_up[0]
+
+
+def test_a_mismatch_of_the_only_replica_ends_the_run(ray_session: Session, folder: Path) -> None:
+    def refuse(unit: int, receipts: list[Any], timing: UnitTiming) -> None:
+        raise StoreMismatch("other numerics")
+
+    with pytest.raises(StoreMismatch, match="other numerics"):
+        run_units(ray_session, range(5), replica(folder), replicas=1, on_done=refuse)
+
+
 def test_a_commit_that_raises_ends_the_run_and_leaves_nothing_running(
     ray_session: Session, folder: Path
 ) -> None:
@@ -490,3 +604,25 @@ def test_no_units_start_no_replicas(ray_session: Session, commits: Commits) -> N
 
     assert result.complete
     assert commits.events == []
+
+
+def test_gauges_of_a_lost_replica_go_to_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: dict[tuple[str, str], float] = {}
+
+    class Gauge:
+        """Ray's keeps the last value of every set of labels; so does this."""
+
+        def __init__(self, name: str, tag_keys: tuple[str, ...]) -> None:
+            self.name = name
+
+        def set(self, value: float, tags: dict[str, str]) -> None:
+            kept[self.name, tags["replica"]] = value
+
+    monkeypatch.setattr("actlake.platform.cluster.gauges.Gauge", Gauge)
+    gauges = Gauges({"store": "f00d"})
+
+    gauges.set({"harvest/replica_0/tokens_per_s": 8.0, "harvest/replica_1/tokens_per_s": 9.0})
+    gauges.set({"harvest/replica_1/tokens_per_s": 7.0})
+
+    name = "actlake_harvest_tokens_per_s"
+    assert kept == {(name, "0"): 0.0, (name, "1"): 7.0}

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from actlake.platform.cluster import NotEnoughResources, Resources, check_demand
 from actlake.platform.cluster.resources import replicas_that_fit
 from actlake.platform.cluster.schedule import Schedule
+from actlake.platform.cluster.worker_plan import _most_cpus
 
 
 @given(
@@ -93,6 +94,25 @@ def test_units_of_a_lost_replica_go_to_the_front_and_are_tried_alone() -> None:
     assert schedule.take(1) is None
 
 
+def test_units_of_a_replica_that_is_to_blame_itself_count_no_attempt() -> None:
+    schedule = Schedule(range(3), in_flight=2, max_attempts=1)
+    schedule.join(0)
+    schedule.take(0)
+    schedule.take(0)
+
+    leaving = schedule.leave(0, "no space", blame=False)
+
+    assert leaving.requeued == (0, 1)
+    assert schedule.failed == {}
+    schedule.join(1)
+    for _ in range(3):
+        attempt = schedule.take(1)
+        assert attempt is not None
+        assert attempt.number == 1
+        schedule.done(1, attempt.unit)
+    assert schedule.finished
+
+
 def test_one_lost_unit_holds_up_one_replica_and_not_all() -> None:
     schedule = Schedule(range(100), in_flight=2, max_attempts=3)
     for replica in range(3):
@@ -125,7 +145,19 @@ def test_a_chain_that_must_be_on_one_node_does_not_fit_two_half_nodes() -> None:
     stages = [Resources(cpus=1.5), Resources(cpus=1.5)]
 
     assert replicas_that_fit(nodes, stages, placement="pack", wanted=1) == 0
+    assert replicas_that_fit(nodes, stages, placement="span", wanted=2) == 1
     assert replicas_that_fit(nodes, stages, placement="spread", wanted=2) == 1
+    with pytest.raises(NotEnoughResources, match="hint: placement: span lets"):
+        check_demand(nodes, stages, placement="pack", replicas=1)
+
+
+def test_stages_of_one_node_get_no_more_cpus_than_that_node_has_for_all_of_them() -> None:
+    nodes = [Resources(cpus=16), Resources(cpus=16)]
+    chain = [Resources(), Resources()]
+
+    assert _most_cpus(nodes, chain, "pack", 1) == 8
+    assert _most_cpus(nodes, chain, "spread", 1) == 16
+    assert _most_cpus(nodes, chain, "spread", 4) == 4
 
 
 def test_ten_tenths_of_a_gpu_fit_one_gpu() -> None:

@@ -12,19 +12,26 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
+import ray
 
 from actlake.platform.cluster import (
     ClusterConfig,
     ClusterUnreachable,
     InvalidClusterConfig,
+    PoolEvent,
+    ReplicaSpec,
     Session,
+    StageSpec,
+    run_units,
     session,
 )
-from actlake.platform.cluster.interrupts import current_handlers, stop_flag
-from actlake.platform.cluster.session import _address, _joined
+from actlake.platform.cluster.interrupts import current_handlers, drain_s, stop_flag
+from actlake.platform.cluster.session import _joined, _own_folder, address_of
+from actlake.storage.processes import is_gone, this_process
 
 SLOW_UNITS = """
 import json, os, sys, time
@@ -149,7 +156,7 @@ def test_an_address_of_another_kind_is_refused_with_where_it_came_from(
     monkeypatch.setenv("RAY_ADDRESS", address)
 
     with pytest.raises(InvalidClusterConfig, match=r"\$RAY_ADDRESS"):
-        _address(ClusterConfig())
+        address_of(ClusterConfig())
 
 
 def test_an_address_in_the_config_goes_before_the_environment(
@@ -157,8 +164,8 @@ def test_an_address_in_the_config_goes_before_the_environment(
 ) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
 
-    assert _address(ClusterConfig(address="local")) == "local"
-    assert _address(ClusterConfig()) == "10.0.0.1:6379"
+    assert address_of(ClusterConfig(address="local")) == "local"
+    assert address_of(ClusterConfig()) == "10.0.0.1:6379"
 
 
 @pytest.mark.parametrize("field", ["num_cpus", "object_store_mb", "connect_timeout_s"])
@@ -198,3 +205,81 @@ def test_a_session_within_a_session_uses_the_same_cluster_and_leaves_it(
         assert not inner.embedded
 
     assert ray_session.nodes()[0].cpus == 4
+
+
+JOIN_WITH_ANOTHER_RAY = (
+    """
+import ray
+ray.__version__ = "2.41.3"
+"""
+    + JOIN
+)
+
+
+@pytest.mark.ray
+def test_a_process_with_another_ray_is_refused_with_both_versions(ray_head: Any) -> None:
+    refused = subprocess.run(
+        [sys.executable, "-c", JOIN_WITH_ANOTHER_RAY, ray_head.address],
+        env=ray_head.environment, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+
+    assert refused.returncode == 1
+    assert "ClusterMismatch" in refused.stderr
+    assert f"Ray: {ray.__version__}" in refused.stderr
+    assert "hint: use the cluster's versions of Ray and Python here (this is Ray 2.41.3)" in (
+        refused.stderr
+    )
+
+
+def test_what_a_killed_session_left_behind_goes_with_the_next(tmp_path: Path) -> None:
+    owners = {
+        "dead": this_process() | {"pid": 2**22 + 1},
+        "alive": this_process(),
+        "elsewhere": this_process() | {"boot": "another"},
+    }
+    for name, owner in owners.items():
+        (tmp_path / f"rt{name}").mkdir()
+        (tmp_path / f"rt{name}" / "owner.json").write_text(json.dumps(owner))
+    (tmp_path / "rtother").mkdir()
+
+    ours = _own_folder(tmp_path)
+
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {ours.name, "rtalive", "rtelsewhere", "rtother"}
+    assert not is_gone(json.loads((ours / "owner.json").read_text()))
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"), [(None, 60), ("60", 45), ("300", 285), ("10", 5), ("1", 0.5)]
+)
+def test_a_drain_ends_before_ray_kills_the_job(
+    monkeypatch: pytest.MonkeyPatch, given: str | None, expected: float
+) -> None:
+    monkeypatch.delenv("RAY_JOB_STOP_WAIT_TIME_S", raising=False)
+    if given is not None:
+        monkeypatch.setenv("RAY_JOB_STOP_WAIT_TIME_S", given)
+
+    assert drain_s() == expected
+
+
+@pytest.mark.ray
+def test_a_pool_drains_as_long_as_its_job_may(
+    ray_session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_JOB_STOP_WAIT_TIME_S", "2")
+
+    class Endless:
+        def run(self, unit: int, send: object) -> None:
+            time.sleep(60)
+
+    def stop(event: PoolEvent) -> None:
+        if event.kind == "replica_up":
+            threading.Timer(1.0, ray_session.stop.set).start()
+
+    result = run_units(
+        ray_session, range(2), ReplicaSpec(stages=(StageSpec(make=Endless),)),
+        replicas=1, on_done=lambda *_: None, on_event=stop,
+    )  # fmt: skip
+
+    assert result.stopped
+    assert result.seconds < 50  # and not the 60 that a run nobody kills would wait

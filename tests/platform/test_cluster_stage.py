@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from actlake.platform.cluster import (
+    ClusterMismatch,
     InvalidClusterConfig,
     ReplicaSpec,
     Resources,
@@ -16,7 +17,7 @@ from actlake.platform.cluster import (
     WorkerFailed,
     run_chain,
 )
-from actlake.platform.cluster.stage_actor import _Turnstile, portable
+from actlake.platform.cluster.stage_actor import StageActor, _Turnstile, portable
 from actlake.storage.errors import ActlakeError
 
 
@@ -89,6 +90,17 @@ def test_a_message_that_fails_lets_none_of_those_behind_it_through() -> None:
 
     assert [str(error) for error in errors] == ["bad batch"]
     assert turnstile.passed == 0
+
+
+def test_a_node_with_other_code_than_the_drivers_does_no_work() -> None:
+    made: list[Doubler] = []
+
+    with pytest.raises(ClusterMismatch, match="than the driver \\(0123abcd\\)"):
+        StageActor(None, 1).start(
+            lambda: made.append(Doubler()), {}, "0123abcd", "object_store", "group", 0, 1
+        )
+
+    assert made == []
 
 
 def test_an_exception_that_can_be_rebuilt_travels_as_itself_with_its_traceback() -> None:

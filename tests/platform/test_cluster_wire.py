@@ -1,14 +1,20 @@
 """Tensors from stage to stage: the same bits by every way, and a lost stage noticed on each."""
 
+import ast
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 import torch
 from ray import cloudpickle
+from ray.util import collective
+from ray.util.collective.const import get_store_name
+from ray.util.collective.util import NCCLUniqueIDStore
 
 from actlake.platform.cluster import (
     InvalidClusterConfig,
@@ -20,7 +26,7 @@ from actlake.platform.cluster import (
     run_chain,
     run_units,
 )
-from actlake.platform.cluster.wire import ObjectStoreWire, choose
+from actlake.platform.cluster.wire import ObjectStoreWire, choose, end_meetings
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
@@ -136,3 +142,32 @@ def test_nccl_by_name_is_refused_where_a_stage_does_not_have_it() -> None:
 def test_nccl_for_stages_without_gpus_is_refused_before_anything_starts() -> None:
     with pytest.raises(InvalidClusterConfig, match="needs a GPU for each stage"):
         chain("nccl")
+
+
+@pytest.mark.ray
+def test_the_meeting_places_of_nccl_go_with_their_replica(
+    ray_session: Session, wait_for: Callable[..., None]
+) -> None:
+    """Made here by hand, since NCCL itself cannot be; their names are made by Ray's own code."""
+    source = Path(collective.__file__).with_name("collective_group") / "nccl_collective_group.py"
+    parsed = ast.parse(source.read_text()).body
+    functions = {one.name: one for one in parsed if isinstance(one, ast.FunctionDef)}
+    names: dict[str, Any] = {}
+    module = ast.Module([functions["_get_comm_key_send_recv"]], type_ignores=[])
+    exec(compile(module, str(source), "exec"), names)
+    hops = [names["_get_comm_key_send_recv"](rank, 0, rank + 1, 0) for rank in (0, 1)]
+    stores = [get_store_name(f"{hop}@{group}") for hop in hops for group in ("ours", "another")]
+    made = [
+        NCCLUniqueIDStore.options(name=name, lifetime="detached", num_cpus=0).remote(name)
+        for name in stores
+    ]
+    ray.get([store.set_id.remote(b"id") for store in made])
+
+    end_meetings("ours", size=4)  # the third hop was never used
+
+    def left() -> set[str]:
+        return set(stores) & set(ray.util.list_named_actors())
+
+    wait_for(lambda: left() == {stores[1], stores[3]}, "our meeting places stay, or others go")
+    end_meetings("another", size=4)
+    wait_for(lambda: not left(), "meeting places stay")

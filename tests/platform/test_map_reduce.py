@@ -1,12 +1,28 @@
 """A sum over parts: the same to the last bit whoever computes it."""
 
+import os
+import signal
+import threading
+import time
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+from ray import exceptions
+from ray.util.placement_group import placement_group, remove_placement_group
 
-from actlake.platform.cluster import Session, WorkStopped, map_reduce
+from actlake.platform.cluster import (
+    ClusterError,
+    NotEnoughResources,
+    ReplicasKeepDying,
+    Resources,
+    Session,
+    WorkStopped,
+    map_reduce,
+    patience,
+)
+from actlake.platform.cluster.losses import in_our_words
 from actlake.storage.errors import ActlakeError
 
 Array = np.ndarray
@@ -36,11 +52,25 @@ def refuse(part: int) -> Array:
 def die_once(folder: Path, part: int) -> Array:
     if part == 2 and not (folder / "died").exists():
         (folder / "died").touch()
-        import os
-        import signal
-
         os.kill(os.getpid(), signal.SIGKILL)
     return compute(part)
+
+
+def die(part: int) -> Array:
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError("it lives on")
+
+
+def environment_of(part: int) -> list[tuple[str, str | None, float, float]]:
+    import ray
+
+    has = ray.get_runtime_context().get_assigned_resources()
+    threads, gpus = os.environ["OMP_NUM_THREADS"], os.environ.get("CUDA_VISIBLE_DEVICES")
+    return [(threads, gpus, has["CPU"], has.get("memory", 0))]
+
+
+def join(one: list[object], other: list[object]) -> list[object]:
+    return [*one, *other]
 
 
 @pytest.mark.parametrize("num_parts", [1, 2, 4, 5, 16, 17, 23])
@@ -87,15 +117,80 @@ def test_a_killed_worker_changes_nothing(ray_session: Session, tmp_path: Path) -
 
 @pytest.mark.ray
 def test_what_a_part_raises_reaches_the_caller_as_itself(ray_session: Session) -> None:
-    for workers in (1, 2):
-        with pytest.raises(Refused, match="part 3 has no rows"):
-            map_reduce(range(6), refuse, add, session=ray_session, workers=workers)
+    with pytest.raises(Refused, match="part 3 has no rows"):
+        map_reduce(range(6), refuse, add)
+    with pytest.raises(Refused, match="part 3 has no rows"):
+        map_reduce(range(6), refuse, add, session=ray_session, workers=2)
 
 
 @pytest.mark.ray
 def test_a_stop_ends_the_sum(ray_session: Session) -> None:
-    ray_session.stop.set()
+    with pytest.raises(WorkStopped, match="the same command goes on"):
+        map_reduce(
+            range(600), compute, add, session=ray_session, workers=2,
+            on_done=lambda part: ray_session.stop.set(),
+        )  # fmt: skip
 
+
+@pytest.mark.ray
+def test_a_part_that_is_lost_every_time_is_an_error_of_ours(ray_session: Session) -> None:
+    with pytest.raises(ReplicasKeepDying, match=r"A part of the sum lost its process(.|\n)*hint: "):
+        map_reduce(range(2), die, add, session=ray_session, workers=1)
+
+
+def test_errors_of_ray_are_told_in_our_words() -> None:
+    environment = exceptions.RuntimeEnvSetupError("no space left on device")
+
+    ours = in_our_words(environment, what="A part")
+
+    assert isinstance(ours, ClusterError)
+    assert str(ours).startswith("A part could not be started: a node cannot make its environment")
+    assert "no space left on device" in str(ours)
+    assert "\nhint: " in str(ours)
+
+
+@pytest.mark.ray
+def test_a_busy_cluster_is_waited_for_and_that_is_said(
+    ray_session: Session, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(patience, "SPEAK_EVERY_S", 0.3)
+    place = placement_group([{"CPU": 4}])
+    assert place.wait(20)
+    threading.Timer(1.5, remove_placement_group, [place]).start()
+
+    with caplog.at_level("WARNING", logger="actlake"):
+        total = map_reduce(range(2), compute, add, session=ray_session, workers=2)
+
+    assert np.array_equal(total, compute(0) + compute(1))
+    assert "The sum waits for its next part, " in caplog.text
+    assert "free: 0 CPU" in caplog.text
+
+
+@pytest.mark.ray
+def test_a_sum_whose_nodes_are_gone_does_not_wait_for_ever(
+    ray_session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Others have all CPUs until then; at last no node is large enough."""
+    place = placement_group([{"CPU": 4}])
+    assert place.wait(20)
+    began = time.monotonic()
+
+    def nodes(session: Session) -> list[Resources]:
+        return [Resources(cpus=4 if time.monotonic() - began < 1 else 0)]
+
+    monkeypatch.setattr(Session, "nodes", nodes)
+    with pytest.raises(NotEnoughResources, match="room for 0"):
+        map_reduce(range(2), compute, add, session=ray_session, workers=2, without_room_s=1.0)
+
+    remove_placement_group(place)
+
+
+@pytest.mark.ray
+def test_a_task_has_the_threads_memory_and_gpus_that_it_reserves(ray_session: Session) -> None:
     for workers in (1, 2):
-        with pytest.raises(WorkStopped, match="stopped before it was complete"):
-            map_reduce(range(6), compute, add, session=ray_session, workers=workers)
+        seen = map_reduce(
+            [0, 1], environment_of, join, session=ray_session, workers=workers, threads=3,
+            resources=Resources(cpus=2, memory_mb=64),
+        )  # fmt: skip
+
+        assert seen == [("3", "", 2.0, 64 * 2.0**20)] * 2

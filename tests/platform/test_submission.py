@@ -9,13 +9,15 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 
+from actlake.jobs.cli import run
 from actlake.platform.cluster import (
     ClusterMismatch,
     ClusterUnreachable,
@@ -26,6 +28,7 @@ from actlake.platform.cluster import (
     Submission,
     job_start,
 )
+from actlake.platform.cluster import submission as submission_module
 from actlake.platform.cluster.gauges import gauge_name
 from actlake.platform.cluster.submission import dashboard_address
 
@@ -198,18 +201,46 @@ def _scrape(port: int) -> list[str]:
         return str(page.read().decode()).splitlines()
 
 
+class Stranger:
+    """A web server that answers requests with what the test says."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self.status = 200
+        self.body: Any = {}
+        self.next: dict[str, list[tuple[int, Any]]] = {}
+        """By path, answers to come before `status` and `body`; 0 closes the connection."""
+
+    def answer(self, path: str) -> tuple[int, Any]:
+        coming = self.next.get(path)
+        return coming.pop(0) if coming else (self.status, self.body)
+
+    def as_ray(self) -> JobServer:
+        """Connected to as to a dashboard, which fails from now on."""
+        self.body = {"ray_version": ray.__version__, "version": "4"}
+        server = JobServer(self.address)
+        self.status, self.body = 500, "Internal Server Error"
+        return server
+
+
 @pytest.fixture
-def stranger() -> Iterator[tuple[str, dict[str, Any]]]:
-    """A web server that answers every request with what the test says."""
-    answer: dict[str, Any] = {"status": 200, "body": {}}
+def stranger(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stranger]:
+    monkeypatch.setattr(submission_module, "_POLL_S", 0.001)
+    made: list[Stranger] = []
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            body = json.dumps(answer["body"]).encode()
-            self.send_response(answer["status"])
-            self.send_header("Content-Length", str(len(body)))
+            status, body = made[0].answer(self.path)
+            if not status:
+                self.close_connection = True
+                return
+            content = json.dumps(body).encode()
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(content)))
             self.end_headers()
-            self.wfile.write(body)
+            self.wfile.write(content)
+
+        do_POST = do_PUT = do_GET
 
         def log_message(self, *_: Any) -> None:
             pass
@@ -217,32 +248,121 @@ def stranger() -> Iterator[tuple[str, dict[str, Any]]]:
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as web:
         thread = threading.Thread(target=web.serve_forever, args=(0.02,))
         thread.start()
-        yield f"http://127.0.0.1:{web.server_address[1]}", answer
+        made.append(Stranger(f"http://127.0.0.1:{web.server_address[1]}"))
+        yield made[0]
         web.shutdown()
         thread.join()
 
 
-def test_a_cluster_with_another_ray_is_refused_with_both_versions(
-    stranger: tuple[str, dict[str, Any]],
+def details(state: str) -> dict[str, str]:
+    return {"type": "SUBMISSION", "submission_id": "one", "status": state, "entrypoint": "true"}
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda server: server.jobs(),
+        lambda server: server.job("one"),
+        lambda server: server.log("one"),
+        lambda server: server.stop("one"),
+        lambda server: server.nodes(),
+        lambda server: server.wait("one", timeout_s=5),
+        lambda server: list(server.follow("one")),
+    ],
+    ids=["jobs", "job", "log", "stop", "nodes", "wait", "follow"],
+)
+@pytest.mark.parametrize("status", [500, 0], ids=["500", "no answer"])
+def test_a_dashboard_that_fails_once_it_was_reached_is_told_in_words(
+    stranger: Stranger, ask: Callable[[JobServer], object], status: int
 ) -> None:
-    address, answer = stranger
-    answer["body"] = {"ray_version": "2.41.3", "version": "4"}
+    server = stranger.as_ray()
+    stranger.status = status
+
+    with pytest.raises(ClusterUnreachable, match=r"(does not answer|no longer answers).*\nhint: "):
+        ask(server)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["list"], ["status", "one"], ["stop", "one"], ["logs", "one"], ["logs", "one", "--follow"]],
+    ids=" ".join,
+)
+def test_the_commands_say_so_too(
+    stranger: Stranger, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    stranger.as_ray()
+    version = {"ray_version": ray.__version__, "version": "4"}
+    stranger.next["/api/version"] = [(200, version)] * 4
+
+    assert run(["jobs", *words, "--address", stranger.address]) == 1
+
+    said = capsys.readouterr().err
+    assert f"actlake jobs: {stranger.address} " in said
+    assert "longer answers" in said or "does not answer as it should" in said
+    assert "hint: " in said
+
+
+def test_a_job_is_followed_through_failures_of_the_dashboard(stranger: Stranger) -> None:
+    server = stranger.as_ray()
+    over = (200, details("SUCCEEDED"))
+    stranger.next["/api/jobs/one"] = [(500, ""), (0, ""), over, over, over, over]
+    stranger.next["/api/jobs/one/logs"] = [(500, ""), (200, {"logs": "all of it"})]
+
+    assert list(server.follow("one")) == ["all of it"]
+
+
+def test_a_pending_job_is_waited_for_through_failures_of_the_dashboard(stranger: Stranger) -> None:
+    server = stranger.as_ray()
+    answers = [(200, details("PENDING")), (500, ""), (0, ""), (200, details("RUNNING"))]
+    stranger.next["/api/jobs/one"] = answers
+
+    assert server.wait("one", timeout_s=30, begun=True).state == "RUNNING"
+
+
+def test_a_job_that_a_new_head_has_forgotten_is_told_so(
+    stranger: Stranger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = stranger.as_ray()
+    gone = (404, "Job one does not exist")
+    stranger.next["/api/jobs/one"] = [(200, details("RUNNING")), gone]
+    stranger.next["/api/jobs/"] = [(200, [])]
+    monkeypatch.setattr(submission_module, "_tail", lambda *_: iter(["begun"]))
+
+    following = server.follow("one")
+    assert next(following) == "begun"
+    with pytest.raises(ClusterUnreachable, match="whose head has died forgets its jobs"):
+        next(following)
+
+
+def test_a_submission_without_an_answer_is_not_taken_for_refused(
+    stranger: Stranger, tmp_path: Path
+) -> None:
+    server = stranger.as_ray()
+    stranger.status = 0
+
+    with pytest.raises(ClusterUnreachable, match=r"is not known\nhint: `actlake jobs status lost`"):
+        server.submit(submission(tmp_path, "lost", "short"))
+
+
+def test_a_cluster_with_another_ray_is_refused_with_both_versions(
+    stranger: Stranger,
+) -> None:
+    stranger.body = {"ray_version": "2.41.3", "version": "4"}
 
     with pytest.raises(ClusterMismatch, match=r"runs Ray 2\.41\.3, and this is Ray 2\.60") as told:
-        JobServer(address)
+        JobServer(stranger.address)
 
     assert "ray[default]==2.41.3" in str(told.value)
 
 
 @pytest.mark.parametrize(("status", "body"), [(404, {}), (500, {}), (200, {"hello": 1})])
 def test_something_that_is_no_dashboard_is_told_apart(
-    stranger: tuple[str, dict[str, Any]], status: int, body: dict[str, Any]
+    stranger: Stranger, status: int, body: dict[str, Any]
 ) -> None:
-    address, answer = stranger
-    answer.update(status=status, body=body)
+    stranger.status, stranger.body = status, body
 
     with pytest.raises(ClusterUnreachable, match="does not answer as Ray's dashboard does"):
-        JobServer(address)
+        JobServer(stranger.address)
 
 
 def test_an_address_where_nobody_is_says_so_at_once() -> None:

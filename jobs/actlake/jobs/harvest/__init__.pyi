@@ -1,11 +1,11 @@
-from .config import HarvestConfig, PipelineConfig, StorageConfig
+from .config import HarvestConfig, StagesConfig, StorageConfig
 from .job import HarvestResult, harvest, plan
 from .planning import HarvestPlan
 from .repair import repair
 
 __all__ = [
     "HarvestConfig",
-    "PipelineConfig",
+    "StagesConfig",
     "StorageConfig",
     "harvest",
     "plan",

@@ -5,10 +5,9 @@ Torch and Ray are imported once the config is read: ``--help`` and mistakes are 
 
 from collections.abc import Sequence
 
-from rich.console import Console
-
 from actlake.jobs import harvest
 from actlake.jobs.harvest.config import HarvestConfig
+from actlake.jobs.saying import say
 from actlake.platform.config import read_command
 
 _EXAMPLES = (
@@ -34,12 +33,13 @@ def main(arguments: Sequence[str]) -> int:
         examples=_EXAMPLES,
         flags={"plan": "Print what would be done and needed, and stop."},
     )
-    out = Console()
     if "plan" in flags:
-        out.print(str(harvest.plan(config)), highlight=False, soft_wrap=True)
+        say(harvest.plan(config))
         return 0
     result = harvest.harvest(config)
-    out.print(closing_line(result), highlight=False, soft_wrap=True)
+    for why in result.given_up:
+        say(f"Given up: {why}")
+    say(closing_line(result))
     if result.stopped:
         return 143
     return 0 if result.complete else 1

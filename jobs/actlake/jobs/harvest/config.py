@@ -3,7 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from actlake.platform.cluster import ClusterConfig, Placement, Transport
+from actlake.platform.cluster import ClusterConfig, Placement, ResourcesConfig, Transport
+from actlake.platform.cluster.stage import UNIT_TIMEOUT_S
 from actlake.platform.corpus import CorpusConfig
 from actlake.platform.models import ModelConfig
 from actlake.platform.tracking import TrackingConfig
@@ -37,7 +38,7 @@ class StorageConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PipelineConfig:
+class StagesConfig:
     """How a copy of the model is cut into stages, where they are and how they talk.
 
     None of it changes a bit of what is stored.
@@ -53,7 +54,9 @@ class PipelineConfig:
     embedding is large and takes no time; `--plan` shows what waits."""
 
     placement: Placement = "pack"
-    """``pack``: the stages of a copy on one node; ``spread``: on as few nodes as hold them."""
+    """``pack``: the stages of a copy on one node; ``span``: on as few nodes as hold them, for
+    models larger than a node; ``spread``: each on a node of its own, as far as there are nodes
+    with room."""
 
     transport: Transport = "auto"
     """How hidden states travel: ``nccl`` from GPU to GPU (needs CuPy), ``object_store`` through
@@ -85,7 +88,8 @@ class HarvestConfig:
 
     replicas: int = 1
     """Copies of the model that work side by side, at most: those that a node takes along are
-    started again where there is room, also on nodes that join later."""
+    started again where there is room, also on nodes that join later. One that cannot work on
+    its node is given up, and the node avoided, while others work."""
 
     min_replicas: int | None = None
     """Copies the cluster must have room for at the start; null: all of `replicas`."""
@@ -93,19 +97,21 @@ class HarvestConfig:
     stages: int = 1
     """Pieces a copy is cut into by layers, each in a process (and on a GPU) of its own."""
 
-    pipeline: PipelineConfig = field(default_factory=PipelineConfig)
+    pipeline: StagesConfig = field(default_factory=StagesConfig)
     """How it is cut, placed and connected."""
 
     threads: int | None = None
-    """CPU threads of each process; null: the machine's cores shared among them. Part of what
-    decides the last bits, so a resumed harvest needs the same."""
+    """CPU threads of each process; null: the cores of this machine shared among them, or on a
+    running cluster the most with which all find room. On CPUs part of what decides the last
+    bits, so a resumed harvest needs the same."""
 
     batch_tokens: int = 2048
     """Tokens that go through the model at once, padding included. 2,048 keeps a CPU busy; a GPU
     wants 16,384 or more."""
 
-    unit_timeout_s: float | None = None
-    """A replica that finishes no unit for so long is taken for hung and replaced."""
+    unit_timeout_s: float | None = UNIT_TIMEOUT_S
+    """A replica that finishes no unit for so long is taken for hung and replaced. Half an hour,
+    for units that are meant to take half a minute; null waits for ever."""
 
     max_attempts: int = 3
     """How often a unit may lose its replica before it is given up. The harvest goes on without
@@ -114,6 +120,9 @@ class HarvestConfig:
     allow_other_numerics: bool = False
     """Go on with a store that was begun with another torch, device, dtype or batch budget. Its
     units then differ in the last bits; which was computed how is recorded."""
+
+    resources: ResourcesConfig = field(default_factory=ResourcesConfig)
+    """What each stage reserves on the cluster."""
 
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     """The Ray cluster; by default one is started here for the time of the harvest."""

@@ -12,15 +12,15 @@ numerics the finished store is the same to the byte. A finished store is left as
 
 import hashlib
 import logging
-import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 from rich.console import Console
 
+from actlake.jobs.harvest.commits import Commits
 from actlake.jobs.harvest.config import HarvestConfig
+from actlake.jobs.harvest.machines import resolve
 from actlake.jobs.harvest.planning import (
     HarvestPlan,
     plan_harvest,
@@ -30,22 +30,22 @@ from actlake.jobs.harvest.planning import (
 )
 from actlake.jobs.harvest.preparation import harvest_request, prepare_store, scratch_store
 from actlake.jobs.harvest.progress import HarvestProgress, Tally
-from actlake.jobs.harvest.worker import HarvestWorker, UnitReceipt, numerics_here
+from actlake.jobs.harvest.worker import HarvestWorker, numerics_here
+from actlake.jobs.saying import say
 from actlake.platform.cluster import (
     Gauges,
     PoolEvent,
     PoolResult,
     ReplicaSpec,
-    Resources,
     Session,
     StageSpec,
-    UnitTiming,
     run_units,
     session,
 )
+from actlake.platform.cluster.worker_plan import WorkerPlan, joins_cluster
 from actlake.platform.config import to_dict
 from actlake.platform.corpus import Progress
-from actlake.platform.models import ResolvedModel, resolve_model
+from actlake.platform.models import ResolvedModel
 from actlake.platform.tracking import TrackedRun, Tracker, open_tracker
 from actlake.storage import ActivationStore, Lease, Site, UnitSet, add_sites, open_store
 from actlake.storage.create import MANIFEST
@@ -73,6 +73,8 @@ class HarvestResult:
     stopped: bool
     """Ended early because it was asked to; another call goes on."""
     seconds: float
+    given_up: tuple[str, ...] = ()
+    """Copies of the model that could not work where they were, with the reason."""
 
     @property
     def complete(self) -> bool:
@@ -88,13 +90,12 @@ def plan(config: HarvestConfig) -> HarvestPlan:
     ActlakeError
         Whatever `harvest` would refuse before the model runs.
     """
-    model, threads = _resolve(config)
+    model, workers = resolve(config)
     location = locate(config.store)
     if location.size(MANIFEST) is not None:
-        store = open_store(location)
-        return _plan(config, model, store, threads=threads)
-    with scratch_store(config, model, threads=threads, progress=_silent) as store:
-        return _plan(config, model, store, threads=threads)
+        return _plan(config, model, open_store(location), workers)
+    with scratch_store(config, model, threads=workers.threads, progress=_silent) as store:
+        return _plan(config, model, store, workers)
 
 
 def harvest(
@@ -119,24 +120,26 @@ def harvest(
         Anything else that is refused; the message says what, and what to do.
     """
     console = console or Console(stderr=True)
-    model, threads = _resolve(config)
+    model, workers = resolve(config)
+    threads = workers.threads
     with ExitStack() as stack:
         lease = stack.enter_context(Lease.acquire(locate(config.store)))
         store = prepare_store(lease, config, model, threads=threads, progress=progress or _silent)
         add_sites(lease, store, config.sites, harvest_request(config, threads=threads))
         store.refresh()
         _revoke_undersized(lease, store)
-        planned = _plan(config, model, store, threads=threads)
-        console.print(str(planned), highlight=False, soft_wrap=True)
+        planned = _plan(config, model, store, workers)
+        say(planned, console)
         if not any(_missing(store, config.sites).values()):
             logger.info("Nothing to do: all %d units are committed", store.schema.num_units)
             lease.ledger.merge_all()
             return HarvestResult(store.url, store.schema.rows, 0, {}, False, 0.0)
-        if _is_here(config):  # elsewhere, the first receipt tells
-            _use_numerics(lease, config, _numerics(config, model, threads))
+        if not joins_cluster(config.cluster):  # there, the first receipt tells
+            numerics = numerics_here(model, threads=threads, batch_tokens=config.batch_tokens)
+            use_numerics(lease, numerics, allow_other=config.allow_other_numerics)
         cluster = stack.enter_context(session(config.cluster))
         tracker = stack.enter_context(_tracker(config, store))
-        run = _Run(config, model, lease, store, cluster, tracker, console, threads)
+        run = _Run(config, model, workers, lease, store, cluster, tracker, console)
         return run.run()
 
 
@@ -147,20 +150,20 @@ class _Run:
         self,
         config: HarvestConfig,
         model: ResolvedModel,
+        workers: WorkerPlan,
         lease: Lease,
         store: ActivationStore,
         cluster: Session,
         tracker: Tracker,
         console: Console,
-        threads: int,
     ) -> None:
         self._config = config
         self._model = model
+        self._workers = workers
         self._lease = lease
         self._store = store
         self._cluster = cluster
         self._tracker = tracker
-        self._threads = threads
         done = store.committed(config.sites)
         self._tally = Tally(
             total_rows=store.schema.rows,
@@ -174,6 +177,13 @@ class _Run:
             console=console,
             gauges=Gauges({"store": store.fingerprint}).set,
         )
+        self._commits = Commits(
+            lease=lease,
+            rows_of=lambda unit: len(store.schema.unit_extent(unit)),
+            allow_other_numerics=config.allow_other_numerics,
+            progress=self._progress,
+            tracker=tracker,
+        )
 
     def run(self) -> HarvestResult:
         results: list[PoolResult] = []
@@ -182,6 +192,8 @@ class _Run:
                 results.append(self._run_phase(sites, units))
                 if results[-1].stopped:
                     break
+        tally = self._tally
+        self._tracker.log(self._progress.numbers(), step=tally.rows_before + tally.rows)
         self._store.refresh()
         complete = all(result.complete for result in results)
         if complete:
@@ -200,10 +212,11 @@ class _Run:
         return HarvestResult(
             store=self._store.url,
             rows=self._store.schema.rows,
-            units_done=self._tally.units,
+            units_done=tally.units,
             failed={unit: why for result in results for unit, why in result.failed.items()},
             stopped=any(result.stopped for result in results),
-            seconds=self._tally.seconds,
+            seconds=tally.seconds,
+            given_up=tuple(why for result in results for why in result.given_up),
         )
 
     def _run_phase(self, sites: tuple[Site, ...], units: UnitSet) -> PoolResult:
@@ -212,7 +225,7 @@ class _Run:
             iter(units),
             self._replica(sites),
             replicas=min(self._config.replicas, len(units)),
-            on_done=self._commit,
+            on_done=self._commits.commit,
             at_least=min(
                 self._config.min_replicas or self._config.replicas,
                 self._config.replicas,
@@ -225,8 +238,6 @@ class _Run:
         )
 
     def _replica(self, sites: tuple[Site, ...]) -> ReplicaSpec:
-        on_cpu = self._model.device.value == "cpu"
-        resources = Resources(cpus=self._threads) if on_cpu else Resources(cpus=1, gpus=1)
         layers_of_stages = [
             layers
             for layers in plan_stages(self._model, self._config)
@@ -243,42 +254,16 @@ class _Run:
                         "layers": layers,
                         "sites": sites,
                         "batch_tokens": self._config.batch_tokens,
-                        "threads": self._threads,
+                        "threads": self._workers.threads,
                     },
-                    resources=resources,
-                    threads=self._threads,
+                    resources=self._workers.resources,
+                    threads=self._workers.threads,
                 )
                 for layers in layers_of_stages
             ),
             placement=self._config.pipeline.placement,
             transport=self._config.pipeline.transport,
             messages_in_flight=self._config.pipeline.batches_in_flight,
-        )
-
-    def _commit(self, unit: int, receipts: Sequence[UnitReceipt], timing: UnitTiming) -> None:
-        """Make one unit visible, in the driver's thread, and count it."""
-        numbers = [_use_numerics(self._lease, self._config, r.numerics) for r in receipts]
-        records = [
-            replace(record, numerics=number)
-            for receipt, number in zip(receipts, numbers, strict=True)
-            for record in receipt.records
-        ]
-        self._lease.ledger.commit(records)
-        tally = self._tally
-        rows = len(self._store.schema.unit_extent(unit))
-        tally.rows += rows
-        tally.units += 1
-        tally.rows_by_replica[timing.replica] += rows
-        tally.actors.done(timing.replica, rows, [receipt.use for receipt in receipts])
-        tally.num_bytes += sum(receipt.num_bytes for receipt in receipts)
-        tally.num_tokens += receipts[0].num_tokens
-        tally.compute_s += sum(receipt.compute_s for receipt in receipts)
-        tally.write_s += sum(receipt.write_s for receipt in receipts)
-        tally.nonfinite += sum(record.infinite + record.nan for record in records)
-        self._progress.update()
-        self._tracker.log(
-            tally.numbers() | _norms(self._store, unit, [record.site for record in records]),
-            step=tally.rows_before + tally.rows,
         )
 
     def _hear(self, event: PoolEvent) -> None:
@@ -312,39 +297,14 @@ def phases(missing: dict[Site, UnitSet]) -> Iterator[tuple[tuple[Site, ...], Uni
             yield (site,), alone
 
 
-def _resolve(config: HarvestConfig) -> tuple[ResolvedModel, int]:
-    """The model and the threads, and every refusal that needs no text and no weights."""
-    model = resolve_model(config.model, here=_is_here(config))
-    model.check_sites(config.sites)
-    model.check_context(config.corpus.context_length)
-    plan_stages(model, config)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    share = max(1, (cores or 1) // (config.replicas * config.num_stages))
-    return model, config.threads or share
-
-
-def _is_here(config: HarvestConfig) -> bool:
-    """Whether the workers run on this machine, in a cluster of our own."""
-    address = config.cluster.address or os.environ.get("RAY_ADDRESS") or "local"
-    return address == "local"
-
-
-def _numerics(config: HarvestConfig, model: ResolvedModel, threads: int) -> dict[str, Any]:
-    return numerics_here(model, threads=threads, batch_tokens=config.batch_tokens)
-
-
-def _use_numerics(lease: Lease, config: HarvestConfig, numerics: Mapping[str, Any]) -> int:
-    return use_numerics(lease, numerics, allow_other=config.allow_other_numerics)
-
-
 def _plan(
-    config: HarvestConfig, model: ResolvedModel, store: ActivationStore, *, threads: int
+    config: HarvestConfig, model: ResolvedModel, store: ActivationStore, workers: WorkerPlan
 ) -> HarvestPlan:
     missing = _missing(store, config.sites)
     pending = UnitSet()
     for units in missing.values():
         pending.update(units)
-    return plan_harvest(config, model, store.schema, pending_units=len(pending), threads=threads)
+    return plan_harvest(config, model, store.schema, pending_units=len(pending), workers=workers)
 
 
 def _missing(store: ActivationStore, sites: Iterable[Site]) -> dict[Site, UnitSet]:
@@ -372,16 +332,6 @@ def _rows_of(store: ActivationStore, units: UnitSet) -> int:
         - start * store.schema.geometry.unit_rows
         for start, stop in units.runs()
     )
-
-
-def _norms(store: ActivationStore, unit: int, sites: Iterable[Site]) -> dict[str, float]:
-    """Mean norm of a unit's rows, position 0 and special ids left out."""
-    norms = {}
-    for site in sites:
-        moments = store.moments(site, units=[unit])
-        if moments.count:
-            norms[f"norm/{site}"] = moments.mean_norm
-    return norms
 
 
 def _tracker(config: HarvestConfig, store: ActivationStore) -> TrackedRun:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from actlake.jobs.harvest.config import HarvestConfig
+from actlake.platform.cluster.worker_plan import WorkerPlan
 from actlake.platform.models import (
     ResolvedModel,
     check_split,
@@ -45,8 +46,8 @@ class HarvestPlan:
     idle_by_compute: float
     """The same if stages were balanced by compute."""
     replicas: int
-    threads: int
-    device: str
+    workers: WorkerPlan
+    """Device, threads and reservation of each stage."""
     rows: int
     units: int
     pending_units: int
@@ -62,8 +63,9 @@ class HarvestPlan:
             f"rows      {self.rows:,} tokens, {human_bytes(self.num_bytes)} of activations",
             f"units     {self.units:,} of {self.unit_rows:,} rows, {len(self.sites)} shard files "
             f"each; {self.pending_units:,} to do",
-            f"actors    {self.replicas} replica(s) x {len(self.stages)} stage(s) on {self.device}"
-            + (f", {self.threads} thread(s) each" if self.device == "cpu" else ", a GPU each"),
+            f"actors    {self.replicas} replica(s) x {len(self.stages)} stage(s) on "
+            f"{self.workers.device}, {self.workers.threads} thread(s) and "
+            f"{self.workers.resources} reserved each",
         ]
         for layers, weights, buffers, hidden in zip(
             self.stages,
@@ -123,7 +125,7 @@ def plan_harvest(
     schema: StoreSchema,
     *,
     pending_units: int,
-    threads: int,
+    workers: WorkerPlan,
 ) -> HarvestPlan:
     """Put the numbers together."""
     stages = plan_stages(model, config)
@@ -155,8 +157,7 @@ def plan_harvest(
         idle=_idle(model, stages, batches),
         idle_by_compute=_idle(model, by_compute, batches),
         replicas=config.replicas,
-        threads=threads,
-        device=model.device.value,
+        workers=workers,
         rows=schema.rows,
         units=schema.num_units,
         pending_units=pending_units,

@@ -7,8 +7,7 @@ every ten seconds in a log, ``log/status.json`` beside the store, and gauges for
 import json
 import logging
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,15 +15,20 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from actlake.jobs.harvest.actors import Actors
+from actlake.jobs.harvest.actors import Actors, Look
+from actlake.jobs.harvest.worker import UnitReceipt
+from actlake.storage.errors import ActlakeError
 from actlake.storage.location import Location
 from actlake.storage.summary import human_bytes
 
 logger = logging.getLogger(__name__)
 
 _LINE_EVERY_S = 10.0
+_ACTORS_EVERY_S = 10.0
+_BAR_EVERY_S = 0.2
 _STATUS_EVERY_S = 2.0
 STATUS = "log/status.json"
+_REPLICAS_IN_A_LINE = 8
 
 
 @dataclass(slots=True)
@@ -43,11 +47,22 @@ class Tally:
     write_s: float = 0.0
     requeued: int = 0
     nonfinite: int = 0
-    rows_by_replica: Counter[int] = field(default_factory=Counter)
     actors: Actors = field(default_factory=Actors)
     """Replicas and stages one by one; see `actlake.jobs.harvest.actors`."""
     began: float = field(default_factory=time.monotonic)
     """When the first replica was ready; loading is not part of the rate."""
+
+    def count(self, rows: int, receipts: Sequence[UnitReceipt], *, replica: int) -> None:
+        """One more unit is done."""
+        self.rows += rows
+        self.units += 1
+        self.num_tokens += receipts[0].num_tokens
+        for receipt in receipts:
+            self.num_bytes += receipt.num_bytes
+            self.compute_s += receipt.compute_s
+            self.write_s += receipt.write_s
+            self.nonfinite += sum(record.infinite + record.nan for record in receipt.records)
+        self.actors.done(replica, rows, [receipt.use for receipt in receipts])
 
     def restart_clock(self) -> None:
         """Count from now: the first replica is ready."""
@@ -70,7 +85,7 @@ class Tally:
         return left / self.rows_per_s if self.rows else None
 
     def numbers(self) -> dict[str, float]:
-        """As metrics."""
+        """As metrics, without the actors one by one."""
         return {
             "harvest/rows": self.rows_before + self.rows,
             "harvest/units": self.units_before + self.units,
@@ -81,11 +96,6 @@ class Tally:
             "harvest/write_s": self.write_s,
             "harvest/units_requeued": self.requeued,
             "harvest/nonfinite": self.nonfinite,
-            **{
-                f"harvest/replica_{replica}/tokens_per_s": rows / self.seconds
-                for replica, rows in self.rows_by_replica.items()
-            },
-            **self.actors.numbers(),
         }
 
     def __str__(self) -> str:
@@ -95,9 +105,9 @@ class Tally:
             f"{done:,} of {self.total_units:,} units, {self.rows_per_s:,.0f} tokens/s, "
             f"{human_bytes(self.num_bytes / self.seconds)}/s"
         )
-        if len(self.rows_by_replica) > 1:
-            each = sorted(self.rows_by_replica.items())
-            rates = ", ".join(f"{number}: {rows / self.seconds:,.0f}" for number, rows in each)
+        each = self.actors.rates()
+        if 1 < len(each) <= _REPLICAS_IN_A_LINE:
+            rates = ", ".join(f"{number}: {rate:,.0f}" for number, rate in each.items())
             line += f" (replica {rates})"
         for replica, share in self.actors.stragglers().items():
             line += f", replica {replica} lags at {share:.0%}"
@@ -126,7 +136,12 @@ class HarvestProgress:
         )
         done = tally.rows_before
         self._task = self._bar.add_task("", total=tally.total_rows, completed=done, line="")
+        self._look = Look({}, [])
+        self._unlogged: dict[str, float] = {}
+        self._status_fails = False
         self._next_line = time.monotonic() + _LINE_EVERY_S
+        self._next_look = time.monotonic() + _ACTORS_EVERY_S
+        self._next_bar = 0.0
         self._next_status = 0.0
 
     @contextmanager
@@ -137,33 +152,60 @@ class HarvestProgress:
         try:
             yield self
         finally:
-            self._bar.stop() if self._console.is_terminal else None
+            if self._console.is_terminal:
+                self._draw()
+                self._bar.stop()
+            self._look_at_actors()
             self._write_status(running=False)
 
     def update(self) -> None:
-        """Show the tally as it is now, if it is time to."""
+        """Show the tally as it is now, as far as it is time to."""
         now = time.monotonic()
-        if self._console.is_terminal:
-            done = self.tally.rows_before + self.tally.rows
-            self._bar.update(self._task, completed=done, line=str(self.tally))
-        elif now >= self._next_line:
+        if self._console.is_terminal and now >= self._next_bar:
+            self._next_bar = now + _BAR_EVERY_S
+            self._draw()
+        elif not self._console.is_terminal and now >= self._next_line:
             self._next_line = now + _LINE_EVERY_S
             logger.info("%s", self.tally)
+        if now >= self._next_look:
+            self._next_look = now + _ACTORS_EVERY_S
+            self._look_at_actors()
         if now >= self._next_status:
             self._next_status = now + _STATUS_EVERY_S
-            self.tally.actors.watch()
             self._write_status(running=True)
 
+    def numbers(self) -> dict[str, float]:
+        """For the tracker: the totals, and the actors' numbers once after each look at them."""
+        unlogged, self._unlogged = self._unlogged, {}
+        return self.tally.numbers() | unlogged
+
+    def _draw(self) -> None:
+        done = self.tally.rows_before + self.tally.rows
+        self._bar.update(self._task, completed=done, line=str(self.tally))
+
+    def _look_at_actors(self) -> None:
+        self._look = self.tally.actors.look()
+        self._unlogged = self._look.numbers
+        self._gauges(self.tally.numbers() | self._look.numbers)
+
     def _write_status(self, *, running: bool) -> None:
+        """A notebook elsewhere reads it; nothing depends on it, so a harvest goes on without."""
         status: Mapping[str, Any] = {
             "running": running,
             "line": str(self.tally),
             "eta_s": self.tally.eta_s,
             **self.tally.numbers(),
-            "actors": self.tally.actors.table(),
+            **self._look.numbers,
+            "actors": self._look.table,
         }
-        self._gauges(self.tally.numbers())
-        self._location.write(STATUS, [json.dumps(status, indent=1).encode()])
+        try:
+            self._location.write(STATUS, [json.dumps(status, indent=1).encode()])
+        except (ActlakeError, OSError) as error:
+            if not self._status_fails:
+                logger.warning("%s cannot be written, and is out of date: %s", STATUS, error)
+            self._status_fails = True
+        else:
+            self._status_fails = False
 
 
 def _clock(seconds: float) -> str:

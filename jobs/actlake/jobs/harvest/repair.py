@@ -3,7 +3,7 @@
 from actlake.jobs.harvest.config import (
     HarvestConfig,
     InvalidHarvest,
-    PipelineConfig,
+    StagesConfig,
     StorageConfig,
 )
 from actlake.jobs.harvest.job import HarvestResult, harvest
@@ -56,7 +56,7 @@ def repair(
                 batch_tokens=request["batch_tokens"],
                 threads=request["threads"],
                 stages=request["stages"],
-                pipeline=from_dict(PipelineConfig, request.get("pipeline", {})),
+                pipeline=from_dict(StagesConfig, request.get("pipeline", {})),
                 cluster=cluster or ClusterConfig(),
                 tracking=TrackingConfig(wandb="disabled"),
             )

@@ -21,6 +21,7 @@ from actlake.platform.cluster import Send
 from actlake.platform.models import ResolvedModel, load_stage
 from actlake.storage import Extent, Site, Token, open_store, write_unit
 from actlake.storage.ledger import ShardRecord
+from actlake.storage.moments import Moments
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +36,8 @@ class UnitReceipt:
     """Tokens computed: the unit's rows, and the beginnings of contexts that straddle in."""
     compute_s: float
     write_s: float
+    norms: dict[str, float]
+    """``norm/<site>``: mean norm of the unit's rows, position 0 and special ids left out."""
     numerics: dict[str, Any]
     """What the bits depend on, read where they were made."""
     use: StageUse
@@ -153,17 +156,27 @@ class HarvestWorker:
     def _write(self, unit: int, work: _Open) -> UnitReceipt:
         started = time.monotonic()
         records: list[ShardRecord] = []
+        norms: dict[str, float] = {}
+
+        def keep_norm(site: Site, moments: list[Moments]) -> None:
+            kept = moments[::2]  # the others are of excluded rows: see `row_groups`
+            if count := sum(group.count for group in kept):
+                norms[f"norm/{site}"] = sum(group.norm_sum for group in kept) / count
+
         if work.buffers is not None:
             with self._meter.doing("write"):
                 rows = work.buffers.to_host()
                 work.buffers = None
-                records = write_unit(self._store, unit, rows, token=self._token)
+                records = write_unit(
+                    self._store, unit, rows, token=self._token, on_moments=keep_norm
+                )
         return UnitReceipt(
             records=records,
             num_bytes=sum(record.rows_bytes + record.moments_bytes for record in records),
             num_tokens=sum(batch.num_tokens for batch in work.batches),
             compute_s=work.compute_s,
             write_s=time.monotonic() - started,
+            norms=norms,
             numerics=self._numerics,
             use=self._meter.take(gpu_bytes=_gpu_bytes(self._stage.device)),
         )

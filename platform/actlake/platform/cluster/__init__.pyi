@@ -1,4 +1,4 @@
-from .config import ClusterConfig
+from .config import ClusterConfig, ResourcesConfig
 from .errors import (
     ClusterError,
     ClusterMismatch,
@@ -29,12 +29,20 @@ from .stage import (
     run_chain,
 )
 from .submission import Job, JobServer, Submission
+from .worker_plan import (
+    WorkerPlan,
+    check_device_of_workers,
+    joins_cluster,
+    plan_workers,
+    threads_here,
+)
 
 __all__ = [
     "ClusterConfig",
     "Session",
     "session",
     "Resources",
+    "ResourcesConfig",
     "Placement",
     "Transport",
     "check_demand",
@@ -68,4 +76,9 @@ __all__ = [
     "JobServer",
     "Submission",
     "Gauges",
+    "WorkerPlan",
+    "joins_cluster",
+    "plan_workers",
+    "threads_here",
+    "check_device_of_workers",
 ]

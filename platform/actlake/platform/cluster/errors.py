@@ -19,6 +19,17 @@ the caller of `run_units` as the same exception.
 
 from actlake.storage.errors import ActlakeError
 
+WANTS_TOKEN = (
+    "hint: a cluster with authentication needs RAY_AUTH_MODE=token, and its token in a file "
+    "(mode 0600) that RAY_AUTH_TOKEN_PATH names, or in RAY_AUTH_TOKEN"
+)
+"""What to do where a cluster does not accept us."""
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's words, or what it is called."""
+    return next(iter(str(error).splitlines()), type(error).__name__)[:300]
+
 
 class ClusterError(ActlakeError):
     """Something about a cluster, or about work on it."""

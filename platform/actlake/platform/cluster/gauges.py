@@ -31,10 +31,16 @@ class Gauges:
     def __init__(self, labels: Mapping[str, str]) -> None:
         self._labels = dict(labels)
         self._gauges: dict[str, Any] = {}
+        self._latest: frozenset[str] = frozenset()
 
     def set(self, numbers: Mapping[str, float]) -> None:
-        """Set gauges to the latest numbers."""
-        for path, value in numbers.items():
+        """Set gauges to the latest numbers, and to 0 where there is none any more.
+
+        Ray keeps a gauge's last value for ever, so a replica that was lost would seem to work on.
+        """
+        gone = self._latest - numbers.keys()
+        self._latest = frozenset(numbers)
+        for path, value in {**dict.fromkeys(gone, 0.0), **numbers}.items():
             name, labels = gauge_name(path)
             if name not in self._gauges:
                 self._gauges[name] = Gauge(name, tag_keys=(*self._labels, *_LABELS))

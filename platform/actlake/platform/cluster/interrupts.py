@@ -1,6 +1,7 @@
-"""SIGTERM and Ctrl-C as a flag, so that a run can finish what it has begun."""
+"""SIGTERM and Ctrl-C as a flag, so that a run can finish what it has begun; and how long it may."""
 
 import logging
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -8,11 +9,33 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any, TypeAlias
 
+from actlake.platform.cluster.errors import WorkStopped
+
 logger = logging.getLogger(__name__)
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 Handlers: TypeAlias = dict[signal.Signals, Callable[[int, FrameType | None], Any] | int | None]
+
+
+STOP_WAIT = "RAY_JOB_STOP_WAIT_TIME_S"
+"""Ray's variable: seconds between the SIGTERM and the SIGKILL of a submitted job."""
+
+DRAIN_S = 60.0
+"""How long a run that nobody will kill finishes what is in flight."""
+
+_LAST_WORDS_S = 15.0  # to end actors, finish the tracker, give the lease back and leave Ray
+
+
+def drain_s() -> float:
+    """How long a stop may wait for what is in flight, so that an orderly end comes before a kill.
+
+    In a submitted job this is what ``--drain`` gives less 15 s, or half of it where it is short.
+    """
+    given = os.environ.get(STOP_WAIT, "")
+    if not given.isdecimal():
+        return DRAIN_S
+    return max(int(given) - _LAST_WORDS_S, int(given) / 2)
 
 
 def current_handlers() -> Handlers:
@@ -49,3 +72,28 @@ def stop_flag(stop: threading.Event, *, restore: Handlers) -> Iterator[None]:
         for number, handler in restore.items():
             # None is a handler that was not installed from Python; it cannot be put back.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
+@contextmanager
+def stops_at_once() -> Iterator[None]:
+    """Raise `WorkStopped` at SIGTERM wherever the main thread is, as Ctrl-C raises its own.
+
+    For work without pieces of which the last should be finished: what it writes appears whole or
+    not at all. A session within takes the signals until it ends.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        raise WorkStopped(
+            "Stopped by SIGTERM; what is complete is kept\n"
+            "hint: the same command goes on from there"
+        )
+
+    before = current_handlers()[signal.SIGTERM]
+    signal.signal(signal.SIGTERM, on_signal)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)

@@ -8,6 +8,8 @@ import re
 
 from ray import exceptions
 
+from actlake.platform.cluster.errors import ClusterError, ReplicasKeepDying
+
 LOST = (
     exceptions.RayActorError,
     exceptions.ObjectLostError,
@@ -33,3 +35,31 @@ def reason(lost: Exception) -> str:
     words = " ".join(str(cause_of(lost)).split())
     detail = re.search(r"Worker exit detail: (.+?)(?: There are some potential| \(1\)|$)", words)
     return f"{type(cause_of(lost)).__name__}: {(detail[1] if detail else words)[:300]}"
+
+
+def in_our_words(error: Exception, *, what: str) -> Exception:
+    """What a failed call raised first, as itself; an error of Ray's own as one of ours.
+
+    Parameters
+    ----------
+    what
+        What has failed, as a sentence begins: ``A part of the sum``.
+    """
+    cause = cause_of(error)
+    if isinstance(cause, LOST):
+        return ReplicasKeepDying(
+            f"{what} lost its process, at every attempt\n{reason(cause)}\n"
+            "hint: out of memory? fewer workers a node or smaller batches need less; "
+            "resources.memory_mb keeps others away"
+        )
+    if isinstance(cause, exceptions.RuntimeEnvSetupError):
+        return ClusterError(
+            f"{what} could not be started: a node cannot make its environment\n{reason(cause)}\n"
+            "hint: runtime_env_setup-*.log in the node's Ray logs says why"
+        )
+    if isinstance(cause, exceptions.RayError):
+        return ClusterError(
+            f"{what} failed on the cluster\n{reason(cause)}\n"
+            "hint: `actlake doctor` looks at the cluster; the same command goes on"
+        )
+    return cause

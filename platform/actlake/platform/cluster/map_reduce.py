@@ -4,8 +4,8 @@
 
 Parts are added in nodes of `ARITY`, and the nodes one after the other to what is there, so that
 the result is the same to the last bit on one worker or fifty, undisturbed or after crashes:
-lost tasks are computed again. Without a session, or with one worker, everything happens in
-this process and thread, with three sums in memory: all before, the node, and the part.
+lost tasks are computed again. Without a session everything happens in this process and thread,
+with three sums in memory: all before, the node, and the part.
 
 A long sum can be taken in pieces of a multiple of `ARITY` parts, each beginning with the
 result of the piece before (`initial`); the bits are those of one sum.
@@ -17,8 +17,10 @@ from typing import Any, Generic, TypeVar
 
 import ray
 
-from actlake.platform.cluster.errors import InvalidClusterConfig, WorkStopped
-from actlake.platform.cluster.losses import cause_of
+from actlake.platform.cluster.errors import InvalidClusterConfig
+from actlake.platform.cluster.losses import in_our_words
+from actlake.platform.cluster.patience import WITHOUT_ROOM_S, Patience
+from actlake.platform.cluster.process_options import process_options
 from actlake.platform.cluster.resources import Resources, check_demand
 from actlake.platform.cluster.session import Session
 
@@ -43,8 +45,11 @@ def map_reduce(
     threads: int = 1,
     resources: Resources | None = None,
     on_done: Callable[[Part], None] = lambda part: None,
+    without_room_s: float = WITHOUT_ROOM_S,
 ) -> Sum:
     """The sum of ``compute(part)`` over all parts, added in a fixed order.
+
+    While no part is finished, be it that others use the cluster, this is said every half minute.
 
     Parameters
     ----------
@@ -67,11 +72,15 @@ def map_reduce(
         What each worker reserves; as many CPUs as threads if left out.
     on_done
         Told about each part, in this thread, in the order in which they are finished.
+    without_room_s
+        How long nodes are waited for when none is left that could hold a worker.
 
     Raises
     ------
     NotEnoughResources
-        The cluster can never run that many at once.
+        The cluster can never run that many at once, or has lost the nodes that could run one.
+    ReplicasKeepDying
+        A part lost its process at every attempt.
     WorkStopped
         `Session.stop` was set; what was summed so far is lost.
     Exception
@@ -82,11 +91,11 @@ def map_reduce(
             f"workers and threads must be at least 1, not {workers} and {threads}"
         )
     assert parts, "nothing to sum"
-    if session is None or workers == 1:
-        return _sum_here(parts, compute, _Nodes(add, initial), session, on_done)
+    if session is None:
+        return _sum_here(parts, compute, _Nodes(add, initial), on_done)
     resources = resources or Resources(cpus=threads)
     check_demand(session.nodes(), [resources], placement="pack", replicas=workers)
-    run = _Distributed(session, workers, threads, resources)
+    run = _Distributed(session, workers, threads, resources, without_room_s)
     return run.run(parts, compute, add, initial, on_done)
 
 
@@ -120,12 +129,9 @@ def _sum_here(
     parts: Sequence[Part],
     compute: Callable[[Part], Sum],
     nodes: _Nodes[Sum],
-    session: Session | None,
     on_done: Callable[[Part], None],
 ) -> Sum:
     for part in parts:
-        if session is not None and session.stop.is_set():
-            raise _stopped()
         nodes.push(compute(part))
         on_done(part)
     return nodes.total()
@@ -139,6 +145,7 @@ class _Distributed:
     workers: int
     threads: int
     resources: Resources
+    without_room_s: float
 
     def run(
         self,
@@ -148,15 +155,8 @@ class _Distributed:
         initial: Sum | None,
         on_done: Callable[[Part], None],
     ) -> Sum:
-        options: dict[str, Any] = {
-            "num_cpus": self.resources.cpus,
-            "num_gpus": self.resources.gpus,
-            "num_returns": 2,
-            "max_retries": _RETRIES,
-            "runtime_env": {"env_vars": _threads(self.threads)},
-        }
-        if self.resources.memory_mb:
-            options["memory"] = int(self.resources.memory_mb * 2**20)
+        options = process_options(self.resources, threads=self.threads)
+        options |= {"num_returns": 2, "max_retries": _RETRIES}
         leaf = ray.remote(compute_part).options(**options)
         node = ray.remote(add_parts).options(num_cpus=0, max_retries=_RETRIES)
         # An addition waits for its arguments on the cluster, so all can be submitted at once.
@@ -173,8 +173,7 @@ class _Distributed:
             while running:
                 self._await_one(running, on_done)
             total = nodes.total()
-            while not ray.wait([total], timeout=_POLL_S)[0]:
-                self._check_stop()
+            self._await_any([total])
             summed: Sum = _get(total)
         except BaseException:
             for receipt in running:
@@ -183,18 +182,23 @@ class _Distributed:
         return summed
 
     def _await_one(self, running: dict[Any, Part], on_done: Callable[[Part], None]) -> None:
-        answered: list[Any] = []
-        while not answered:
-            self._check_stop()
-            answered, _ = ray.wait(list(running), num_returns=1, timeout=_POLL_S)
-        for receipt in answered:
+        for receipt in self._await_any(list(running)):
             part = running.pop(receipt)
             _get(receipt)
             on_done(part)
 
-    def _check_stop(self) -> None:
-        if self.session.stop.is_set():
-            raise _stopped()
+    def _await_any(self, refs: list[Any]) -> list[Any]:
+        """Wait until one is there, not in silence and not for what can never come."""
+        patience = Patience(
+            self.session, self.resources, count=1, what="The sum waits for its next part",
+            without_room_s=self.without_room_s,
+        )  # fmt: skip
+        while True:
+            self.session.raise_if_stopped()
+            answered, _ = ray.wait(refs, num_returns=1, timeout=_POLL_S)
+            if answered:
+                return list(answered)
+            patience.look()
 
 
 def compute_part(compute: Callable[[Any], Any], part: Any) -> tuple[Any, bool]:
@@ -211,19 +215,4 @@ def _get(ref: Any) -> Any:
     try:
         return ray.get(ref)
     except ray.exceptions.RayError as error:
-        cause = cause_of(error)
-        if cause is error:
-            raise
-        raise cause from None
-
-
-def _threads(threads: int) -> dict[str, str]:
-    names = ("OMP", "MKL", "OPENBLAS", "NUMEXPR", "RAYON")
-    return {f"{name}_NUM_THREADS": str(threads) for name in names}
-
-
-def _stopped() -> WorkStopped:
-    return WorkStopped(
-        "The sum was stopped before it was complete\nhint: the same command goes on from the last "
-        "checkpoint"
-    )
+        raise in_our_words(error, what="A part of the sum") from None

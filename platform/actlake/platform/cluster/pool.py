@@ -8,8 +8,10 @@ actors as one. So the driver owns the list of what is to be done:
    whole) and replaced; its units go back to the front, each a bounded number of times.
 3. A unit counts when `on_done` has returned for it, in the driver's thread, once.
 4. There are as many replicas as wanted and as the living nodes hold: nodes that go take theirs
-   along, nodes that come later get theirs. A replica that cannot write is not replaced; while
-   others can, they do its units.
+   along, nodes that come later get theirs.
+5. A replica that cannot work *where it is* (it cannot write, or start, or computes other bits) is
+   given up while others work, and none is put on its nodes again. The last one's error is the
+   run's.
 
 A unit may be *executed* more than once, so executing it twice must leave what once leaves.
 If the driver dies, Ray ends its actors; what was counted is the caller's to remember.
@@ -23,19 +25,21 @@ from typing import Literal, TypeAlias
 
 import ray
 
+from actlake.platform.cluster import interrupts
 from actlake.platform.cluster.errors import (
     ClusterError,
     InvalidClusterConfig,
     ReplicasKeepDying,
     ReplicaStartFailed,
 )
+from actlake.platform.cluster.job_start import code_hash
 from actlake.platform.cluster.losses import LOST, cause_of, reason
 from actlake.platform.cluster.replica import Ref, Replica
 from actlake.platform.cluster.resources import check_demand, replicas_that_fit
 from actlake.platform.cluster.schedule import Attempt, Schedule
 from actlake.platform.cluster.session import Session
-from actlake.platform.cluster.stage import Receipt, ReplicaSpec
-from actlake.storage.errors import ActlakeError, StoreNotWritable
+from actlake.platform.cluster.stage import UNIT_TIMEOUT_S, Receipt, ReplicaSpec
+from actlake.storage.errors import ActlakeError, StoreMismatch, StoreNotWritable
 
 logger = logging.getLogger(__name__)
 
@@ -108,6 +112,8 @@ class PoolResult:
     """Ended early because `Session.stop` was set."""
     requeued: int
     replicas_lost: int
+    given_up: tuple[str, ...]
+    """Replicas that could not work where they were, with the reason."""
     seconds: float
 
     @property
@@ -130,9 +136,9 @@ def run_units(
     at_least: int | None = None,
     in_flight: int = 2,
     max_attempts: int = 3,
-    unit_timeout_s: float | None = None,
+    unit_timeout_s: float | None = UNIT_TIMEOUT_S,
     start_timeout_s: float = 1800.0,
-    drain_s: float = 60.0,
+    drain_s: float | None = None,
     on_event: OnEvent | None = None,
 ) -> PoolResult:
     """Do every unit on `replicas` copies of a chain of stages; return when all is settled.
@@ -155,19 +161,21 @@ def run_units(
         others join when nodes do.
     on_done
         Called in this thread once per unit, with the receipts of all stages in order. This is
-        where a unit is committed. If it raises, the run ends and the exception is raised.
+        where a unit is committed. If it raises, the run ends and the exception is raised; but
+        for a `StoreMismatch`, which says that this replica cannot be used, while others work.
     in_flight
         Units a replica holds at once: 2 let writing overlap computing; chains do best with
         one more than they have stages.
     max_attempts
         How often a unit may lose its replica before it is set aside (`PoolResult.failed`).
     unit_timeout_s
-        A replica that holds units and has finished none for so long counts as lost.
+        A replica that holds units and of which no stage has finished one for so long counts as
+        lost. None: it may take for ever, and one that hangs is never noticed.
     start_timeout_s
         A replica that is not ready after so long, waiting for a place included, has failed.
         After so long without a node that could hold any replica the run ends.
     drain_s
-        How long a stop waits for what is in flight.
+        How long a stop waits for what is in flight; by default `interrupts.drain_s`.
     on_event
         Told about replicas and units lost, in this thread.
 
@@ -182,7 +190,9 @@ def run_units(
         The cluster can never hold these replicas, or has lost the nodes that could.
     ReplicaStartFailed
         Replicas failed to start three times in a row and none works. An `ActlakeError` from a
-        worker's constructor is raised as it is, at the first time.
+        worker's constructor is raised as it is, at the first time, unless another replica works.
+    ClusterMismatch
+        A node that came late has other code than this process, and no other replica works.
     StoreNotWritable
         The last replica cannot write. Of several, one that cannot is given up.
     ReplicasKeepDying
@@ -205,10 +215,11 @@ def run_units(
         wanted=replicas,
         schedule=Schedule(units, in_flight=in_flight, max_attempts=max_attempts),
         in_flight=in_flight,
+        code="" if session.embedded else code_hash(),
         losses_allowed=4 * max_attempts + replicas,
         unit_timeout_s=unit_timeout_s,
         start_timeout_s=start_timeout_s,
-        drain_s=drain_s,
+        drain_s=interrupts.drain_s() if drain_s is None else drain_s,
         on_done=on_done,
         on_event=on_event,
     )
@@ -221,7 +232,7 @@ class _Member:
 
     replica: Replica
     since: float
-    """When it was started; once it is up, when it last finished a unit."""
+    """When it was started; once it is up, when a stage of it last finished a unit."""
     starting: set[Ref]
     is_slow: bool = False
     """That it takes long to start was said."""
@@ -248,6 +259,8 @@ class _Pool:
     wanted: int
     schedule: Schedule
     in_flight: int
+    code: str
+    """What nodes must run: the driver's `code_hash`; empty where they share its files."""
     losses_allowed: int
     unit_timeout_s: float | None
     start_timeout_s: float
@@ -260,9 +273,12 @@ class _Pool:
     starts_failed_in_a_row: int = 0
     no_start_before: float = 0.0
     room: int = 0
-    """Replicas that the living nodes hold, at most `wanted`."""
+    """Replicas that the living nodes hold, at most `wanted`; nodes to avoid do not count."""
     room_known_until: float = 0.0
     without_room_since: float | None = None
+    avoided: set[str] = field(default_factory=set)
+    """Nodes on which a replica could not work."""
+    given_up: list[str] = field(default_factory=list)
     lost: int = 0
     lost_in_a_row: int = 0
     watched: dict[Ref, _Flight | _Member] = field(default_factory=dict)
@@ -297,6 +313,7 @@ class _Pool:
             stopped=self.stopped_at is not None and not self.schedule.finished,
             requeued=self.schedule.requeued_count,
             replicas_lost=self.lost,
+            given_up=tuple(self.given_up),
             seconds=time.monotonic() - self.began,
         )
 
@@ -308,7 +325,13 @@ class _Pool:
             return
         self.look_at_nodes()
         while len(self.members) < self.room:
-            replica = Replica(self.started, self.spec, in_flight=self.in_flight)
+            replica = Replica(
+                self.started,
+                self.spec,
+                in_flight=self.in_flight,
+                avoid=self.avoided,
+                code=self.code,
+            )
             member = _Member(replica, time.monotonic(), set(replica.starting))
             self.members[replica.number] = member
             self.watched.update(dict.fromkeys(replica.starting, member))
@@ -320,10 +343,10 @@ class _Pool:
         now = time.monotonic()
         if now < self.room_known_until:
             return
-        nodes = self.session.nodes()
-        room = replicas_that_fit(
-            nodes, self.spec.demand, placement=self.spec.placement, wanted=self.wanted
-        )
+        room = self.count_room()
+        if not room and not self.members and self.avoided:  # rather those than none
+            self.avoided.clear()
+            room = self.count_room()
         if room != self.room and room < self.wanted:
             self.tell("nodes_too_few", reason=f"room for {room} of {self.wanted} replicas")
         self.room, self.room_known_until = room, now + _NODES_S
@@ -332,7 +355,16 @@ class _Pool:
         elif self.without_room_since is None:
             self.without_room_since = now
         elif now - self.without_room_since > self.start_timeout_s:
+            nodes = self.session.nodes()
             check_demand(nodes, self.spec.demand, placement=self.spec.placement, replicas=1)
+
+    def count_room(self) -> int:
+        return replicas_that_fit(
+            self.session.nodes(without=self.avoided),
+            self.spec.demand,
+            placement=self.spec.placement,
+            wanted=self.wanted,
+        )
 
     def deal(self) -> None:
         """Hand out units to every replica that has room."""
@@ -366,8 +398,9 @@ class _Pool:
         except ray.exceptions.RayError as error:
             cause = cause_of(error)
             if isinstance(cause, ActlakeError):
-                raise cause from None
-            self.start_failed(member, cause)
+                self.give_up(member, cause)
+            else:
+                self.start_failed(member, cause)
             return
         member.starting.remove(ref)
         if member.up:
@@ -385,12 +418,11 @@ class _Pool:
             return
         except ray.exceptions.RayError as error:
             cause = _as_ours(error)
-            if not isinstance(cause, StoreNotWritable) or len(self.members) == 1:
+            if not isinstance(cause, StoreNotWritable):
                 raise cause from None
-            self.wanted -= 1
-            self.room = min(self.room, self.wanted)
-            self.lose(flight.member, f"cannot write and is not replaced: {cause}")
+            self.give_up(flight.member, cause)
             return
+        flight.member.since = now = time.monotonic()
         flight.receipts.append(receipt)
         unit, number = flight.attempt.unit, flight.member.replica.number
         stage = len(flight.receipts)
@@ -398,12 +430,27 @@ class _Pool:
             rest = flight.member.replica.finish(unit, stage=stage, messages=messages)
             self.watched[rest] = flight
             return
-        now = time.monotonic()
         timing = UnitTiming(number, flight.attempt.number, now - flight.dispatched)
-        self.on_done(unit, flight.receipts, timing)
+        try:
+            self.on_done(unit, flight.receipts, timing)
+        except StoreMismatch as mismatch:
+            self.give_up(flight.member, mismatch)
+            return
         self.schedule.done(number, unit)
-        flight.member.since = now
+        flight.member.since = time.monotonic()  # the time `on_done` took is not the replica's
         self.lost_in_a_row = 0
+
+    def give_up(self, member: _Member, cause: ActlakeError) -> None:
+        """Go on without a replica that cannot work where it is, while there are others that do.
+
+        Where none works, more would only be tried on every node with the same end.
+        """
+        if not any(other.up for other in self.members.values() if other is not member):
+            raise cause from None
+        self.avoided |= member.replica.nodes()
+        why = f"given up, and its node avoided: {cause}"
+        self.given_up.append(f"replica {member.replica.number}, {why}")
+        self.lose(member, why, blame=False)
 
     def start_failed(self, member: _Member, cause: Exception) -> None:
         self.starts_failed_in_a_row += 1
@@ -421,21 +468,25 @@ class _Pool:
                 "hint: is there enough memory for a worker, and is the cluster's other work done?"
             ) from cause
 
-    def lose(self, member: _Member, why: str) -> None:
-        """Fence a replica and take its units back."""
+    def refs_of(self, member: _Member) -> list[Ref]:
+        """What is waited for from a replica."""
+        return [
+            ref
+            for ref, watched in self.watched.items()
+            if (watched.member if isinstance(watched, _Flight) else watched) is member
+        ]
+
+    def lose(self, member: _Member, why: str, *, blame: bool = True) -> None:
+        """Fence a replica and take its units back; `blame`: one of them may be the reason."""
         number = member.replica.number
         member.replica.fence()
         del self.members[number]
-        self.watched = {
-            ref: watched
-            for ref, watched in self.watched.items()
-            if watched is not member
-            and not (isinstance(watched, _Flight) and watched.member is member)
-        }
+        for ref in self.refs_of(member):
+            del self.watched[ref]
         self.lost += 1
         self.room_known_until = 0.0  # its node may be gone
         self.tell("replica_lost", replica=number, reason=why)
-        leaving = self.schedule.leave(number, why)
+        leaving = self.schedule.leave(number, why, blame=blame)
         for unit in leaving.requeued:
             self.tell("unit_requeued", replica=number, unit=unit, reason=why)
         for unit in leaving.failed:
@@ -456,22 +507,28 @@ class _Pool:
         if now < self.next_check:
             return
         self.next_check = now + _POLL_S
-        oldest = self.oldest_flights() if self.unit_timeout_s is not None else {}
+        oldest = self.oldest_flights()
         for member in list(self.members.values()):
             number = member.replica.number
-            if not member.up:
-                if now - member.since > self.start_timeout_s:
-                    self.start_failed(
-                        member, TimeoutError(f"not ready after {self.start_timeout_s:g} s")
-                    )
-                elif now - member.since > _SLOW_START_S and not member.is_slow:
-                    member.is_slow = True
-                    free = f"still starting; free on the cluster are {self.session.free()}"
-                    self.tell("replica_slow", replica=number, reason=free)
-            elif self.unit_timeout_s is not None and self.schedule.held(number):
-                silent_since = max(member.since, oldest.get(number, now))
-                if now - silent_since > self.unit_timeout_s:
-                    self.lose(member, f"no unit finished within {self.unit_timeout_s:g} s")
+            silent_s = now - max(member.since, oldest.get(number, member.since))
+            limit_s = self.unit_timeout_s if member.up else self.start_timeout_s
+            idle = member.up and not self.schedule.held(number)
+            if not idle and limit_s is not None and silent_s > limit_s:
+                self.silent(member, limit_s)
+            elif not member.up and silent_s > _SLOW_START_S and not member.is_slow:
+                member.is_slow = True
+                free = f"still starting; free on the cluster are {self.session.free()}"
+                self.tell("replica_slow", replica=number, reason=free)
+
+    def silent(self, member: _Member, limit_s: float) -> None:
+        """Lose a replica that did not answer in time; not one that was not listened to."""
+        answered, _ = ray.wait(self.refs_of(member), timeout=0, fetch_local=False)
+        if answered:
+            return
+        if member.up:
+            self.lose(member, f"no unit finished within {limit_s:g} s")
+        else:
+            self.start_failed(member, TimeoutError(f"not ready after {limit_s:g} s"))
 
     def oldest_flights(self) -> dict[int, float]:
         """By replica, when the unit it holds longest was handed out."""

@@ -4,13 +4,14 @@ Ray leaves an actor that fits nowhere waiting for ever and says nothing; so dema
 with the whole cluster before anything is started.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from actlake.platform.cluster.errors import InvalidClusterConfig, NotEnoughResources
 
-Placement = Literal["pack", "spread"]
+Placement = Literal["pack", "span", "spread"]
+"""Where the stages of a replica are: see `ReplicaSpec.placement`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,6 +48,15 @@ class Resources:
             gpus=self.gpus + other.gpus,
             memory_mb=self.memory_mb + other.memory_mb,
         )
+
+
+def of_ray(amounts: Mapping[str, float]) -> Resources:
+    """Ray's amounts by name, of a node or of all of them."""
+    return Resources(
+        cpus=amounts.get("CPU", 0),
+        gpus=amounts.get("GPU", 0),
+        memory_mb=amounts.get("memory", 0) / 2**20,
+    )
 
 
 def total(parts: Sequence[Resources]) -> Resources:
@@ -97,8 +107,8 @@ def check_demand(
     there = "; ".join(map(str, nodes)) or "no nodes"
     if fitting:
         hint = f"run {fitting} replica{'s' if fitting > 1 else ''}, or add nodes"
-    elif replicas_that_fit(nodes, stages, placement="spread", wanted=1):
-        hint = "placement: spread lets the stages of a replica lie on several nodes"
+    elif replicas_that_fit(nodes, stages, placement="span", wanted=1):
+        hint = "placement: span lets the stages of a replica lie on several nodes"
     else:
         hint = "ask for less per stage, use more and smaller stages, or add larger nodes"
     raise NotEnoughResources(

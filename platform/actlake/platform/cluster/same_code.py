@@ -6,6 +6,7 @@ is joined, before any work is handed out.
 """
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,37 +21,47 @@ logger = logging.getLogger(__name__)
 ANSWER_WITHIN_S = 60.0
 """How long nodes may take to start a worker and answer."""
 
-_NONE = "no actlake, or one without this check"
+SILENT = None
+"""In place of the answer of a node that gave none."""
 
 
 @dataclass(frozen=True, slots=True)
-class NodeCode:
-    """The code of one node."""
+class NodeAnswer:
+    """What one node said."""
 
     node: str
     """Its address."""
-    code: str
-    """`code_hash` there, or words."""
+    value: Any
+    """What the question returned there; `SILENT`; or the exception it raised."""
 
 
-def nodes_code(timeout_s: float = ANSWER_WITHIN_S) -> list[NodeCode]:
-    """Ask every living node; those that do not answer in time are left out, and logged."""
+def ask_nodes(
+    question: Callable[..., Any], *arguments: Any, timeout_s: float = ANSWER_WITHIN_S
+) -> list[NodeAnswer]:
+    """Call a function on every living node of the cluster that this process has joined.
+
+    A node that cannot even import the function answers with the exception; one that says nothing
+    in time, or dies meanwhile, with `SILENT`.
+    """
     asked: dict[Any, str] = {}
-    task = ray.remote(code_hash)
+    task = ray.remote(question)
     for node in ray.nodes():
         if node["Alive"]:
             here = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            ref = task.options(num_cpus=0, max_retries=0, scheduling_strategy=here).remote()
-            asked[ref] = node["NodeManagerAddress"]
-    answered, silent = ray.wait(list(asked), num_returns=len(asked), timeout=timeout_s)
+            options = task.options(num_cpus=0, max_retries=0, scheduling_strategy=here)
+            asked[options.remote(*arguments)] = node["NodeManagerAddress"]
+    _, silent = ray.wait(list(asked), num_returns=len(asked), timeout=timeout_s)
     for ref in silent:
-        logger.warning("Node %s did not say which code it runs within %g s", asked[ref], timeout_s)
+        logger.warning("Node %s did not answer within %g s", asked[ref], timeout_s)
         ray.cancel(ref, force=True)
-    return [NodeCode(asked[ref], code) for ref in answered if (code := _answer(ref)) is not None]
+    return [
+        NodeAnswer(address, SILENT if ref in silent else _answer(ref))
+        for ref, address in asked.items()
+    ]
 
 
 def check_same_code(timeout_s: float = ANSWER_WITHIN_S) -> None:
-    """Refuse a cluster on which a node runs other code than this process.
+    """Refuse a cluster on which a node runs other code than this process; silent ones are logged.
 
     Raises
     ------
@@ -58,9 +69,10 @@ def check_same_code(timeout_s: float = ANSWER_WITHIN_S) -> None:
         Names the nodes, and both hashes.
     """
     here = code_hash()
-    others = [node for node in nodes_code(timeout_s) if node.code != here]
+    answers = ask_nodes(code_hash, timeout_s=timeout_s)
+    others = [answer for answer in answers if answer.value not in (here, SILENT)]
     if others:
-        named = "\n".join(f"  {node.node}: {node.code}" for node in others[:5])
+        named = "\n".join(f"  {other.node}: {_in_words(other.value)}" for other in others[:5])
         raise ClusterMismatch(
             f"{len(others)} node(s) of the cluster run other code of actlake than this driver "
             f"({here}):\n{named}\n"
@@ -68,11 +80,14 @@ def check_same_code(timeout_s: float = ANSWER_WITHIN_S) -> None:
         )
 
 
-def _answer(ref: Any) -> str | None:
-    """The hash; words where a node could not import the question; None where it has died."""
+def _in_words(code: Any) -> str:
+    return code if isinstance(code, str) and code else "no actlake, or one without this check"
+
+
+def _answer(ref: Any) -> Any:
     try:
-        return str(ray.get(ref)) or _NONE
-    except ray.exceptions.RayTaskError:
-        return _NONE
+        return ray.get(ref)
+    except ray.exceptions.RayTaskError as error:
+        return error
     except ray.exceptions.RayError:
-        return None
+        return SILENT

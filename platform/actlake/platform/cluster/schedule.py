@@ -97,15 +97,19 @@ class Schedule:
         self._suspects.pop(unit, None)
         self.done_count += 1
 
-    def leave(self, replica: int, reason: str) -> Leaving:
-        """The replica is gone; its units go back to the front, or aside if tried too often."""
+    def leave(self, replica: int, reason: str, *, blame: bool = True) -> Leaving:
+        """The replica is gone; its units go back to the front, or aside if tried too often.
+
+        Without `blame` no unit can have been the reason, and none of them counts an attempt.
+        """
         held = self._held.pop(replica, {})
         self._emptying.discard(replica)
         back: list[_Suspect] = []
         failed: list[int] = []
         for unit in held:
             suspect = self._suspects.pop(unit, None) or _Suspect(unit)
-            suspect.reasons.append(reason)
+            if blame:
+                suspect.reasons.append(reason)
             if len(suspect.reasons) >= self._max_attempts:
                 self.failed[unit] = tuple(suspect.reasons)
                 failed.append(unit)

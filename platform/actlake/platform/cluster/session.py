@@ -8,6 +8,7 @@ names; start without authentication although its ports listen on all interfaces,
 world-readable token into the home folder; report usage; start a dashboard.
 """
 
+import json
 import logging
 import os
 import secrets
@@ -16,8 +17,8 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -26,16 +27,26 @@ from typing import Any
 import ray
 
 from actlake.platform.cluster.config import ClusterConfig
-from actlake.platform.cluster.errors import ClusterUnreachable, InvalidClusterConfig
+from actlake.platform.cluster.errors import (
+    WANTS_TOKEN,
+    ClusterError,
+    ClusterMismatch,
+    ClusterUnreachable,
+    InvalidClusterConfig,
+    WorkStopped,
+)
 from actlake.platform.cluster.interrupts import current_handlers, stop_flag
-from actlake.platform.cluster.resources import Resources, total
+from actlake.platform.cluster.resources import Resources, of_ray, total
 from actlake.platform.cluster.same_code import check_same_code
+from actlake.storage.processes import is_gone, this_process
 
 logger = logging.getLogger(__name__)
 
 LOCAL = "local"
 """The address of a cluster that lives and dies with this process."""
 
+_PREFIX = "rt"
+_OWNER = "owner.json"
 _LONGEST_TEMP_DIR = 30  # Ray appends some 70 bytes; the path of a Unix socket may have 107
 
 
@@ -52,13 +63,25 @@ class Session:
     stop: threading.Event = field(default_factory=threading.Event)
     """Set by SIGTERM and Ctrl-C: whoever works should finish what is in flight and return."""
 
-    def nodes(self) -> list[Resources]:
-        """What each living node has, in use or not."""
-        return [_resources(node["Resources"]) for node in ray.nodes() if node["Alive"]]
+    def nodes(self, *, without: Collection[str] = ()) -> list[Resources]:
+        """What each living node has, in use or not; `without` nodes of these ids."""
+        return [
+            of_ray(node["Resources"])
+            for node in ray.nodes()
+            if node["Alive"] and node["NodeID"] not in without
+        ]
 
     def free(self) -> Resources:
         """What nobody has reserved at this moment, over all nodes."""
-        return _resources(ray.available_resources())
+        return of_ray(ray.available_resources())
+
+    def raise_if_stopped(self) -> None:
+        """Raise `WorkStopped` where a stop was asked for and nothing is in flight."""
+        if self.stop.is_set():
+            raise WorkStopped(
+                "Stopped; all that is complete is written down\n"
+                "hint: the same command goes on from there"
+            )
 
     def __str__(self) -> str:
         nodes = self.nodes()
@@ -78,7 +101,8 @@ def session(config: ClusterConfig | None = None) -> Iterator[Session]:
     ClusterUnreachable
         Nobody answers at the address, or our token is not accepted.
     ClusterMismatch
-        A node of a running cluster has other code of actlake than this process.
+        The running cluster has another Ray or Python than this process, or a node has other code
+        of actlake.
     InvalidClusterConfig
         The address is not one that can be connected to.
     """
@@ -89,7 +113,7 @@ def session(config: ClusterConfig | None = None) -> Iterator[Session]:
         with stop_flag(here.stop, restore=handlers):
             yield here
         return
-    address = _address(config)
+    address = address_of(config)
     began = time.monotonic()
     with _embedded(config) if address == LOCAL else _joined(address, config):
         here = Session(ray.get_runtime_context().gcs_address, embedded=address == LOCAL)
@@ -101,7 +125,8 @@ def session(config: ClusterConfig | None = None) -> Iterator[Session]:
             yield here
 
 
-def _address(config: ClusterConfig) -> str:
+def address_of(config: ClusterConfig) -> str:
+    """Where `session` would connect: `LOCAL`, or the ``host:port`` of a running cluster."""
     address = config.address or os.environ.get("RAY_ADDRESS") or LOCAL
     if "://" in address:
         raise InvalidClusterConfig(
@@ -117,7 +142,7 @@ def _address(config: ClusterConfig) -> str:
 @contextmanager
 def _embedded(config: ClusterConfig) -> Iterator[None]:
     _use_token(_own_token())
-    folder = tempfile.mkdtemp(prefix="rt", dir=_short_folder())
+    folder = _own_folder(_short_folder())
     try:
         with _initialized(
             LOCAL,
@@ -126,7 +151,7 @@ def _embedded(config: ClusterConfig) -> Iterator[None]:
             num_gpus=config.num_gpus,
             object_store_memory=config.object_store_mb * 2**20,
             include_dashboard=False,
-            _temp_dir=folder,
+            _temp_dir=str(folder),
         ):
             yield
     finally:
@@ -158,25 +183,25 @@ def _initialized(address: str, config: ClusterConfig, **options: Any) -> Iterato
         )
     except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
         ray.shutdown()
-        raise ClusterUnreachable(_refusal(address, error)) from error
+        raise _refused(address, error) from error
     try:
         yield
     finally:
         ray.shutdown()
 
 
-def _refusal(address: str, error: Exception) -> str:
+def _refused(address: str, error: Exception) -> ClusterError:
     words = " ".join(str(error).split())[:500]
+    said = f"Ray at {address!r} cannot be used\n{type(error).__name__}: {words}\n"
     if "ersion mismatch" in words:
-        hint = f"install the cluster's version of Ray here (this is {ray.__version__})"
-    elif address == LOCAL:
-        hint = "is there room in memory, in the temporary folder and in /dev/shm?"
-    else:
-        hint = (
-            "a cluster with authentication needs RAY_AUTH_MODE=token and its token in "
-            "RAY_AUTH_TOKEN or a file named by RAY_AUTH_TOKEN_PATH"
+        return ClusterMismatch(
+            f"{said}hint: use the cluster's versions of Ray and Python here (this is Ray "
+            f"{ray.__version__})"
         )
-    return f"Ray at {address!r} cannot be used\n{type(error).__name__}: {words}\nhint: {hint}"
+    if address == LOCAL:
+        said += "hint: is there room in memory, in the temporary folder and in /dev/shm?"
+        return ClusterUnreachable(said)
+    return ClusterUnreachable(said + WANTS_TOKEN)
 
 
 def _knock(address: str, timeout_s: float) -> None:
@@ -215,6 +240,17 @@ def _own_token() -> str:
     return os.environ.get("RAY_AUTH_TOKEN") or secrets.token_hex(32)
 
 
+def _own_folder(parent: Path) -> Path:
+    """A new folder in `parent`; those whose processes were killed are removed first."""
+    for owner in parent.glob(f"{_PREFIX}*/{_OWNER}"):
+        with suppress(OSError, ValueError):  # another user's, or being removed by another process
+            if is_gone(json.loads(owner.read_text())):
+                shutil.rmtree(owner.parent, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
+    (folder / _OWNER).write_text(json.dumps(this_process()))
+    return folder
+
+
 def _short_folder() -> Path:
     """A temporary folder whose name leaves room for Ray's sockets."""
     folder = Path(tempfile.gettempdir())
@@ -226,12 +262,4 @@ def _short_folder() -> Path:
     raise InvalidClusterConfig(
         f"The temporary folder {folder} has too long a name for Ray's sockets\n"
         f"hint: set TMPDIR to a folder with a name of at most {_LONGEST_TEMP_DIR} bytes"
-    )
-
-
-def _resources(amounts: dict[str, float]) -> Resources:
-    return Resources(
-        cpus=amounts.get("CPU", 0),
-        gpus=amounts.get("GPU", 0),
-        memory_mb=amounts.get("memory", 0) / 2**20,
     )

@@ -24,6 +24,10 @@ Receipt: TypeAlias = Any
 Send: TypeAlias = Callable[[object], None]
 """Hands one message to the next stage; blocks while too many are under way."""
 
+UNIT_TIMEOUT_S = 1800.0
+"""How long a replica that holds units may be silent, unless told otherwise: units are meant to
+take half a minute, and a first one may have to compile kernels or wait for a disk."""
+
 Transport: TypeAlias = Literal["auto", "object_store", "nccl", "gloo"]
 """How tensors get from stage to stage; see `ReplicaSpec.transport`."""
 
@@ -95,8 +99,8 @@ class ReplicaSpec:
     """First to last."""
 
     placement: Placement = "pack"
-    """``pack``: all stages on one node. ``spread``: on as few nodes as possible, for models
-    larger than a node."""
+    """``pack``: all stages on one node. ``span``: on as few nodes as hold them, for models larger
+    than a node. ``spread``: each on a node of its own, as far as there are nodes with room."""
 
     transport: Transport = "auto"
     """How tensors travel between stages: ``nccl`` from GPU to GPU, ``object_store`` through

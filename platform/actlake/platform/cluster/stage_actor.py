@@ -24,7 +24,8 @@ from typing import Any
 import ray
 from ray import cloudpickle
 
-from actlake.platform.cluster.errors import WorkerFailed
+from actlake.platform.cluster.errors import ClusterMismatch, WorkerFailed
+from actlake.platform.cluster.job_start import code_hash
 from actlake.platform.cluster.losses import LOST, cause_of
 from actlake.platform.cluster.stage import Receipt, StageWorker, Transport
 from actlake.platform.cluster.wire import Wire, offers, open_wire
@@ -42,6 +43,10 @@ class StageActor:
         self._turnstiles: dict[int, _Turnstile] = {}
         self._outboxes: dict[int, _Outbox] = {}
 
+    def node(self) -> str:
+        """Id of the node this process is on."""
+        return str(ray.get_runtime_context().get_node_id())
+
     def offers(self) -> list[Transport]:
         """Ways to send that this process has; see `wire.choose`."""
         return offers()
@@ -50,6 +55,7 @@ class StageActor:
         self,
         make: Callable[..., StageWorker],
         kwargs: Mapping[str, Any],
+        code: str,
         transport: Transport,
         group: str,
         rank: int,
@@ -58,6 +64,7 @@ class StageActor:
     ) -> None:
         """Make the worker. Not in ``__init__``, where an exception would lose its type."""
         try:
+            _check_code(code)
             self._worker = make(**kwargs)
             self._wire = open_wire(transport, offered, group, rank=rank, size=size)
         except Exception as error:
@@ -195,6 +202,16 @@ class _Turn:
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self._turnstile.leave(error)
+
+
+def _check_code(code: str) -> None:
+    """Refuse to work with other code than the driver's, on a node that came after it had asked."""
+    if code and (here := code_hash()) != code:
+        raise ClusterMismatch(
+            f"A node runs other code of actlake ({here or 'none'}) than the driver ({code}): "
+            f"{ray.util.get_node_ip_address()}\n"
+            "hint: install the same code there, or end the harvest and start it again with the new"
+        )
 
 
 def portable(error: Exception) -> Exception:

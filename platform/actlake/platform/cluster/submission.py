@@ -17,6 +17,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,15 +25,20 @@ from typing import Any, Literal, cast
 from urllib.parse import urlsplit
 
 from actlake.platform.cluster.errors import (
+    WANTS_TOKEN,
     ClusterMismatch,
     ClusterUnreachable,
     InvalidClusterConfig,
     JobExists,
     JobNotFound,
     JobRefused,
+    first_line,
 )
-from actlake.platform.cluster.resources import Resources
+from actlake.platform.cluster.interrupts import STOP_WAIT
+from actlake.platform.cluster.resources import Resources, of_ray
 from actlake.storage.errors import nearest
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 """Where a dashboard is by default, here or at the end of an SSH tunnel."""
@@ -64,7 +70,7 @@ class Submission:
     """Variables for the driver and all workers. Readable by all who may see the dashboard."""
 
     drain_s: int = 60
-    """Seconds between SIGTERM and SIGKILL when the job is stopped."""
+    """Seconds between SIGTERM and SIGKILL when the job is stopped; see `interrupts.drain_s`."""
 
     labels: Mapping[str, str] = field(default_factory=dict)
     """Shown with the job."""
@@ -136,12 +142,13 @@ class JobServer:
         """What each living node has, in use or not."""
         answer = self._get("/api/v0/nodes?limit=10000")
         nodes = answer["data"]["result"]["result"]
-        return [_resources(n["resources_total"]) for n in nodes if n["state"] == "ALIVE"]
+        return [of_ray(n["resources_total"]) for n in nodes if n["state"] == "ALIVE"]
 
     def is_open_to_all(self) -> bool:
         """Whether requests without a token are answered."""
         requests = importlib.import_module("requests")
-        answer = requests.get(f"{self.address}/api/version", timeout=_CONNECT_S)
+        with self._asking():
+            answer = requests.get(f"{self.address}/api/version", timeout=_CONNECT_S)
         return int(answer.status_code) == 200
 
     def nodes_without_agent(self) -> list[str]:
@@ -163,21 +170,29 @@ class JobServer:
             There is, or was, a job of that id.
         JobRefused
             The cluster does not take it.
+        ClusterUnreachable
+            It does not answer; whether it has taken the job is not known.
         """
         runtime_env = {
             "working_dir": str(submission.folder),
             "env_vars": {
                 **submission.environment,
-                "RAY_JOB_STOP_WAIT_TIME_S": str(submission.drain_s),
+                STOP_WAIT: str(submission.drain_s),
             },
         }
         try:
-            self._client.submit_job(
-                entrypoint=submission.entrypoint,
-                submission_id=submission.job_id,
-                runtime_env=runtime_env,
-                metadata=dict(submission.labels),
-            )
+            with self._asking(RuntimeError):
+                self._client.submit_job(
+                    entrypoint=submission.entrypoint,
+                    submission_id=submission.job_id,
+                    runtime_env=runtime_env,
+                    metadata=dict(submission.labels),
+                )
+        except ClusterUnreachable as error:
+            raise ClusterUnreachable(
+                f"{first_line(error)}\nWhether it has taken the job is not known\n"
+                f"hint: `actlake jobs status {submission.job_id}` tells, once it answers again"
+            ) from error
         except RuntimeError as error:
             if "already exists" in str(error):
                 raise JobExists(
@@ -185,12 +200,13 @@ class JobServer:
                     "hint: give another --id, or leave it out"
                 ) from error
             raise JobRefused(
-                f"{self.address} does not take the job: {_first_line(error)}\n{_job_hint(error)}"
+                f"{self.address} does not take the job: {first_line(error)}\n{_job_hint(error)}"
             ) from error
 
     def jobs(self) -> list[Job]:
         """All submitted jobs the cluster remembers, the latest first."""
-        details = [d for d in self._client.list_jobs() if d.submission_id]
+        with self._asking():
+            details = [d for d in self._client.list_jobs() if d.submission_id]
         return [_job(d) for d in sorted(details, key=lambda d: -(d.start_time or 0))]
 
     def job(self, job_id: str) -> Job:
@@ -200,10 +216,15 @@ class JobServer:
         ------
         JobNotFound
             The cluster knows none of that id.
+        ClusterUnreachable
+            It does not answer.
         """
         try:
-            return _job(self._client.get_job_info(job_id))
+            with self._asking(RuntimeError):
+                return _job(self._client.get_job_info(job_id))
         except RuntimeError as error:
+            if not str(error).startswith("Request failed with status code 404"):
+                raise self._silent(error) from error
             known = [job.job_id for job in self.jobs()]
             raise JobNotFound(
                 f"There is no job {job_id} at {self.address}\n"
@@ -213,7 +234,8 @@ class JobServer:
     def log(self, job_id: str) -> str:
         """Everything the job's driver has printed and logged."""
         self.job(job_id)
-        return str(self._client.get_job_logs(job_id))
+        with self._asking():
+            return str(self._client.get_job_logs(job_id))
 
     def follow(self, job_id: str) -> Iterator[str]:
         """What the driver prints, from its beginning, as it comes; ends with the job.
@@ -238,13 +260,13 @@ class JobServer:
                     failures = 0
                     if fresh:
                         yield fresh
-            except _failures() as error:
+            except _failures(JobNotFound) as error:
                 if isinstance(error, JobNotFound) and not seen:
                     raise
                 failures += 1
                 if failures > _RECONNECTS or isinstance(error, JobNotFound):
                     raise ClusterUnreachable(
-                        f"{self.address} no longer answers: {_first_line(error)}\n"
+                        f"{self.address} no longer answers: {first_line(error)}\n"
                         "hint: a cluster whose head has died forgets its jobs; start it again and "
                         "submit again, and the job goes on with what was committed"
                     ) from error
@@ -256,19 +278,55 @@ class JobServer:
     def stop(self, job_id: str) -> bool:
         """Ask for SIGTERM, and SIGKILL after the job's drain time; False when it was over."""
         self.job(job_id)
-        return bool(self._client.stop_job(job_id))
+        with self._asking():
+            return bool(self._client.stop_job(job_id))
 
-    def wait(self, job_id: str, *, timeout_s: float) -> Job:
-        """The job once it is over, or as it is after `timeout_s`."""
+    def wait(self, job_id: str, *, timeout_s: float, begun: bool = False) -> Job:
+        """The job once it is over, or as it is after `timeout_s`; asks again where nobody answers.
+
+        Parameters
+        ----------
+        begun
+            Wait only until it is no longer pending.
+        """
         end = time.monotonic() + timeout_s
-        while not (job := self.job(job_id)).is_over and time.monotonic() < end:
+        while True:
+            job = self._job_patiently(job_id)
+            if job.is_over or (begun and job.state != "PENDING") or time.monotonic() > end:
+                return job
             time.sleep(_POLL_S)
-        return job
+
+    def _job_patiently(self, job_id: str) -> Job:
+        for failures in range(_RECONNECTS):
+            try:
+                return self.job(job_id)
+            except ClusterUnreachable as error:
+                logger.info("%s", first_line(error))
+                time.sleep(_POLL_S * 2**failures)
+        return self.job(job_id)
 
     def _get(self, endpoint: str) -> Any:
-        answer = self._client._do_request("GET", endpoint)
-        answer.raise_for_status()
-        return answer.json()
+        with self._asking():
+            answer = self._client._do_request("GET", endpoint)
+            answer.raise_for_status()
+            return answer.json()
+
+    @contextmanager
+    def _asking(self, *passing: type[Exception]) -> Iterator[None]:
+        """Tell in our words that the cluster does not answer; errors of `passing` are answers."""
+        try:
+            yield
+        except passing:
+            raise
+        except _failures() as error:
+            raise self._silent(error) from error
+
+    def _silent(self, error: Exception) -> ClusterUnreachable:
+        return ClusterUnreachable(
+            f"{self.address} does not answer as it should: {first_line(error)}\n"
+            "hint: the same command may succeed a little later; `actlake doctor --address …` says "
+            "what is wrong with a cluster"
+        )
 
 
 def dashboard_address(address: str | None) -> str:
@@ -312,7 +370,6 @@ def _knock(address: str) -> None:
 def _connect(address: str, token: str | None) -> tuple[Any, str]:
     """A client for exactly this address, and the cluster's version of Ray."""
     jobs = importlib.import_module("ray.job_submission")
-    exceptions = importlib.import_module("ray.exceptions")
     for module in (
         "dashboard.modules.dashboard_sdk",
         "dashboard.modules.job.sdk",
@@ -329,8 +386,8 @@ def _connect(address: str, token: str | None) -> tuple[Any, str]:
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     try:
         client = Client(address, headers=headers)
-    except (exceptions.AuthenticationError, KeyError, *_failures()) as error:
-        raise ClusterUnreachable(_refusal(address, error, has_token=bool(token))) from error
+    except _failures(KeyError) as error:
+        raise ClusterUnreachable(_no_dashboard(address, error, has_token=bool(token))) from error
     finally:
         os.environ.update(hidden)
     if client._ssl_context is None:
@@ -347,29 +404,27 @@ def _job_hint(error: Exception) -> str:
     return "hint: `actlake doctor --address …` says what is wrong with a cluster"
 
 
-def _failures() -> tuple[type[Exception], ...]:
-    """What Ray's client raises when a cluster does not answer, or not as it should."""
+def _failures(*more: type[Exception]) -> tuple[type[Exception], ...]:
+    """What Ray's client raises when a cluster does not answer, or not as it should; and `more`."""
     return (
+        *more,
         OSError,
         RuntimeError,
         importlib.import_module("requests").RequestException,
         importlib.import_module("aiohttp").ClientError,
+        importlib.import_module("ray.exceptions").AuthenticationError,
     )
 
 
-def _refusal(address: str, error: Exception, *, has_token: bool) -> str:
+def _no_dashboard(address: str, error: Exception, *, has_token: bool) -> str:
     if type(error).__name__ != "AuthenticationError":
         return (
-            f"{address} does not answer as Ray's dashboard does: {_first_line(error)}\n"
+            f"{address} does not answer as Ray's dashboard does: {first_line(error)}\n"
             "hint: the port of the dashboard is 8265 by default; Ray's own port, 6379, is "
             "another thing"
         )
     what = "does not accept our token" if has_token else "wants a token, and there is none here"
-    return (
-        f"{address} {what}\n"
-        "hint: set RAY_AUTH_TOKEN_PATH to a file with the cluster's token (mode 0600), or "
-        "RAY_AUTH_TOKEN to the token"
-    )
+    return f"{address} {what}\n{WANTS_TOKEN}"
 
 
 def _token() -> str | None:
@@ -431,15 +486,3 @@ def _job(details: Any) -> Job:
 
 def _moment(milliseconds: int | None) -> datetime | None:
     return datetime.fromtimestamp(milliseconds / 1000, UTC) if milliseconds else None
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)[:300]
-
-
-def _resources(amounts: Mapping[str, float]) -> Resources:
-    return Resources(
-        cpus=amounts.get("CPU", 0),
-        gpus=amounts.get("GPU", 0),
-        memory_mb=amounts.get("memory", 0) / 2**20,
-    )

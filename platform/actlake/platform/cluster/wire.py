@@ -10,13 +10,15 @@ tensors and do not know which way they took.
   driven by whoever made the group; here each stage drives its own hop, so the driver is never on
   the way.) With ``gloo`` in the place of ``nccl`` the same code runs on CPUs.
 
-NCCL needs CUDA and CuPy in every stage's process; see docs/never-run.md.
+NCCL needs CUDA and CuPy in every stage's process; see docs/never-run.md. The stages of each hop
+meet at a detached actor, which `end_meetings` kills.
 """
 
 import importlib.util
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -182,6 +184,23 @@ def open_wire(asked: Transport, offered: Any, group: str, *, rank: int, size: in
     if transport == "object_store":
         return ObjectStoreWire()
     return DirectWire(transport, group, rank=rank, size=size)
+
+
+def end_meetings(group: str, size: int) -> None:
+    """Kill what `ray.util.collective` has left of a group of stages; called by the driver.
+
+    The two stages of a hop meet at a named actor that outlives them (``lifetime="detached"``) and
+    is killed by ``destroy_collective_group`` in a stage, which a stage that was killed never calls.
+    Its name follows from the ranks and from the number of the device, which is 0 in every stage:
+    each sees the one GPU that it has reserved.
+    """
+    import ray
+    from ray.util.collective.const import get_store_name
+
+    for rank in range(size - 1):
+        key = f"{rank}_0:{rank + 1}_0@{group}"
+        with suppress(ValueError):  # the hop was never used
+            ray.kill(ray.get_actor(get_store_name(key)))
 
 
 def _replaced(message: Any, wanted: Callable[[Any], bool], change: Callable[[Any], Any]) -> Any:

@@ -1,0 +1,64 @@
+"""What each stage of a harvest gets: a device, threads, a reservation; and the model for it.
+
+The driver may run on a machine that is nothing like the workers', so where a cluster is joined
+its nodes are asked (`plan_workers`). An embedded cluster is this machine.
+"""
+
+from dataclasses import replace
+
+from actlake.jobs.harvest.config import HarvestConfig
+from actlake.jobs.harvest.planning import plan_stages
+from actlake.platform.cluster import InvalidClusterConfig, Resources, session
+from actlake.platform.cluster.worker_plan import (
+    WorkerPlan,
+    joins_cluster,
+    plan_workers,
+    threads_here,
+)
+from actlake.platform.models import ResolvedModel, resolve_model
+
+
+def resolve(config: HarvestConfig) -> tuple[ResolvedModel, WorkerPlan]:
+    """The model and what its stages get, and every refusal that needs no text and no weights.
+
+    Connects to a cluster that is to be joined, for the time of the question.
+    """
+    model, workers = _on_cluster(config) if joins_cluster(config.cluster) else _here(config)
+    model.check_sites(config.sites)
+    model.check_context(config.corpus.context_length)
+    plan_stages(model, config)
+    return model, workers
+
+
+def _on_cluster(config: HarvestConfig) -> tuple[ResolvedModel, WorkerPlan]:
+    with session(config.cluster) as cluster:
+        workers = plan_workers(
+            cluster,
+            config.resources,
+            workers=config.replicas * config.num_stages,
+            threads=config.threads,
+            device=config.model.device,
+            stages=config.num_stages,
+            placement=config.pipeline.placement,
+        )
+    model = resolve_model(replace(config.model, device=workers.device), here=False)
+    return model, workers
+
+
+def _here(config: HarvestConfig) -> tuple[ResolvedModel, WorkerPlan]:
+    asked, device = config.resources, config.model.device
+    if device == "auto" and asked.gpus == 0:
+        device = "cpu"
+    model = resolve_model(replace(config.model, device=device))
+    on_gpu = model.device.value != "cpu"
+    if on_gpu and asked.gpus == 0:
+        raise InvalidClusterConfig(
+            f"model.device is {device}, and resources.gpus is 0\n"
+            "hint: leave resources.gpus out for one GPU a stage, or say model.device: cpu"
+        )
+    threads = config.threads
+    if threads is None and asked.cpus is not None:
+        threads = max(1, int(asked.cpus))
+    threads = threads_here(threads, config.replicas * config.num_stages)
+    derived = Resources(cpus=threads, gpus=1 if on_gpu else 0)
+    return model, WorkerPlan(model.device.value, threads, asked.filled(derived))
