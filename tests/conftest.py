@@ -8,10 +8,11 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.request import Request, urlopen
@@ -96,6 +97,35 @@ def actlake(start: Callable[..., Driver]) -> Callable[..., tuple[int, str]]:
         return driver.process.returncode, out
 
     return run
+
+
+@pytest.fixture
+def kills_one() -> Callable[[str], AbstractContextManager[None]]:
+    """``with kills_one("ray::compute_part"):`` SIGKILL the first worker of ours so entitled."""
+
+    @contextmanager
+    def killing(title: str) -> Iterator[None]:
+        ended, killed = threading.Event(), threading.Event()
+
+        def watch() -> None:
+            while not ended.wait(0.02):
+                for child in psutil.Process().children(recursive=True):
+                    with suppress(psutil.Error):
+                        if " ".join(child.cmdline()[:1]).startswith(title):
+                            child.kill()
+                            killed.set()
+                            return
+
+        watcher = threading.Thread(target=watch)
+        watcher.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            watcher.join()
+        assert killed.is_set(), f"there was no {title} to kill"
+
+    return killing
 
 
 @contextmanager

@@ -3,6 +3,8 @@
 import importlib.metadata
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,9 +13,11 @@ from typing import Any
 import pytest
 
 from actlake.jobs.cli import run
-from actlake.jobs.doctor import access, machine
+from actlake.jobs.doctor import access, cluster, machine
 from actlake.jobs.doctor.check import Finding, run_checks
+from actlake.platform.cluster.same_code import SILENT, NodeAnswer
 from actlake.storage import ActlakeError
+from actlake.storage.errors import StoreNotWritable
 from actlake.storage.location import LocalFolder
 
 
@@ -134,6 +138,100 @@ def test_a_config_that_is_not_there_is_refused(capsys: pytest.CaptureFixture[str
     assert "Cannot read /none.yaml" in capsys.readouterr().err
 
 
+def test_a_store_that_is_only_read_need_not_be_writable(
+    doctor: Callable[..., tuple[int, dict[str, Any]]],
+    smollm2_store: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise StoreNotWritable("read-only\nhint: mount it for writing")
+
+    monkeypatch.setattr(LocalFolder, "create", refuse)
+    config = tmp_path / "sae.yaml"
+    config.write_text(f"store: {smollm2_store}\nout: {tmp_path}/out\n")
+
+    status, found = doctor("--config", str(config))
+    assert status == 0
+    assert "can be read" in found["store access"]["says"]
+    assert "6,000 rows" in found["store"]["says"]
+
+    status, found = doctor("--store", str(smollm2_store))
+    assert status == 1
+    assert found["store access"]["says"] == "read-only"
+
+
+def test_a_store_that_is_to_be_read_and_is_not_there_fails(
+    doctor: Callable[..., tuple[int, dict[str, Any]]], tmp_path: Path
+) -> None:
+    config = tmp_path / "sae.yaml"
+    config.write_text(f"store: {tmp_path}/none\nout: {tmp_path}/out\n")
+
+    status, found = doctor("--config", str(config))
+
+    assert status == 1
+    assert f"{tmp_path}/none" in found["store access"]["says"]
+
+
+def test_a_models_revision_is_looked_for(
+    doctor: Callable[..., tuple[int, dict[str, Any]]], smollm2_folder: Path, tmp_path: Path
+) -> None:
+    config = tmp_path / "harvest.yaml"
+    config.write_text(f"model: {{name: {smollm2_folder}, revision: v1}}\n")
+
+    status, found = doctor("--config", str(config))
+
+    assert status == 1
+    assert "v1" in found["model access"]["says"]
+
+
+def test_nodes_that_say_nothing_are_not_counted_as_well() -> None:
+    here = cluster.code_hash()
+    well, bad = Finding("GPU", "ok", "none"), Finding("store access", "fail", "no disk", "mount it")
+    answers = [NodeAnswer("10.0.0.1", (here, [well])), NodeAnswer("10.0.0.2", SILENT)]
+
+    assert cluster._same_code(answers[:1]).status == "ok"
+    silent = cluster._same_code(answers)
+    assert (silent.status, silent.says) == ("warn", "these nodes did not answer: 10.0.0.2")
+    other = cluster._same_code([NodeAnswer("10.0.0.3", ("f00d", [])), *answers])
+    assert (other.status, other.says) == ("fail", "other code than here on 10.0.0.3")
+    broken = cluster._same_code([NodeAnswer("10.0.0.4", ImportError("no actlake")), *answers])
+    assert broken.says == "other code than here on 10.0.0.4"
+
+    answers.append(NodeAnswer("10.0.0.5", (here, [well, bad])))
+    assert [(one.name, one.status, one.says) for one in cluster._of_nodes(answers)] == [
+        ("GPU on nodes", "ok", "well on 2 node(s)"),
+        ("store access", "fail", "on 10.0.0.5: no disk"),
+    ]
+
+
+JOINED = """
+import sys
+from actlake.jobs.cli import run
+sys.exit(run(["doctor", "--json", "--address", *sys.argv[1:]]))
+"""
+
+
+@pytest.mark.ray
+def test_stores_and_models_are_tried_on_every_node(ray_head: Any, tmp_path: Path) -> None:
+    asked = [ray_head.address, "--store", str(tmp_path / "store"), "--model", "./none.gguf"]
+
+    examined = subprocess.run(
+        [sys.executable, "-c", JOINED, *asked],
+        env=ray_head.environment | {"WANDB_MODE": "offline"},
+        capture_output=True, text=True, timeout=200, check=False,
+    )  # fmt: skip
+
+    found = [(one["name"], one["status"], one["says"]) for one in json.loads(examined.stdout)]
+    assert ("code", "ok", "all 1 node(s) run this code") in found
+    assert ("store access on nodes", "ok", "well on 1 node(s)") in found
+    says = [says for name, status, says in found if name == "model access" and status == "fail"]
+    assert says[0] == "there is no file ./none.gguf"
+    assert says[1].endswith(": there is no file ./none.gguf")
+    assert says[1].startswith("on ")
+    assert examined.returncode == 1
+
+
 @pytest.mark.ray
 def test_a_cluster_is_examined_and_room_is_counted(
     ray_head: Any,
@@ -156,6 +254,13 @@ def test_a_cluster_is_examined_and_room_is_counted(
     assert found["authentication"]["status"] == "ok"
     assert found["nodes"]["says"].startswith("1: 4 CPU")
     assert "asked: 2 x (1 CPU + 1 GPU)" in found["room"]["says"]
+
+    config.write_text("sae: {site: resid_post.3}\nworkers: 9\n")
+    _, found = doctor(*arguments)
+    assert "asked: 9 x (1 CPU)" in found["room"]["says"]
+    config.write_text("sae: {site: resid_post.3}\nworkers: 2\nresources: {cpus: 2}\n")
+    _, found = doctor(*arguments)
+    assert found["room"]["says"] == "2 x (2 CPU) fits"
 
 
 def test_nobody_logged_in_at_wandb_is_a_warning_and_no_question(

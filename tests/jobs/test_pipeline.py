@@ -171,6 +171,17 @@ def test_no_more_steps_run_side_by_side_than_are_allowed(tmp_path: Path, paralle
     assert most == parallel
 
 
+def test_a_step_is_asked_once_whether_it_is_done(tmp_path: Path) -> None:
+    steps = [step(name, tmp_path, seconds=1.0) for name in "abc"]
+    made, _ = pipeline(*steps)
+    asked: list[str] = []
+    is_done = made.is_done
+    made.is_done = lambda one: asked.append(one.name) or is_done(one)
+
+    assert set(made.run().values()) == {"done"}
+    assert asked == ["a", "b", "c"]
+
+
 def test_a_failed_step_stops_its_dependants_and_no_others(tmp_path: Path) -> None:
     steps = (
         step("bad", tmp_path, status=3), step("after", tmp_path, "bad"),
@@ -274,6 +285,27 @@ def test_the_clusters_of_the_examples_have_a_token_and_no_secret(name: str) -> N
     assert not re.search(r"[0-9a-f]{32}|AKIA[A-Z0-9]{16}|\bhf_\w{16}", text)
 
 
+def test_the_dashboards_of_the_examples_are_on_loopback_or_behind_a_token_and_a_policy() -> None:
+    folder = Path(__file__).parents[2] / "examples" / "cluster"
+    launcher = yaml.safe_load((folder / "ray_cluster.yaml").read_text())
+    job, policy = yaml.safe_load_all((folder / "kuberay_job.yaml").read_text())
+
+    starts = [
+        line
+        for role in ("head", "worker")
+        for line in launcher[f"{role}_start_ray_commands"]
+        if "ray start" in line
+    ]
+    assert len(starts) == 2
+    assert all("export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=" in line for line in starts)
+    assert "--dashboard-host=127.0.0.1" in starts[0]
+    cluster = job["spec"]["rayClusterSpec"]
+    assert cluster["authOptions"] == {"mode": "token"}
+    assert cluster["headGroupSpec"]["serviceType"] == "ClusterIP"
+    assert policy["kind"] == "NetworkPolicy"
+    assert all(source.get("podSelector") for source in policy["spec"]["ingress"][0]["from"])
+
+
 HARVESTED = """
 logs: {folder}/logs
 steps:
@@ -375,3 +407,46 @@ def test_a_pipeline_killed_in_its_harvest_leaves_no_step_and_goes_on(
     assert status == 0, out
     assert tree(store) == tree(smollm2_store)
     assert (tmp_path / "maps" / "run.json").exists()
+
+
+@pytest.fixture
+def finished(whole_pipeline: Callable[..., Path]) -> str:
+    """A pipeline of all four commands that has run to its end."""
+    path = str(whole_pipeline())
+
+    assert run(["run", path]) == 0
+    return path
+
+
+def states(path: str, capfd: pytest.CaptureFixture[str], *options: str) -> dict[str, str]:
+    """What `--plan` says of each step."""
+    capfd.readouterr()
+    assert run(["run", path, *options, "--plan"]) == 0
+    lines = capfd.readouterr().out.splitlines()[:-1]
+    return {line.split()[0]: line.split()[2] for line in lines}
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_steps_of_every_command_are_run_seen_as_done_and_seen_to_be_of_another_store(
+    finished: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    everything = dict.fromkeys(["text", "maps", "autoencoder", "probes"], "done")
+    assert states(finished, capfd) == everything
+
+    for step, change in {
+        "maps": "moments.precision=float64",
+        "autoencoder": "seed=1",
+        "probes": "seed=1",
+    }.items():
+        key, value = change.split("=")
+        changed = states(finished, capfd, f"--steps.{step}.config.{key}", value)
+        assert changed == everything | {step: "ready"}
+
+    shutil.rmtree(Path(finished).parent / "store")
+    other = ("--steps.text.config.corpus.context_length", "32")
+    assert run(["run", finished, *other]) == 1
+    assert "1 done, 3 failed" in capfd.readouterr().out  # none writes over another result
+    assert states(finished, capfd, *other) == {
+        "text": "done", "maps": "ready", "autoencoder": "ready", "probes": "ready",
+    }  # fmt: skip

@@ -14,15 +14,18 @@ import pytest
 import yaml
 
 from actlake.jobs.cli import run
+from actlake.jobs.steps import demand
 from actlake.jobs.submission import command, shipping
-from actlake.jobs.submission.environment import job_environment, looks_secret
+from actlake.jobs.submission.environment import job_environment, looks_secret, refuse_secrets
 from actlake.jobs.submission.errors import InvalidSubmission, SecretExposed
 from actlake.jobs.submission.shipping import CONFIG, START, pack_code, pack_job
-from actlake.platform.cluster import job_start
+from actlake.platform.cluster import Resources, job_start
 from actlake.storage import open_store
 from actlake.storage.errors import StoreError
 
 SECRET = "hf_abcdefghijklmnopqrstuvwx"
+WANDB = "0123456789abcdef" * 2 + "01234567"
+CPUS, GPUS = Resources(cpus=4), Resources(cpus=4, gpus=2)
 
 
 @pytest.fixture(autouse=True)
@@ -161,10 +164,17 @@ def test_more_than_the_cluster_has_is_refused_with_what_is_there(
         (["harvets"], "did you mean 'harvest'?"),
         (["info"], "'info' is not a job with a config"),
         (["harvest", "--store", "/s", "--sites", "resid_post.3"], "model: not given"),
-        (["transport", "--store", "runs/x", "--out", "/o"], "relative, and a job runs in a temp"),
+        (["transport", "--store", "runs/x", "--out", "/o"], "are relative or begin with ~, and"),
         (["transport", "--store", "/s", "--out", "/o", "--env", "no name"], "not the name of a"),
         (["transport", "--store", "/s", "--out", "/o", "--drain", "0"], "at least one second"),
         (["transport", "--store", "s3://me:pw12@b/x", "--out", "/o"], "a credential: store"),
+        (["transport", "--store", "/s", "--out", "~/o"], "out: ~/o"),
+        (
+            ["transport", "--store", "/s", "--out", "/o", "--dictionary.path", "tests"],
+            "path: tests",
+        ),
+        (["sae", "encode", "runs/sae", "s", "--out", "/o"], "store: s\n"),
+        (["sae", "encode", "~/sae", "/s", "--out", "/o"], "sae: ~/sae"),
     ],
 )
 def test_what_is_wrong_with_a_job_is_said_before_a_cluster_is_asked(
@@ -199,7 +209,7 @@ def test_variables_are_passed_by_name_or_with_a_value_and_never_otherwise() -> N
     [
         "WANDB_API_KEY", "HF_TOKEN=x", "AWS_SECRET_ACCESS_KEY=x", "DB_PASSWORD=x", "GH_TOKEN=x",
         f"HARMLESS={SECRET}", "URL=postgres://me:hunter2@db/x", "MYAPIKEY=x",
-        "X=-----BEGIN RSA PRIVATE KEY-----", "RAY_AUTH_TOKEN=x",
+        "X=-----BEGIN RSA PRIVATE KEY-----", "RAY_AUTH_TOKEN=x", f"HARMLESS={WANDB}",
     ],
 )  # fmt: skip
 def test_credentials_are_refused_by_name_and_their_values_not_shown(words: str) -> None:
@@ -211,7 +221,7 @@ def test_credentials_are_refused_by_name_and_their_values_not_shown(words: str) 
     said = str(told.value)
     assert words.partition("=")[0] in said
     assert "hint: workers have the environment in which their node was started" in said
-    for secret in (SECRET, "hunter2", "from-here", "PRIVATE KEY"):
+    for secret in (SECRET, WANDB, "hunter2", "from-here", "PRIVATE KEY"):
         assert secret not in said
 
 
@@ -220,11 +230,44 @@ def test_names_that_only_sound_like_credentials_pass(name: str) -> None:
     assert not looks_secret(name, "false")
 
 
+def test_a_commit_is_no_key_although_it_looks_like_one() -> None:
+    assert not looks_secret("MODEL_REVISION", WANDB)
+    refuse_secrets({"model": {"revision": WANDB}})
+
+    with pytest.raises(SecretExposed, match="labels"):
+        refuse_secrets({"labels": WANDB})
+
+
+@pytest.mark.parametrize(
+    ("config", "nodes", "asked"),
+    [
+        ({"store": "/s", "out": "/o", "moments": {"workers": 1}}, [CPUS], "1 x (4 CPU)"),
+        ({"store": "/s", "out": "/o", "cluster": {"address": "local"}}, [CPUS], None),
+        ({"store": "/s", "out": "/o", "moments": {"workers": 8, "threads": 4}}, [CPUS],
+         "1 x (4 CPU)"),
+        ({"sae": {}, "workers": 3, "device": "auto"}, [CPUS], "3 x (1 CPU)"),
+        ({"sae": {}, "workers": 3, "device": "auto"}, [CPUS, GPUS], "3 x (1 CPU + 1 GPU)"),
+        ({"tasks": [], "workers": 3, "resources": {"cpus": 2, "gpus": 0.5}}, [CPUS],
+         "1 x (2 CPU + 0.5 GPU)"),
+        ({"sites": ["a"], "model": {"device": "auto"}, "stages": 2, "replicas": 2}, [GPUS],
+         "2 x (1 CPU + 1 GPU then 1 CPU + 1 GPU)"),
+        ({"sites": ["a"], "model": {"name": "x"}, "threads": 3}, [CPUS], "1 x (3 CPU)"),
+    ],
+)  # fmt: skip
+def test_every_command_says_what_it_reserves(
+    config: dict[str, Any], nodes: list[Resources], asked: str | None
+) -> None:
+    found = demand(config, nodes)
+
+    assert (found and str(found)) == asked
+
+
 @pytest.fixture
 def packed(tmp_path: Path) -> Iterator[Path]:
     folder = tmp_path / "job"
     folder.mkdir()
-    pack_job(folder, command="harvest", config_yaml="store: /s\n", flags=["--plan"], with_code=True)
+    arguments = ["harvest", "--config", CONFIG, "--plan"]
+    pack_job(folder, arguments=arguments, config_yaml="store: /s\n", with_code=True)
     yield folder
     shutil.rmtree(folder)
 
@@ -242,16 +285,20 @@ def test_what_travels_is_the_config_the_code_and_nothing_else(packed: Path) -> N
 
 
 def test_the_shipped_copy_is_complete_alone(packed: Path, tmp_path: Path) -> None:
-    """Nothing but the folder is on the path: the data types of Zarr are found as well."""
+    """Nothing else of ours is on the path: the data types of Zarr are found as well."""
+    installed = [str(folder.parents[1]) for folder in job_start.package_folders().values()]
     checked = subprocess.run(
         [
             sys.executable, "-c",
-            "import sys; sys.path[:] = [p for p in sys.path if '/main/' not in p]\n"
-            "import actlake_job_start as start, json, importlib.metadata as m\n"
+            "import json, sys\n"
+            "installed = set(json.loads(sys.argv[1]))\n"
+            "sys.path[:] = [p for p in sys.path if p not in installed]\n"
+            "import actlake_job_start as start, importlib.metadata as m\n"
             "import actlake.storage, actlake.jobs.cli\n"
             "print(actlake.storage.__file__)\n"
             "print(start.mismatch(json.load(open('job.json'))))\n"
             "print({e.name for e in m.entry_points(group='zarr.data_type')})",
+            json.dumps(installed),
         ],
         cwd=packed, capture_output=True, text=True, check=False,
     )  # fmt: skip
@@ -284,3 +331,38 @@ def test_a_pipeline_travels_with_the_files_that_its_steps_name(
     assert step["config"]["seed"] == 7
     assert "files" not in step
     assert str(tmp_path) not in str(whole)
+
+
+def test_an_encoding_travels_with_its_options_and_no_config() -> None:
+    options = ["encode", "/s/sae", "/s/store", "--out", "/s/latents", "--workers", "4"]
+
+    words, config_yaml, config = command._read("sae", options)
+
+    assert (words, config_yaml) == (options, "")
+    assert (config["store"], config["out"]) == ("/s/store", "/s/latents")
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_whole_pipeline_and_an_encoding_run_on_a_cluster(
+    here: Any, capfd: pytest.CaptureFixture[str], whole_pipeline: Callable[..., Path]
+) -> None:
+    path = whole_pipeline(workers=2)
+    folder = path.parent
+
+    status = run(["submit", "run", str(path), "--id", "whole", "--follow"])
+
+    out = capfd.readouterr().out
+    assert status == 0, out
+    assert "4 done" in out
+    assert open_store(folder / "store").coverage("resid_post.3").is_complete
+    for name in ("maps", "sae", "probes"):
+        assert (folder / name / "report.html").is_file()
+    assert run(["run", str(path), "--plan"]) == 0
+    assert "4 of 4 steps are done" in capfd.readouterr().out
+
+    [sae] = [one.parent for one in (folder / "sae").glob("*/sae_weights.safetensors")]
+    encoding = ["sae", "encode", str(sae), str(folder / "store"), "--out", str(folder / "latents")]
+    assert run(["submit", *encoding, "--workers", "2", "--id", "encoded", "--follow"]) == 0
+    assert "activations of" in capfd.readouterr().out
+    assert list((folder / "latents").rglob("*.parquet"))

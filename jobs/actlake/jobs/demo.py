@@ -29,6 +29,7 @@ from actlake.jobs.sae.config import (
     SAESpec,
 )
 from actlake.jobs.sae.errors import NotEnoughRows as TooFewRows
+from actlake.jobs.saying import say
 from actlake.jobs.stores import report_text
 from actlake.jobs.transport.command import closing_line as transport_line
 from actlake.jobs.transport.config import TransportConfig
@@ -82,13 +83,13 @@ def main(arguments: Sequence[str]) -> int:
     config = demo_config(store_path, tokens=options.tokens)
     _step(console, "2/6", f"Harvest {options.tokens:,} tokens at {', '.join(map(str, SITES))}")
     result = harvest(config)
-    console.print(closing_line(result), highlight=False, soft_wrap=True)
+    say(closing_line(result), console)
     if not result.complete:
         return 143 if result.stopped else 1
     _step(console, "3/6", "Verify every byte")
     store = open_store(store_path)
     report = verify(store)
-    console.print(report_text(report), highlight=False, markup=False, soft_wrap=True)
+    say(report_text(report), console)
     console.print()
     summarize(store).print(console)
     console.print()
@@ -97,15 +98,11 @@ def main(arguments: Sequence[str]) -> int:
         try:
             said = job(store_path, str(Path(options.out) / folder))
         except WorkStopped as stopped:
-            console.print(str(stopped), highlight=False, soft_wrap=True)
+            say(stopped, console)
             return 143
-        console.print(said, highlight=False, soft_wrap=True)
-    console.print(f"\nDone in {time.monotonic() - began:,.0f} s.", highlight=False, soft_wrap=True)
-    console.print(
-        escape(_NEXT.format(store=store_path, row=store.schema.rows // 2)),
-        highlight=False,
-        soft_wrap=True,
-    )
+        say(said, console)
+    say(f"\nDone in {time.monotonic() - began:,.0f} s.", console)
+    say(_NEXT.format(store=store_path, row=store.schema.rows // 2), console)
     return 0 if report.is_whole else 1
 
 

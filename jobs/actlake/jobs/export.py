@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
-from rich.text import Text
 
+from actlake.jobs.saying import say
 from actlake.storage import open_store
 from actlake.storage.export import export_store
 
@@ -58,7 +58,7 @@ def main(arguments: Sequence[str]) -> int:
         if result.units_done
         else f"{store.url} is complete already; nothing was done"
     )
-    Console().print(Text(said), soft_wrap=True)  # a str's brackets would be read as markup
+    say(said)
     return 0
 
 

@@ -3,8 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from rich.console import Console
-
+from actlake.jobs.saying import say
 from actlake.platform.cluster.errors import WorkStopped
 from actlake.platform.config import read_command
 
@@ -48,7 +47,6 @@ def run_command(
         examples=examples,
         flags={"plan": "Print what would be done and needed, and stop."},
     )
-    out = Console()
     if "plan" in flags:
         said, status = str(plan(config)), 0
     else:
@@ -56,5 +54,5 @@ def run_command(
             said, status = closing_line(run(config)), 0
         except WorkStopped as stopped:
             said, status = str(stopped), STOPPED
-    out.print(said, highlight=False, soft_wrap=True)
+    say(said)
     return status

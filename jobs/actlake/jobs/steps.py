@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from actlake.jobs.cli import COMMANDS
-from actlake.platform.cluster import Resources
+from actlake.platform.cluster.config import ResourcesConfig
+from actlake.platform.cluster.resources import Placement, Resources, check_demand
+from actlake.platform.config import from_dict
 from actlake.platform.config.yaml_text import parse_yaml
 from actlake.storage import ActlakeError, Site, open_store
 from actlake.storage.errors import StoreNotFound, nearest
@@ -33,7 +35,7 @@ class StepKind:
     """Key of the config that says where the result is."""
 
     is_done: Callable[[Mapping[str, Any]], bool]
-    """Whether the result of a whole config is complete; looks at the result, nothing else."""
+    """Whether the result of a whole config is complete, and still that of its inputs."""
 
 
 def _harvest_is_done(config: Mapping[str, Any]) -> bool:
@@ -53,43 +55,144 @@ def _harvest_is_done(config: Mapping[str, Any]) -> bool:
     )
 
 
-def harvest_demand(config: Mapping[str, Any]) -> Iterator[tuple[list[Resources], int]]:
-    """What a harvest reserves at the least: the stages of a replica, and how many replicas.
+def _transport_is_done(config: Mapping[str, Any]) -> bool:
+    from actlake.jobs.transport.job import what_decides
 
-    Nothing for the configuration of another command. How many threads a process gets by
-    default is decided on the cluster; here it counts as one.
+    return _result_is_done("transport", config, what_decides, _stores)
+
+
+def _sae_is_done(config: Mapping[str, Any]) -> bool:
+    from actlake.jobs.sae.config import SAEConfig
+    from actlake.jobs.sae.opening import identity
+
+    def decides(written: Mapping[str, Any]) -> object:
+        return identity(from_dict(SAEConfig, written), fingerprint="")
+
+    return _result_is_done("sae", config, decides, _stores)
+
+
+def _probe_is_done(config: Mapping[str, Any]) -> bool:
+    from actlake.jobs.probe.config import ProbeConfig
+    from actlake.jobs.probe.identity import NOT_THE_RESULT, inputs_of, what_decides
+
+    def inputs(written: Mapping[str, Any]) -> dict[str, str | None]:
+        read = inputs_of(from_dict(ProbeConfig, written), open_store(written["store"]))
+        return {name: given.fingerprint for name, given in read.items()}
+
+    return _result_is_done("probe", config, lambda w: what_decides(w, NOT_THE_RESULT), inputs)
+
+
+def _result_is_done(
+    job: str,
+    config: Mapping[str, Any],
+    decides: Callable[[Mapping[str, Any]], object],
+    inputs: Callable[[Mapping[str, Any]], Mapping[str, str | None]],
+) -> bool:
+    """There is a finished ``run.json`` of the same job, and of inputs that are still the same.
+
+    Parameters
+    ----------
+    decides
+        The part of a config that the result depends on: the job's own rule.
+    inputs
+        Fingerprints of what a config reads, as it is now.
     """
-    if "sites" not in config or "model" not in config:
-        return
-    on_gpu = str((config["model"] or {}).get("device") or "").startswith("cuda")
-    stage = Resources(cpus=1, gpus=1) if on_gpu else Resources(cpus=config.get("threads") or 1)
-    boundaries = (config.get("pipeline") or {}).get("boundaries") or ()
-    stages = len(boundaries) + 1 if boundaries else int(config.get("stages") or 1)
-    replicas = int(config.get("min_replicas") or config.get("replicas") or 1)
-    yield [stage] * stages, replicas
-
-
-_ELSEWHERE = ("cluster", "tracking", "out", "moments")
-
-
-def _result_is_done(config: Mapping[str, Any]) -> bool:
-    """There is a ``run.json`` that was finished, of this config but for where it was run."""
     from actlake.platform.runs import FILE, RunRecord
 
     folder = Path(config["out"])
     if not (folder / FILE).is_file():
         return False
     record = RunRecord.load(folder)
-    return record.finished is not None and all(
-        record.config.get(key) == value for key, value in config.items() if key not in _ELSEWHERE
-    )
+    if record.finished is None or record.job != job or decides(record.config) != decides(config):
+        return False
+    return {name: given.fingerprint for name, given in record.inputs.items()} == inputs(config)
+
+
+def _stores(config: Mapping[str, Any]) -> dict[str, str | None]:
+    keys = ("store", "target_store")
+    return {key: open_store(config[key]).fingerprint for key in keys if config.get(key)}
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """What a job reserves on a cluster at the least."""
+
+    stages: Sequence[Resources]
+    replicas: int
+    placement: Placement = "pack"
+
+    def check(self, nodes: Sequence[Resources]) -> None:
+        """Refuse what these nodes can never hold.
+
+        Raises
+        ------
+        NotEnoughResources
+            Says what is asked and what is there.
+        """
+        check_demand(nodes, self.stages, placement=self.placement, replicas=self.replicas)
+
+    def __str__(self) -> str:
+        each = " then ".join(map(str, self.stages))
+        return f"{self.replicas} x ({each})"
+
+
+@dataclass(frozen=True, slots=True)
+class _Cluster:
+    """A cluster that is not joined: what `plan_workers` asks of one."""
+
+    resources: Sequence[Resources]
+    embedded: bool = False
+
+    def nodes(self) -> list[Resources]:
+        return list(self.resources)
+
+
+def demand(config: Mapping[str, Any], nodes: Sequence[Resources]) -> Demand | None:
+    """What a job of this config reserves on these nodes; None for one that starts its own cluster.
+
+    The config may be a whole one, or only what was written.
+    """
+    if (config.get("cluster") or {}).get("address") == "local":
+        return None
+    if "sites" in config and "model" in config:
+        return _harvest_demand(config, nodes)
+    moments = config.get("moments") or {}
+    workers = int(config.get("workers") or moments.get("workers") or 1)
+    trains = isinstance(config.get("sae"), Mapping) or config.get("saes") or config.get("grid")
+    each = _reserved(
+        config, nodes, workers=workers, threads=config.get("threads") or moments.get("threads"),
+        device=config.get("device") or ("auto" if trains or "tasks" in config else "cpu"),
+    )  # fmt: skip
+    # Those who train SAEs must all be there; who takes parts of the rows or sites takes turns.
+    return Demand([each], workers if trains else 1)
+
+
+def _harvest_demand(config: Mapping[str, Any], nodes: Sequence[Resources]) -> Demand:
+    pipeline = config.get("pipeline") or {}
+    boundaries = pipeline.get("boundaries") or ()
+    stages = len(boundaries) + 1 if boundaries else int(config.get("stages") or 1)
+    placement: Placement = pipeline.get("placement") or "pack"
+    replicas = int(config.get("replicas") or 1)
+    each = _reserved(
+        config, nodes, workers=replicas * stages, threads=config.get("threads"),
+        device=(config["model"] or {}).get("device") or "auto", stages=stages, placement=placement,
+    )  # fmt: skip
+    return Demand([each] * stages, int(config.get("min_replicas") or replicas), placement)
+
+
+def _reserved(config: Mapping[str, Any], nodes: Sequence[Resources], **how: Any) -> Resources:
+    """What each process of a job reserves."""
+    from actlake.platform.cluster.worker_plan import plan_workers
+
+    asked = from_dict(ResourcesConfig, config.get("resources") or {})
+    return plan_workers(_Cluster(nodes), asked, **how).resources
 
 
 STEPS: Mapping[str, StepKind] = {
     "harvest": StepKind("store", _harvest_is_done),
-    "transport": StepKind("out", _result_is_done),
-    "sae": StepKind("out", _result_is_done),
-    "probe": StepKind("out", _result_is_done),
+    "transport": StepKind("out", _transport_is_done),
+    "sae": StepKind("out", _sae_is_done),
+    "probe": StepKind("out", _probe_is_done),
 }
 
 

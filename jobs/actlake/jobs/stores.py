@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn
 
+from actlake.jobs.saying import say
 from actlake.storage import VerifyReport, open_store
 from actlake.storage import verify as verify_store
 from actlake.storage.summary import human_bytes, summarize
@@ -38,7 +39,7 @@ def verify(arguments: Sequence[str]) -> int:
     )
     options = parser.parse_args(arguments)
     store = open_store(options.store)
-    out, bar = Console(), Console(stderr=True)
+    bar = Console(stderr=True)
     with Progress(
         BarColumn(),
         DownloadColumn(),
@@ -48,7 +49,7 @@ def verify(arguments: Sequence[str]) -> int:
     ) as progress:
         task = progress.add_task("", total=stored_bytes(store))
         report = verify_store(store, progress=lambda n: progress.advance(task, n))
-    out.print(report_text(report), highlight=False, markup=False, soft_wrap=True)
+    say(report_text(report))
     if report.is_whole or not options.repair:
         return 0 if report.is_whole else 1
 
@@ -56,12 +57,7 @@ def verify(arguments: Sequence[str]) -> int:
 
     results = repair(store, report)
     again = verify_store(open_store(options.store))
-    out.print(
-        f"Repaired {sum(r.units_done for r in results)} units. " + report_text(again),
-        highlight=False,
-        markup=False,
-        soft_wrap=True,
-    )
+    say(f"Repaired {sum(r.units_done for r in results)} units. " + report_text(again))
     return 0 if again.is_whole else 1
 
 

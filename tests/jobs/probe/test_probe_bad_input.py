@@ -9,6 +9,8 @@ import pytest
 from actlake.jobs.probe import DrawnSplits, ProbeConfig, RowsConfig, StoreSplits, TaskConfig
 from actlake.jobs.probe.errors import InvalidLabels, InvalidProbe, LabelNotFound, NotEnoughRows
 from actlake.jobs.probe.opening import open_config
+from actlake.platform.cluster import InvalidClusterConfig
+from actlake.platform.models.errors import InvalidModelConfig
 from actlake.storage import open_store
 from actlake.storage.errors import LabelsMisaligned, LabelsNotAttached, SiteNotStored
 
@@ -215,7 +217,15 @@ def test_a_name_that_no_folder_can_have() -> None:
 
 
 def test_a_gpu_that_is_not_there(make_config) -> None:
-    assert "no device" in refused(make_config(device="gpu0"), InvalidProbe)
+    with pytest.raises(InvalidModelConfig, match="no device 'gpu0'"):
+        make_config(device="gpu0")
+    assert "sees no CUDA device" in refused(make_config(device="cuda"), InvalidModelConfig)
+
+
+def test_a_certain_card_is_not_for_several_workers(make_config) -> None:
+    assert "hint: device: cuda" in refused(
+        make_config(device="cuda:1", workers=2), InvalidClusterConfig
+    )
 
 
 def test_the_command_prints_the_refusal(made_folder: Path, tmp_path: Path, capsys) -> None:

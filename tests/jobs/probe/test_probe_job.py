@@ -1,6 +1,8 @@
 """The whole job on a store whose rows are known, against scikit-learn on the same rows."""
 
 import json
+import os
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +28,15 @@ from actlake.jobs.probe import (
 from actlake.jobs.probe.errors import InvalidProbe, ProbeNotFound
 from actlake.jobs.probe.gathering import read_examples
 from actlake.jobs.probe.opening import open_config
+from actlake.platform.cluster import (
+    ClusterConfig,
+    NotEnoughResources,
+    ResourcesConfig,
+    WorkStopped,
+    session,
+)
 from actlake.storage import Site, open_store
+from actlake.storage.location import locate
 
 Make = Callable[..., ProbeConfig]
 STORE_SPLITS = StoreSplits(validate="validation")
@@ -334,13 +344,83 @@ def test_a_killed_run_goes_on_with_the_sites_that_are_left(
 
 
 @pytest.mark.ray
-@pytest.mark.slow
-def test_two_workers_find_what_one_finds(make_config, tmp_path, no_report) -> None:
+def test_two_workers_of_which_one_is_killed_find_what_one_finds(
+    make_config, tmp_path, no_report, kills_one
+) -> None:
+    cluster = ClusterConfig(address="local", num_cpus=2, object_store_mb=100)
     alone = train_probes(quick(make_config))
 
-    both = train_probes(quick(make_config, out=str(tmp_path / "two"), workers=2))
+    with kills_one("ray::compute_part"):
+        both = train_probes(
+            quick(make_config, out=str(tmp_path / "two"), workers=2, cluster=cluster)
+        )
 
     assert np.array_equal(scores_of(both), scores_of(alone))
+
+
+@pytest.mark.ray
+def test_one_worker_on_a_joined_cluster_probes_there_with_what_it_reserves(
+    make_config, tmp_path, no_report, monkeypatch
+) -> None:
+    alone = train_probes(quick(make_config))
+    with session(ClusterConfig(address="local", num_cpus=3, object_store_mb=100)) as cluster:
+        joined = ClusterConfig(address=cluster.address)
+        monkeypatch.setattr("actlake.jobs.probe.job.make_part", in_the_driver)
+
+        there = train_probes(quick(make_config, out=str(tmp_path / "there"), cluster=joined))
+        with pytest.raises(NotEnoughResources, match=r"asked: 1 x \(1 CPU \+ 1 GPU\)"):
+            train_probes(
+                quick(make_config, out=str(tmp_path / "gpu"), cluster=joined, device="cuda")
+            )
+
+    assert np.array_equal(scores_of(there), scores_of(alone))
+
+
+def in_the_driver(*arguments: object) -> None:
+    raise AssertionError("a site is probed in the driver")
+
+
+def test_a_result_is_found_whatever_its_workers_reserve(make_config, no_report) -> None:
+    first = train_probes(quick(make_config))
+
+    again = train_probes(quick(make_config, resources=ResourcesConfig(cpus=3, memory_mb=9)))
+
+    assert not first.was_there
+    assert again.was_there
+
+
+def test_sigterm_stops_what_comes_after_the_sites_and_they_are_kept(
+    make_config, no_report, monkeypatch
+) -> None:
+    def is_stopped(*arguments: object) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise AssertionError("it goes on")
+
+    config = quick(make_config)
+    monkeypatch.setattr("actlake.jobs.probe.markers.write_markers", is_stopped)
+
+    with pytest.raises(WorkStopped, match="the same command goes on"):
+        train_probes(config)
+
+    assert not Path(config.out).exists()
+    assert plan_probes(config).done == 2
+
+
+def test_a_store_in_a_bucket_gives_the_scores_of_a_folder(
+    make_config, made_folder, tmp_path, no_report, bucket
+) -> None:
+    copy = locate(f"{bucket.url}/store")
+    for path in sorted(made_folder.rglob("*")):
+        if path.is_file():
+            copy.write(str(path.relative_to(made_folder)), [path.read_bytes()])
+    options = {"sites": ("resid_post.2",), "probes": ("logistic",)}
+
+    local = train_probes(quick(make_config, **options))
+    remote = train_probes(
+        quick(make_config, store=copy.url, out=str(tmp_path / "remote"), **options)
+    )
+
+    assert np.array_equal(scores_of(remote), scores_of(local))
 
 
 def test_a_plan_reads_no_activations_and_says_what_is_there(make_config, made) -> None:

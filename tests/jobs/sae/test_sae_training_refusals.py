@@ -15,8 +15,9 @@ from actlake.jobs.sae.config import (
 )
 from actlake.jobs.sae.errors import InvalidSAE, InvalidTraining, NotEnoughRows
 from actlake.jobs.sae.job import plan_saes, train_saes
-from actlake.platform.cluster import ClusterConfig
+from actlake.platform.cluster import ClusterConfig, InvalidClusterConfig
 from actlake.platform.config import ConfigError
+from actlake.platform.models.errors import InvalidModelConfig
 from actlake.storage import Site
 from actlake.storage.errors import ActlakeError, SiteNotStored, StoreNotFound, UnknownSplit
 from actlake.storage.reading.batches import Batches
@@ -77,7 +78,13 @@ CHANGES: list[tuple[dict[str, Any], type[ActlakeError], str]] = [
     ({"batch_rows": 4096}, NotEnoughRows, r"4,096 rows cannot be filled: 880 rows"),
     ({"rows": 2000}, NotEnoughRows, r"31 batches of 64.*1 epoch.*13\n.*--epochs 3"),
     ({"rows": 63}, InvalidTraining, "less than one batch"),
-    ({"device": "cuda:7"}, InvalidTraining, r"There is no device cuda:7"),
+    ({"device": "cuda:7"}, InvalidModelConfig, r"Device 'cuda:7' was asked for"),
+    ({"device": "cuda:1", "workers": 2}, InvalidClusterConfig, r"given their GPUs by Ray"),
+    (
+        {"device": "cuda:1", "cluster": ClusterConfig(address="10.0.0.1:6379")},
+        InvalidClusterConfig,
+        r"given their GPUs by Ray",
+    ),
 ]
 
 

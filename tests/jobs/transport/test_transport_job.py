@@ -1,6 +1,9 @@
 """The job from config to report: what it writes, finds again, and refuses, in which words."""
 
 import json
+import os
+import signal
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +32,13 @@ from actlake.jobs.transport.errors import (
     NotEnoughRows,
     OperatorNotFound,
     StoresDiffer,
+)
+from actlake.platform.cluster import (
+    ClusterConfig,
+    NotEnoughResources,
+    ResourcesConfig,
+    WorkStopped,
+    session,
 )
 from actlake.platform.runs import ResultExists, RunRecord
 from actlake.platform.tracking import TrackingConfig
@@ -235,3 +245,66 @@ def test_few_rows_for_the_width_are_told_with_numbers(make_layers, tmp_path) -> 
     plan = plan_transport(config(few, tmp_path / "out"))
 
     assert "fewer than 10 a dimension" in str(plan)
+
+
+@pytest.mark.ray
+def test_a_pass_of_two_workers_of_which_one_is_killed_ends_with_the_same_maps(
+    result, layers_folder, tmp_path, kills_one
+) -> None:
+    cluster = ClusterConfig(address="local", num_cpus=2, object_store_mb=100)
+    wanted = config(
+        layers_folder, tmp_path / "fits" / "result", offsets=(0, 1), cluster=cluster,
+        moments=MomentsConfig(workers=2, threads=1),
+    )  # fmt: skip
+
+    with kills_one("ray::compute_part"):
+        both = fit_transport(wanted, console=QUIET)
+
+    assert both.metrics == result.metrics
+
+
+@pytest.mark.ray
+def test_one_worker_on_a_joined_cluster_sums_there_with_what_it_reserves(
+    result, layers_folder, tmp_path, monkeypatch
+) -> None:
+    def in_the_driver(*arguments: object, **options: object) -> None:
+        raise AssertionError("rows are summed in the driver")
+
+    monkeypatch.setattr("actlake.jobs.transport.moments_pass.sum_part", in_the_driver)
+    with session(ClusterConfig(address="local", num_cpus=2, object_store_mb=100)) as cluster:
+        wanted = config(
+            layers_folder, tmp_path / "fits" / "result", offsets=(0, 1),
+            cluster=ClusterConfig(address=cluster.address), moments=MomentsConfig(threads=1),
+        )  # fmt: skip
+        with pytest.raises(NotEnoughResources, match=r"asked: 1 x \(1 CPU \+ 1 GPU\)"):
+            fit_transport(replace(wanted, resources=ResourcesConfig(gpus=1)), console=QUIET)
+
+        there = fit_transport(wanted, console=QUIET)
+
+    assert there.metrics == result.metrics
+
+
+def test_a_fit_is_found_whatever_its_workers_reserve(result, layers_folder) -> None:
+    wanted = config(
+        layers_folder, result.folder, offsets=(0, 1), save=("ridge", "cca", "procrustes"),
+        resources=ResourcesConfig(cpus=3, memory_mb=9),
+    )  # fmt: skip
+
+    assert fit_transport(wanted, console=QUIET).was_there
+
+
+def test_sigterm_stops_what_comes_after_the_pass_and_the_moments_are_kept(
+    layers_folder, tmp_path, monkeypatch
+) -> None:
+    def is_stopped(*arguments: object, **options: object) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise AssertionError("it goes on")
+
+    wanted = config(layers_folder, tmp_path / "fits" / "result", pairs="to_last")
+    monkeypatch.setattr("actlake.jobs.transport.result.save_operator", is_stopped)
+
+    with pytest.raises(WorkStopped, match="the same command goes on"):
+        fit_transport(wanted, console=QUIET)
+
+    assert not Path(wanted.out).exists()
+    assert plan_transport(wanted).found is not None

@@ -11,12 +11,19 @@ from actlake.jobs.doctor.check import Finding, refused
 from actlake.jobs.doctor.machine import existing
 from actlake.platform.tracking.tracker import TrackingError
 from actlake.platform.tracking.wandb_runs import wandb_state
-from actlake.storage import ActlakeError, open_store
+from actlake.storage import ActivationStore, ActlakeError, open_store
 from actlake.storage.errors import StoreNotFound
 from actlake.storage.location import STAGING, KeyTaken, LocalFolder, Location, locate
 from actlake.storage.summary import human_bytes
 
 _PROBE_BYTES = 2**20
+
+
+def check_read(url: str) -> Iterator[Finding]:
+    """Open a store that a job reads and does not write."""
+    store = open_store(url)
+    yield Finding("store access", "ok", f"{url} can be read")
+    yield _holds(store)
 
 
 def check_store(url: str) -> Iterator[Finding]:
@@ -70,8 +77,12 @@ def _what_is_there(url: str) -> Iterator[Finding]:
     except StoreNotFound:
         yield Finding("store", "ok", f"there is none at {url} yet")
         return
+    yield _holds(store)
+
+
+def _holds(store: ActivationStore) -> Finding:
     covered = [f"{site} {store.coverage(site)}" for site in store.sites]
-    yield Finding("store", "ok", f"{len(store):,} rows at {url}; {', '.join(covered)}")
+    return Finding("store", "ok", f"{len(store):,} rows at {store.url}; {', '.join(covered)}")
 
 
 def check_model(name: str, revision: str = "") -> Iterator[Finding]:

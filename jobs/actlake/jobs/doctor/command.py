@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from actlake.jobs.doctor.check import Check, Finding, run_checks
+from actlake.jobs.saying import say
 from actlake.platform.config import ConfigError
 from actlake.platform.config.yaml_text import parse_yaml
 
@@ -38,22 +39,26 @@ def _checks(
     from actlake.jobs.doctor import access, cluster, machine
 
     stores = _values(configs, "store", options.store)
+    # A job with an `out` only reads its store, unless another step of the pipeline fills it.
+    written = _values([config for config in configs if "out" not in config], "store", options.store)
     folders = [place for place in (*stores, *_values(configs, "out")) if "://" not in place]
+    anywhere: list[tuple[str, Check]] = [("GPU", machine.check_gpus)]
+    for store in stores:
+        check = access.check_store if store in written else access.check_read
+        anywhere.append(("store access", partial(check, store)))
+    for name, revision in _models(configs, options.model):
+        anywhere.append(("model access", partial(access.check_model, name, revision)))
     yield "versions", machine.check_versions
     yield "threads", machine.check_threads
     yield "memory", machine.check_memory
     yield "disk", partial(machine.check_disk, folders)
-    yield "GPU", machine.check_gpus
-    for store in stores:
-        yield "store access", partial(access.check_store, store)
-    for model in _values(configs, "model.name", options.model):
-        yield "model access", partial(access.check_model, model)
+    yield from anywhere
     asked = _values(configs, "tracking.wandb")
     yield "W&B", partial(access.check_wandb, asked[0] if asked else "auto")
     addresses = _values(configs, "cluster.address", options.address or _ray_address())
     for address in addresses:
         if address != "local":
-            yield "cluster", partial(cluster.check_cluster, address, configs)
+            yield "cluster", partial(cluster.check_cluster, address, configs, anywhere)
 
 
 def _ray_address() -> str | None:
@@ -98,6 +103,15 @@ def _values(configs: Sequence[Mapping[str, Any]], key: str, given: str | None = 
     return list(dict.fromkeys(value for value in found if isinstance(value, str)))
 
 
+def _models(configs: Sequence[Mapping[str, Any]], given: str | None) -> list[tuple[str, str]]:
+    """Names and revisions of the models, each once."""
+    if given:
+        return [(given, "")]
+    models = [config["model"] for config in configs if isinstance(config.get("model"), Mapping)]
+    named = [(model.get("name"), model.get("revision") or "") for model in models]
+    return list(dict.fromkeys((name, revision) for name, revision in named if name))
+
+
 def _show(findings: Sequence[Finding]) -> None:
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(no_wrap=True)
@@ -107,11 +121,12 @@ def _show(findings: Sequence[Finding]) -> None:
         words = Text(finding.says)
         if finding.hint:
             words.append(f"\nhint: {finding.hint}", style="bold")
-        table.add_row(Text(finding.status, style=_COLOURS[finding.status]), finding.name, words)
+        status = Text(finding.status, style=_COLOURS[finding.status])
+        table.add_row(status, Text(finding.name), words)
     console = Console()
     console.print(table, highlight=False)
     counts = {status: sum(f.status == status for f in findings) for status in _COLOURS}
-    console.print(", ".join(f"{number} {status}" for status, number in counts.items()))
+    say(", ".join(f"{number} {status}" for status, number in counts.items()), console)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -6,12 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from actlake.jobs.pipeline.config import PipelineConfig, StepConfig
 from actlake.jobs.pipeline.errors import InvalidPipeline
 from actlake.jobs.pipeline.graph import Step, order
 from actlake.jobs.pipeline.running import PipelineRun, is_done
+from actlake.jobs.saying import say
 from actlake.jobs.steps import resolved_config, step_kind
 from actlake.platform.config import read_command
 from actlake.platform.config.yaml_text import Written, yaml_text
@@ -41,7 +40,7 @@ def main(arguments: Sequence[str]) -> int:
     )
     steps = resolve_steps(config)
     if "plan" in flags:
-        Console().print(plan_text(steps), highlight=False, markup=False, soft_wrap=True)
+        say(plan_text(steps))
         return 0
     run = PipelineRun(steps, config.parallel, Path(config.logs), tell=_say)
     outcomes = run.run()

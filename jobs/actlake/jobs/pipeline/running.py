@@ -87,10 +87,13 @@ class PipelineRun:
                 self._end(step, "blocked", f"not run: {_unlucky(step, self.outcomes)} failed")
             elif self.stop.is_set():
                 self._end(step, "stopped", "not begun")
-            elif all(outcome in ("done", "was done") for outcome in before):
+            elif len(self.running) < self.parallel and all(
+                outcome in ("done", "was done") for outcome in before
+            ):
+                # Asked once, when there is a place for it: it may read a large ledger.
                 if self.is_done(step):
                     self._end(step, "was done", f"done already: {step.output}")
-                elif len(self.running) < self.parallel:
+                else:
                     self.running[step.name] = self.start(step, self.logs)
                     self.tell(f"{step.name}: started, log in {self.logs / step.name}.log")
 

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from actlake.jobs.probe.errors import InvalidProbe
-from actlake.platform.cluster.config import ClusterConfig
+from actlake.platform.cluster.config import ClusterConfig, ResourcesConfig
+from actlake.platform.models.config import check_device
 from actlake.platform.tracking.config import TrackingConfig
 
 TaskKind = Literal["binary", "multiclass", "multilabel", "regression"]
@@ -221,19 +222,25 @@ class ProbeConfig:
     store, once for every step of a solver."""
 
     workers: int = 1
-    """Processes that probe sites side by side, on Ray; 1: this process, without Ray."""
+    """Processes that probe sites side by side, on Ray; 1: this process, without Ray, unless a
+    running cluster is joined."""
 
     threads: int | None = None
-    """Compute threads of each; null: the machine's cores shared among them."""
+    """Compute threads of each; null: the machine's cores shared among them, and on a running
+    cluster as many as the CPUs a worker reserves."""
 
     device: str = "auto"
-    """Where solvers compute: ``cpu``, ``cuda``; ``auto``: a GPU where there is one."""
+    """Where solvers compute: ``cpu``, ``cuda``, ``cuda:1``, …; ``auto``: a GPU where there is one.
+    On a running cluster and with several workers ``auto`` and ``cuda`` reserve a GPU for each."""
 
     seed: int = 0
     """Decides controls and drawn splits."""
 
+    resources: ResourcesConfig = field(default_factory=ResourcesConfig)
+    """What each worker reserves on the cluster."""
+
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
-    """The Ray cluster, for more than one worker."""
+    """The Ray cluster, for more than one worker or to compute on another machine."""
 
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     """Where the numbers go."""
@@ -259,6 +266,7 @@ class ProbeConfig:
                 f"{list(self.learning_curve)}\nhint: such as learning_curve: [0.1, 0.3]; all of "
                 "the training rows is always a point of it"
             )
+        check_device(self.device)
         sizes = {
             "rank": self.rank, "memory_mb": self.memory_mb, "workers": self.workers,
             "threads": self.threads, "rows.groups": self.rows.groups,

@@ -9,9 +9,10 @@ from actlake.jobs.probe.opening import Opened
 from actlake.platform.config import to_dict
 from actlake.platform.plain_json import json_text
 from actlake.platform.runs import Input
+from actlake.storage import ActivationStore
 
 JOB = "probe"
-NOT_THE_RESULT = ("out", "cluster", "tracking", "workers", "threads")
+NOT_THE_RESULT = ("out", "resources", "cluster", "tracking", "workers", "threads")
 _NOT_OF_A_SITE = (*NOT_THE_RESULT, "sites", "transfer", "dictionary", "markers")
 
 
@@ -20,26 +21,26 @@ def what_decides(config: Mapping[str, object], but: tuple[str, ...]) -> dict[str
     return {name: part for name, part in config.items() if name not in but}
 
 
-def labels_digest(config: ProbeConfig, opened: Opened) -> str:
+def labels_digest(config: ProbeConfig, store: ActivationStore) -> str:
     """Of the attached label tables that are read."""
     digest = hashlib.sha256()
     for name in sorted({task.labels for task in config.tasks} - {DOCUMENTS}):
-        digest.update(opened.store.location.read(f"labels/{name}.parquet"))
+        digest.update(store.location.read(f"labels/{name}.parquet"))
     return digest.hexdigest()[:16]
 
 
-def inputs_of(config: ProbeConfig, opened: Opened) -> dict[str, Input]:
+def inputs_of(config: ProbeConfig, store: ActivationStore) -> dict[str, Input]:
     """What is read, with its identity."""
     return {
-        "store": Input(config.store, opened.store.fingerprint),
-        "labels": Input("labels", labels_digest(config, opened)),
+        "store": Input(config.store, store.fingerprint),
+        "labels": Input("labels", labels_digest(config, store)),
     }
 
 
 def parts_folder(config: ProbeConfig, opened: Opened) -> Path:
     """Where finished sites wait for the others: beside `out`, by what they depend on."""
     decides = what_decides(to_dict(config), _NOT_OF_A_SITE)
-    payload = json_text([decides, opened.store.fingerprint, labels_digest(config, opened)])
+    payload = json_text([decides, opened.store.fingerprint, labels_digest(config, opened.store)])
     out = Path(config.out)
     key = hashlib.sha256(payload.encode()).hexdigest()[:12]
     return out.with_name(f".{out.name}.sites") / key
@@ -48,5 +49,5 @@ def parts_folder(config: ProbeConfig, opened: Opened) -> Path:
 def run_id_of(config: ProbeConfig, opened: Opened) -> str:
     """Name of a run for its tracker, the same when it is resumed."""
     decides = what_decides(to_dict(config), NOT_THE_RESULT)
-    payload = json_text([decides, opened.store.fingerprint, labels_digest(config, opened)])
+    payload = json_text([decides, opened.store.fingerprint, labels_digest(config, opened.store)])
     return f"{JOB}-{hashlib.sha256(payload.encode()).hexdigest()[:12]}"

@@ -53,7 +53,9 @@ from actlake.jobs.probe.site_work import (
 from actlake.jobs.probe.splits import SPLITS
 from actlake.jobs.probe.tables import join_tables, read_table
 from actlake.jobs.progress_bar import progress
-from actlake.platform.cluster import Session, WorkStopped, map_reduce, session
+from actlake.jobs.saying import say
+from actlake.platform.cluster import WorkStopped, map_reduce, plan_workers, session
+from actlake.platform.cluster.interrupts import stops_at_once
 from actlake.platform.config import to_dict
 from actlake.platform.plain_json import json_text
 from actlake.platform.runs import RunRecord, whole_folder
@@ -150,6 +152,8 @@ def train_probes(config: ProbeConfig, *, console: Console | None = None) -> Prob
         A site or an option that cannot be.
     ResultExists
         Something else is at `config.out`.
+    WorkStopped
+        SIGTERM, or a stop of the session; what is complete is kept, and the same call goes on.
     ActlakeError
         Anything else that is refused; the message says what, and what to do.
     """
@@ -159,15 +163,15 @@ def train_probes(config: ProbeConfig, *, console: Console | None = None) -> Prob
         return done
     out = Path(config.out)
     record = RunRecord.start(
-        JOB, to_dict(config), inputs=inputs_of(config, opened), seed=config.seed
+        JOB, to_dict(config), inputs=inputs_of(config, opened.store), seed=config.seed
     )
     with ExitStack() as stack:
+        stack.enter_context(stops_at_once())
         folder = stack.enter_context(whole_folder(out))
         parts = parts_folder(config, opened)
         parts.mkdir(parents=True, exist_ok=True)
         stack.enter_context(FileLock(parts.with_name(f"{parts.name}.lock"), mode=0o644))
-        console.print(str(plan_of(config, opened)), highlight=False, soft_wrap=True)
-        cluster = stack.enter_context(session(config.cluster)) if config.workers > 1 else None
+        say(plan_of(config, opened), console)
         with open_tracker(
             config.tracking,
             run_id=run_id_of(config, opened),
@@ -175,7 +179,7 @@ def train_probes(config: ProbeConfig, *, console: Console | None = None) -> Prob
             job_type=JOB,
             config_dict=to_dict(config),
         ) as tracker:
-            _all_sites(config, opened, parts, cluster, tracker, console)
+            _all_sites(config, opened, parts, tracker, console)
             join_tables([part_of(parts, site) for site in opened.sites], folder)
             for site in opened.sites:
                 shutil.copytree(
@@ -194,29 +198,45 @@ def _all_sites(
     config: ProbeConfig,
     opened: Opened,
     parts: Path,
-    cluster: Session | None,
     tracker: Tracker,
     console: Console,
 ) -> None:
     """Make the parts that are not there yet, here or on the cluster; track those that are."""
     LocalFolder(parts).write(CONFIG, [json_text(to_dict(config)).encode()])
     waiting = [site for site in opened.sites if not part_of(parts, site).is_dir()]
-    with progress(console, "sites", len(opened.sites)) as advance:
-        advance(len(opened.sites) - len(waiting))
-        if cluster is None:
+    done = len(opened.sites) - len(waiting)
+    with progress(console, "sites", len(opened.sites), done=done) as advance:
+        if config.workers == 1 and not opened.joins:
             _here(config, opened, parts, waiting, lambda: advance(1))
         elif waiting:
-            map_reduce(
-                [str(site) for site in waiting],
-                partial(probe_site, str(parts.absolute())),
-                _joined,
-                session=cluster,
-                workers=config.workers,
-                threads=opened.threads,
-                on_done=lambda _: advance(1),
-            )
+            _on_ray(config, parts, waiting, lambda: advance(1))
     for step, site in enumerate(opened.sites):
         tracker.log(_tracked(part_of(parts, site)), step=step)
+
+
+def _on_ray(
+    config: ProbeConfig, parts: Path, waiting: Sequence[Site], on_done: Callable[[], None]
+) -> None:
+    """Make parts in workers; SIGTERM is theirs only until the last one is made."""
+    with session(config.cluster) as cluster:
+        plan = plan_workers(
+            cluster,
+            config.resources,
+            workers=config.workers,
+            threads=config.threads,
+            device=config.device,
+        )
+        map_reduce(
+            [str(site) for site in waiting],
+            partial(probe_site, str(parts.absolute()), plan),
+            _joined,
+            session=cluster,
+            workers=config.workers,
+            threads=plan.threads,
+            resources=plan.resources,
+            on_done=lambda _: on_done(),
+        )
+        cluster.raise_if_stopped()
 
 
 def _here(
@@ -328,7 +348,7 @@ def _result_that_is_there(config: ProbeConfig, opened: Opened) -> ProbeResult | 
     asked = what_decides(to_dict(config), NOT_THE_RESULT)
     had = what_decides(record.config, NOT_THE_RESULT)
     same = {name: given.fingerprint for name, given in record.inputs.items()} == {
-        name: given.fingerprint for name, given in inputs_of(config, opened).items()
+        name: given.fingerprint for name, given in inputs_of(config, opened.store).items()
     }
     if record.job != JOB or asked != had or not same:
         return None  # `whole_folder` refuses to write there

@@ -1,6 +1,5 @@
 """Open what a config refers to, and refuse what cannot be before an activation is read."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,6 +11,13 @@ from actlake.jobs.probe.examples import Examples, build_examples
 from actlake.jobs.probe.gathering import CHUNK, rows_needed
 from actlake.jobs.probe.labelling import read_labels
 from actlake.jobs.probe.splits import split_rows
+from actlake.platform.cluster import (
+    WorkerPlan,
+    check_device_of_workers,
+    joins_cluster,
+    threads_here,
+)
+from actlake.platform.models.numerics import resolve_device
 from actlake.platform.seeds import Seeds
 from actlake.storage import ActivationStore, Site, open_store
 
@@ -34,16 +40,27 @@ class Opened:
     threads: int
     """Compute threads of each."""
     device: torch.device
+    """Of this process: the CPU for a driver whose workers are on a cluster."""
+    joins: bool
+    """Whether the work goes to a running cluster; then no site is probed in this process."""
 
 
-def open_config(config: ProbeConfig) -> Opened:
+def open_config(config: ProbeConfig, *, plan: WorkerPlan | None = None) -> Opened:
     """Store, sites and examples of a config, checked against each other.
+
+    Parameters
+    ----------
+    plan
+        What this process computes with, where it is a worker on Ray.
 
     Raises
     ------
     ActlakeError
         Whatever `train_probes` refuses before it reads activations.
     """
+    joins = plan is None and joins_cluster(config.cluster)
+    if joins or config.workers > 1:
+        check_device_of_workers(config.device)
     store = open_store(config.store)
     sites = _sites(store, config)
     sets: list[Examples] = []
@@ -58,8 +75,11 @@ def open_config(config: ProbeConfig) -> Opened:
     _require_probes(config, sets)
     held, streamed, most = _what_fits(store, sets, config.memory_mb * 2**20)
     warnings = dict.fromkeys(warning for one in sets for warning in one.warnings)
-    device, threads = _device(config.device), _threads(config)
-    at_once = min(most, threads, len(sites)) if device.type == "cpu" and config.workers == 1 else 1
+    asked = plan.device if plan else config.device
+    device = torch.device("cpu" if joins else resolve_device(asked).value)
+    threads = plan.threads if plan else threads_here(config.threads, config.workers)
+    alone = plan is None and not joins and config.workers == 1
+    at_once = min(most, threads, len(sites)) if device.type == "cpu" and alone else 1
     opened = Opened(
         store,
         sites,
@@ -70,6 +90,7 @@ def open_config(config: ProbeConfig) -> Opened:
         at_once,
         threads // at_once,
         device,
+        joins,
     )
     if config.dictionary is not None:
         from actlake.jobs.probe.dictionary import check_dictionary
@@ -127,24 +148,3 @@ def _what_fits(
         len(one) > CHUNK and size > allowed for one, size in zip(sets, sizes, strict=True)
     )
     return False, streamed, 1
-
-
-def _threads(config: ProbeConfig) -> int:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return config.threads or max(1, (cores or 1) // config.workers)
-
-
-def _device(asked: str) -> torch.device:
-    if asked == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(asked)
-    except RuntimeError as error:
-        raise InvalidProbe(
-            f"There is no device {asked!r}\nhint: device: auto, cpu or cuda"
-        ) from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise InvalidProbe(
-            f"device is {asked}, and torch sees no GPU here\nhint: device: auto, or cpu"
-        )
-    return device

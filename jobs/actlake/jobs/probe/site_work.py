@@ -19,6 +19,7 @@ from actlake.jobs.probe.gathering import Held, Take
 from actlake.jobs.probe.opening import Opened, open_config
 from actlake.jobs.probe.scoring import Scoring
 from actlake.jobs.probe.tables import Rows, empty_rows, write_tables
+from actlake.platform.cluster import WorkerPlan
 from actlake.platform.config import from_dict
 from actlake.platform.runs import whole_folder
 from actlake.platform.seeds import Seeds
@@ -32,9 +33,9 @@ def part_of(folder: Path, site: Site) -> Path:
     return folder / str(site)
 
 
-def probe_site(folder: str, site: str) -> list[str]:
+def probe_site(folder: str, plan: WorkerPlan, site: str) -> list[str]:
     """Make the part of one site, in any process that sees the store and the folder of parts."""
-    config, opened, heads = _opened(folder)
+    config, opened, heads = _opened(folder, plan)
     torch.set_num_threads(opened.threads)
     make_part(Path(folder), config, opened, heads, Site.parse(site))
     return [site]
@@ -116,7 +117,7 @@ def _labels(examples: Examples) -> int:
 
 
 @lru_cache(maxsize=2)
-def _opened(folder: str) -> tuple[ProbeConfig, Opened, list[Heads]]:
+def _opened(folder: str, plan: WorkerPlan) -> tuple[ProbeConfig, Opened, list[Heads]]:
     config = from_dict(ProbeConfig, json.loads((Path(folder) / CONFIG).read_text()))
-    opened = open_config(config)
+    opened = open_config(config, plan=plan)
     return config, opened, heads_of_all(config, opened)

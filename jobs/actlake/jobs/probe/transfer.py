@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from rich.console import Console
 
 from actlake.jobs.jackknife import Interval, jackknife_mean
 from actlake.jobs.probe.artefact import Probe
@@ -29,6 +28,7 @@ from actlake.jobs.probe.gathering import read_examples
 from actlake.jobs.probe.metrics import ClassTest, NumberTest
 from actlake.jobs.probe.opening import Opened, open_config
 from actlake.jobs.probe.splits import TEST, TRAIN
+from actlake.jobs.saying import say
 from actlake.platform.config import from_dict
 from actlake.platform.runs import Input, RunRecord, whole_folder
 from actlake.storage import Site
@@ -281,5 +281,5 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--out", required=True, help="folder of the matrix")
     options = parser.parse_args(arguments)
     folder = transfer_results(options.results, options.out)
-    Console().print(f"The report is {folder / 'report.html'}", highlight=False, soft_wrap=True)
+    say(f"The report is {folder / 'report.html'}")
     return 0

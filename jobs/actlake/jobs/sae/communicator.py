@@ -21,6 +21,10 @@ class Communicator(Protocol):
         """How many workers there are."""
         ...
 
+    waited_s: float
+    """Seconds in which this worker has exchanged something with the others. On CPUs that is its
+    wait for slower ones; on GPUs exchanges go on beside the program, and most are not seen."""
+
     def sum(self, values: Tensor) -> Tensor:
         """The sum over all workers, the same on each; `values` is left as it is."""
         ...
@@ -35,6 +39,7 @@ class Alone:
 
     rank = 0
     size = 1
+    waited_s = 0.0
 
     def sum(self, values: Tensor) -> Tensor:
         """Its own values."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from actlake.jobs.sae.errors import InvalidSAE, InvalidTraining
-from actlake.platform.cluster.config import ClusterConfig
+from actlake.platform.cluster.config import ClusterConfig, ResourcesConfig
 from actlake.platform.models.config import ModelConfig, check_device
 from actlake.platform.tracking.config import TrackingConfig
 from actlake.storage.sites import Site
@@ -300,13 +300,16 @@ class SAEConfig:
     """Compute products in bfloat16; parameters and their updates stay float32."""
 
     device: str = "auto"
-    """``cpu``, ``cuda``, ``cuda:1``, …, or ``auto``: CUDA where torch sees it."""
+    """``cpu``, ``cuda``, ``cuda:1``, …, or ``auto``: CUDA where the worker has it. On a running
+    cluster and with several workers ``auto`` and ``cuda`` reserve a GPU for each."""
 
     threads: int | None = None
-    """Compute threads of each worker; null: the machine's cores shared among them."""
+    """Compute threads of each worker; null: the machine's cores shared among them, and on a running
+    cluster as many as the CPUs it reserves."""
 
     workers: int = 1
-    """Processes that train side by side, on Ray; 1: this process, without Ray."""
+    """Processes that train side by side, on Ray; 1: this process, without Ray, unless a running
+    cluster is joined."""
 
     spread: Literal["rows", "saes"] = "rows"
     """What several workers share out: the ``rows`` of each step, or the ``saes``."""
@@ -323,8 +326,15 @@ class SAEConfig:
     report: ReportConfig = field(default_factory=ReportConfig)
     """What the report shows."""
 
+    resources: ResourcesConfig = field(default_factory=ResourcesConfig)
+    """What each worker reserves on the cluster."""
+
+    hang_timeout_s: float = 3600.0
+    """A worker on Ray that has told nothing for so many seconds is taken for hung, and all go on
+    from the last checkpoint. `log_every` steps, a test, and the end of an SAE must take less."""
+
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
-    """The Ray cluster, for more than one worker."""
+    """The Ray cluster, for more than one worker or to train on another machine."""
 
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     """Where the numbers go; each SAE is a run, and all of them a group."""
@@ -338,6 +348,11 @@ class SAEConfig:
                     f"{name} must be at least 1, and is {value}\n"
                     f"hint: leave {name} out for the default"
                 )
+        if not self.hang_timeout_s > 0:
+            raise InvalidTraining(
+                f"hang_timeout_s must be above 0, and is {self.hang_timeout_s}\n"
+                "hint: leave it out for an hour"
+            )
         check_device(self.device)
         sharers = self.workers if self.spread == "rows" else 1
         if self.batch_rows % (sharers * self.micro_batches):

@@ -4,7 +4,9 @@ The process group is there already: `actlake.platform.cluster.run_group` made it
 such that every worker gets the same bits, so that decisions taken from them are the same.
 """
 
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, distributed
@@ -18,19 +20,32 @@ class ProcessGroup:
     def __init__(self) -> None:
         self.rank = distributed.get_rank()
         self.size = distributed.get_world_size()
+        self.waited_s = 0.0
 
     def sum(self, values: Tensor) -> Tensor:
         """The sum over all workers."""
         total = values.detach().clone(memory_format=torch.contiguous_format)
-        distributed.all_reduce(total)
+        with timed(self):
+            distributed.all_reduce(total)
         return total
 
     def all_gather(self, values: Tensor) -> Tensor:
         """(size, …) the values of all workers, by rank."""
         mine = values.detach().contiguous()
         gathered = mine.new_empty((self.size, *mine.shape))
-        distributed.all_gather(list(gathered.unbind()), mine)
+        with timed(self):
+            distributed.all_gather(list(gathered.unbind()), mine)
         return gathered
+
+
+@contextmanager
+def timed(comm: Communicator) -> Iterator[None]:
+    """Count the body's time as waited."""
+    began = time.perf_counter()
+    try:
+        yield
+    finally:
+        comm.waited_s += time.perf_counter() - began
 
 
 def communicator(size: int) -> Communicator:
@@ -51,7 +66,9 @@ def average_gradients(parameters: Iterable[torch.nn.Parameter], comm: Communicat
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
         gradients.append(parameter.grad)
-    under_way = [distributed.all_reduce(gradient, async_op=True) for gradient in gradients]
-    for gradient, handle in zip(gradients, under_way, strict=True):
-        handle.wait()
+    with timed(comm):
+        under_way = [distributed.all_reduce(gradient, async_op=True) for gradient in gradients]
+        for handle in under_way:
+            handle.wait()
+    for gradient in gradients:
         gradient /= comm.size

@@ -10,7 +10,6 @@ workers encode parts side by side on Ray and write them themselves. See `encoded
 import argparse
 import hashlib
 import logging
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -37,7 +36,19 @@ from actlake.jobs.sae.encoded import (
 from actlake.jobs.sae.errors import AlreadyTraining
 from actlake.jobs.sae.sites_read import sites_read
 from actlake.jobs.sae.trained import CONFIG, WEIGHTS, TrainedSAE, folder_of, read_sae
-from actlake.platform.cluster import ClusterConfig, Resources, WorkStopped, map_reduce, session
+from actlake.jobs.saying import say
+from actlake.platform.cluster import (
+    ClusterConfig,
+    Resources,
+    ResourcesConfig,
+    WorkerPlan,
+    WorkStopped,
+    check_device_of_workers,
+    joins_cluster,
+    map_reduce,
+    plan_workers,
+    session,
+)
 from actlake.platform.models.numerics import resolve_device
 from actlake.platform.runs import Input, RunRecord
 from actlake.storage import ActivationStore, Extent, Site, open_store
@@ -110,12 +121,14 @@ def encode_store(
     any_hook
         Read `sites` although the SAE names others.
     workers
-        Parts that are encoded side by side, on Ray; 1: in this process, without Ray.
+        Parts that are encoded side by side, on Ray; 1: in this process, without Ray, unless a
+        running cluster is joined.
     threads
-        Compute threads of each worker; by default as torch decides.
+        Compute threads of each worker; by default as torch decides, and of workers on Ray as many
+        as `plan_workers` finds.
     device
-        ``cpu``, ``cuda``, ``cuda:1``, …, or ``auto``: CUDA where torch sees it. Each of several
-        workers reserves a GPU of its own.
+        ``cpu``, ``cuda``, ``cuda:1``, …, or ``auto``: CUDA where torch sees it. Workers on Ray
+        reserve a GPU each.
     part_rows
         Rows of a part, about; when an encoding goes on, its parts stay as they were begun.
 
@@ -132,7 +145,11 @@ def encode_store(
     WorkStopped
         It was stopped on request; the same call goes on.
     """
-    device = resolve_device(device).value
+    on_ray = workers > 1 or joins_cluster(cluster or ClusterConfig())
+    if on_ray:
+        check_device_of_workers(device)
+    else:
+        device = resolve_device(device).value
     console = console or Console(stderr=True)
     opened, trained = open_store(store), read_sae(sae)
     chosen = sites_read(trained, opened, sites, any_hook=any_hook)
@@ -160,12 +177,12 @@ def encode_store(
         {**encoding.as_json(), "sae_metadata": dict(trained.metadata)},
         inputs={"sae": Input(sae, encoding.sae), "store": Input(store, encoding.store)},
     )
-    if workers == 1 and threads is not None:
+    if not on_ray and threads is not None:
         torch.set_num_threads(threads)
     with _alone(folder):
         counts = _encode_parts(
             sae, store, folder, encoding, workers=workers, threads=threads, device=device,
-            cluster=cluster, console=console,
+            cluster=cluster, on_ray=on_ray, console=console,
         )  # fmt: skip
     found = {"rows": float(counts.rows), "values": float(counts.values)}
     record.finish(found | {"l0": counts.values / max(1, counts.rows)}).save(folder)
@@ -189,7 +206,7 @@ def _alone(folder: Path) -> Iterator[None]:
 
 def _encode_parts(
     sae: str, store: str, folder: Path, encoding: Encoding, *, workers: int, threads: int | None,
-    device: str, cluster: ClusterConfig | None, console: Console,
+    device: str, cluster: ClusterConfig | None, on_ray: bool, console: Console,
 ) -> PartCounts:  # fmt: skip
     sweep(folder)
     found = {part: counts_of(folder, part) for part in encoding.parts()}
@@ -200,31 +217,22 @@ def _encode_parts(
         logger.info("Going on with %d of %d parts", len(missing), len(found))
     if not missing:
         return total
-    on_gpu = device.startswith("cuda")
-    where = "cuda" if on_gpu and workers > 1 else device  # a worker sees its own GPU only
-    compute = partial(encode_part, sae, store, str(folder), encoding, where)
     unit_rows = open_store(store).schema.geometry.unit_rows
-    began, encoded = time.monotonic(), 0
     with ExitStack() as stack:
-        ray = stack.enter_context(session(cluster)) if workers > 1 else None
+        ray, plan = None, WorkerPlan(device, threads or 1, Resources())
+        if on_ray:
+            ray = stack.enter_context(session(cluster))
+            plan = plan_workers(
+                ray, ResourcesConfig(), workers=workers, threads=threads, device=device
+            )
+        compute = partial(encode_part, sae, store, str(folder), encoding, plan.device)
         num_rows = sum(part.stop - part.first for part in missing) * unit_rows
         advance = stack.enter_context(progress(console, "rows", num_rows))
 
-        def on_done(part: Part) -> None:
-            nonlocal encoded
-            rows = (part.stop - part.first) * unit_rows
-            encoded += rows
-            advance(rows)
-            rate = encoded / max(1e-9, time.monotonic() - began)
-            logger.info(
-                "Encoded units %d-%d of %d: past %.0f rows/s, %.0f s left", part.first, part.stop,
-                encoding.units, rate, (num_rows - encoded) / rate,
-            )  # fmt: skip
-
         return map_reduce(
             missing, compute, PartCounts.__add__, initial=total, session=ray, workers=workers,
-            threads=threads or 1, resources=Resources(cpus=threads or 1, gpus=int(on_gpu)),
-            on_done=on_done,
+            threads=plan.threads, resources=plan.resources,
+            on_done=lambda part: advance((part.stop - part.first) * unit_rows),
         )  # fmt: skip
 
 
@@ -290,8 +298,8 @@ _EXAMPLES = (
 )
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Run ``actlake sae encode``; its exit status."""
+def read_options(arguments: Sequence[str]) -> argparse.Namespace:
+    """The command line of ``actlake sae encode``: the arguments of `encode_store`."""
     parser = argparse.ArgumentParser(
         prog="actlake sae encode",
         description="Encode the rows of a store with an SAE into a sparse table (row, latent, "
@@ -317,14 +325,18 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--threads", type=int, help="compute threads of each worker")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, …")
     parser.add_argument("--part-rows", type=int, default=PART_ROWS, help=f"({PART_ROWS:,})")
-    options = parser.parse_args(arguments)
-    out = Console()
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run ``actlake sae encode``; its exit status."""
+    options = read_options(arguments)
     try:
         result = encode_store(**vars(options))
     except WorkStopped as stopped:
-        out.print(str(stopped), highlight=False, soft_wrap=True)
+        say(stopped)
         return 143
-    out.print(closing_line(result), highlight=False, soft_wrap=True)
+    say(closing_line(result))
     return 0
 
 

@@ -16,7 +16,7 @@ weights and the same curves.
 import fcntl
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -33,10 +33,19 @@ from actlake.jobs.sae.errors import AlreadyTraining, ConfigChanged
 from actlake.jobs.sae.finishing import JOB, report
 from actlake.jobs.sae.opening import Opened, identity, open_config
 from actlake.jobs.sae.planning import SAEPlan, checkpoint_folders, last_steps, plan_opened
+from actlake.jobs.sae.speeds import Speeds
 from actlake.jobs.sae.training import not_finite
 from actlake.jobs.sae.worker import Worked, group_id, work, work_on
-from actlake.platform.cluster import Member, Resources, WorkStopped, run_group, session
-from actlake.platform.cluster.interrupts import current_handlers, stop_flag
+from actlake.jobs.saying import say
+from actlake.platform.cluster import (
+    Member,
+    Session,
+    WorkStopped,
+    plan_workers,
+    run_group,
+    session,
+)
+from actlake.platform.cluster.interrupts import current_handlers, stop_flag, stops_at_once
 from actlake.platform.config import from_dict, to_dict
 from actlake.platform.runs import FILE, Input, ResultExists, RunRecord
 from actlake.platform.tracking import TrackedRun, open_tracker
@@ -114,11 +123,12 @@ def train_saes(config: SAEConfig, *, console: Console | None = None) -> SAEResul
     if record is not None and record.finished is not None:
         logger.info("%s is complete already", opened.out)
         return SAEResult(opened.out, opened.specs, record.metrics, was_there=True)
-    console.print(str(plan_opened(opened)), highlight=False, soft_wrap=True)
+    say(plan_opened(opened), console)
     with _only_one(opened.out):
         record = record or _begin(opened)
         done = _train(opened, console)
-        metrics = _conclude(opened, done, record)
+        with stops_at_once():
+            metrics = _conclude(opened, done, record)
     return SAEResult(opened.out, opened.specs, metrics, was_there=False)
 
 
@@ -186,28 +196,20 @@ def _only_one(out: Path) -> Iterator[None]:
 
 
 def _train(opened: Opened, console: Console) -> list[Worked]:
-    """In this process, or in a group of them; all is written down when it is stopped."""
+    """In this process, or in workers on Ray; all is written down when it is stopped."""
     config = opened.config
-    done = last_steps(config, opened.out)
-    with progress(console, "steps", opened.steps) as advance:
-        shown = _Shown(advance, min(done, default=0))
-        if config.workers == 1:
+    speeds = Speeds(share=config.spread == "rows")
+    done = min(last_steps(config, opened.out), default=0)
+    with progress(console, "steps", opened.steps, done=done, words=speeds.__str__) as advance:
+        shown = _Shown(advance, done, speeds)
+        if config.workers == 1 and not opened.joins:
             stop = Event()
             with stop_flag(stop, restore=current_handlers()):
                 member = Member(0, 1, stop=stop, report=partial(shown, 0))
                 worked = [work_on(opened, member)]
         else:
             with session(config.cluster) as cluster:
-                gpus = 1 if opened.device.type == "cuda" else 0
-                worked = run_group(
-                    cluster,
-                    partial(work, config),
-                    workers=config.workers,
-                    threads=opened.threads,
-                    resources=Resources(cpus=opened.threads, gpus=gpus),
-                    joined=config.spread == "rows",
-                    on_report=shown,
-                )
+                worked = _on_ray(config, cluster, shown)
     stopped = [one.outcome for one in worked if not one.outcome.complete]
     if stopped:
         first = min(stopped, key=lambda outcome: outcome.step)
@@ -218,14 +220,42 @@ def _train(opened: Opened, console: Console) -> list[Worked]:
     return worked
 
 
-class _Shown:
-    """Moves the bar on by what the slowest worker has done."""
+def _on_ray(
+    config: SAEConfig, cluster: Session, shown: Callable[[int, Mapping[str, Any]], None]
+) -> list[Worked]:
+    plan = plan_workers(
+        cluster,
+        config.resources,
+        workers=config.workers,
+        threads=config.threads,
+        device=config.device,
+    )
+    logger.info(
+        "%d worker(s) on %s, with %s and %d thread(s) each",
+        config.workers, plan.device, plan.resources, plan.threads,
+    )  # fmt: skip
+    return run_group(
+        cluster,
+        partial(work, config, plan),
+        workers=config.workers,
+        threads=plan.threads,
+        resources=plan.resources,
+        joined=config.spread == "rows",
+        on_report=shown,
+        progress=lambda news: float(news["step"]),
+        hang_timeout_s=config.hang_timeout_s,
+    )
 
-    def __init__(self, advance: Any, step: int) -> None:
-        self._advance, self._step = advance, step
+
+class _Shown:
+    """Moves the bar on by what the slowest worker has done, and takes their speeds."""
+
+    def __init__(self, advance: Callable[[int], None], step: int, speeds: Speeds) -> None:
+        self._advance, self._step, self._speeds = advance, step, speeds
         self._steps: dict[int, int] = {}
 
     def __call__(self, rank: int, news: Mapping[str, Any]) -> None:
+        self._speeds.hear(rank, news)
         self._steps[rank] = news["step"]
         slowest = min(self._steps.values())
         self._advance(max(slowest - self._step, 0))

@@ -14,6 +14,7 @@ LEARNING_RATE = "train/learning_rate"
 ROWS = "train/rows"
 SPEED = "speed/rows_per_s"
 WAITING = "speed/data_wait_share"
+EXCHANGING = "speed/exchange_share"
 HELD_OUT = "held_out"
 
 

@@ -1,6 +1,5 @@
 """Open what a configuration refers to, and refuse what cannot be before a row is read."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,14 @@ from actlake.jobs.sae.data import held_out_batches, sites_of, training_batches
 from actlake.jobs.sae.dead_latents import RESAMPLED
 from actlake.jobs.sae.errors import InvalidSAE, InvalidTraining, NotEnoughRows
 from actlake.jobs.sae.sweep import expand
+from actlake.platform.cluster import (
+    WorkerPlan,
+    check_device_of_workers,
+    joins_cluster,
+    threads_here,
+)
 from actlake.platform.config import to_dict
+from actlake.platform.models.numerics import resolve_device
 from actlake.storage import ActivationStore, open_store
 from actlake.storage.errors import ActlakeError, UnknownSplit, nearest
 
@@ -33,8 +39,11 @@ class Opened:
     held_out_rows: int
     """Rows that are tested on."""
     device: torch.device
+    """Of this process: the CPU for a driver whose workers are on a cluster."""
     threads: int
-    """Of each worker."""
+    """Compute threads of each worker; those on a running cluster get theirs from `plan_workers`."""
+    joins: bool
+    """Whether the work goes to a running cluster; then nothing is trained in this process."""
 
     @property
     def out(self) -> Path:
@@ -47,8 +56,13 @@ class Opened:
         return identity(self.config, self.store.fingerprint)
 
 
-def open_config(config: SAEConfig) -> Opened:
+def open_config(config: SAEConfig, *, plan: WorkerPlan | None = None) -> Opened:
     """Store and SAEs of a configuration, checked against each other.
+
+    Parameters
+    ----------
+    plan
+        What this process computes with, where it is one of several workers or on a cluster.
 
     Raises
     ------
@@ -58,9 +72,14 @@ def open_config(config: SAEConfig) -> Opened:
         As their names say.
     NotEnoughRows
         Fewer rows than a batch, or than `config.rows` within `config.epochs`.
-    InvalidTraining
+    InvalidModelConfig
         There is no such device.
+    InvalidClusterConfig
+        A certain device is asked for, and workers have theirs from Ray.
     """
+    joins = plan is None and joins_cluster(config.cluster)
+    if joins or config.workers > 1:
+        check_device_of_workers(config.device)
     specs = expand(config)
     for spec in specs:
         _check(spec, config)
@@ -73,6 +92,7 @@ def open_config(config: SAEConfig) -> Opened:
     steps = _steps(config, num_rows)
     with held_out_batches(store, specs, config) as rows:
         held_out_rows = rows.num_rows
+    device = plan.device if plan else config.device
     return Opened(
         config=config,
         store=store,
@@ -80,13 +100,15 @@ def open_config(config: SAEConfig) -> Opened:
         num_rows=num_rows,
         steps=steps,
         held_out_rows=min(held_out_rows, config.evaluation.rows),
-        device=_device(config.device),
-        threads=config.threads or max(1, _cores() // config.workers),
+        device=torch.device("cpu" if joins else resolve_device(device).value),
+        threads=plan.threads if plan else threads_here(config.threads, config.workers),
+        joins=joins,
     )
 
 
 _NOT_THE_RESULT = (
-    "store", "out", "device", "threads", "checkpoint", "report", "cluster", "tracking",
+    "store", "out", "device", "threads", "checkpoint", "report", "resources",
+    "hang_timeout_s", "cluster", "tracking",
 )  # fmt: skip
 """Fields that may be others when a run goes on. The store is known by its fingerprint."""
 
@@ -166,21 +188,3 @@ def _steps(config: SAEConfig, num_rows: int) -> int:
             "harvest more"
         )
     return steps
-
-
-def _device(asked: str) -> torch.device:
-    if asked == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(asked)
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise InvalidTraining(
-            f"There is no device {asked}: torch sees {torch.cuda.device_count()} CUDA device(s)\n"
-            "hint: --device auto takes what there is"
-        )
-    return device
-
-
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -48,14 +48,17 @@ class SAEPlan:
     result_bytes: int
     checkpoint_bytes: int
     """All that are kept, and one that is being written."""
-    seconds: float
-    """A guess, from a product measured now."""
+    seconds: float | None
+    """A guess, from a product measured now; None where other machines compute."""
 
     def __str__(self) -> str:
         names = [str(spec.name) for spec in self.specs]
         shown = ", ".join(names[:4]) + (f", … ({len(names):,} in all)" if len(names) > 4 else "")
         epochs = self.rows / self.rows_of_epoch
         done = f"; {self.done:,} are done" if self.done else ""
+        duration = "not guessed: a cluster's machines compute"
+        if self.seconds is not None:
+            duration = f"about {_duration(self.seconds)}, a guess"
         sharing = f", {self.workers} workers" if self.workers > 1 else ""
         return "\n".join(
             [
@@ -67,7 +70,7 @@ class SAEPlan:
                 f"memory    about {human_bytes(self.memory_bytes)} a worker",
                 f"files     {human_bytes(self.result_bytes)} of weights, "
                 f"{human_bytes(self.checkpoint_bytes)} of checkpoints",
-                f"time      about {_duration(self.seconds)}, a guess",
+                f"time      {duration}",
             ]
         )
 
@@ -88,12 +91,12 @@ def plan_opened(opened: Opened) -> SAEPlan:
         batch_rows=config.batch_rows,
         held_out_rows=opened.held_out_rows,
         workers=config.workers,
-        device=str(opened.device),
+        device=f"{config.device} of a cluster" if opened.joins else str(opened.device),
         parameters=parameters,
         memory_bytes=_LIBRARY_BYTES + 16 * largest + _step_bytes(opened),
         result_bytes=4 * parameters,
         checkpoint_bytes=12 * parameters * (config.checkpoint.keep + 1),
-        seconds=left * _seconds(opened),
+        seconds=None if opened.joins else left * _seconds(opened),
     )
 
 

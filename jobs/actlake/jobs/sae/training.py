@@ -72,12 +72,11 @@ class Outcome:
 
 
 class Waiting:
-    """Seconds that the loop has waited for rows, of all that it took."""
+    """Seconds that the loop has waited for rows and for the other workers, of all that it took."""
 
-    def __init__(self) -> None:
-        self._waited = 0.0
-        self._began = time.perf_counter()
-        self._steps = 0
+    def __init__(self, comm: Communicator) -> None:
+        self._comm = comm
+        self.begin()
 
     def next(self, stream: TorchBatches) -> TorchBatch:
         """The next batch."""
@@ -88,19 +87,21 @@ class Waiting:
         return batch
 
     def take(self, batch_rows: int) -> dict[str, float]:
-        """Speed and share of waiting since the last call."""
-        now = time.perf_counter()
-        seconds = max(now - self._began, 1e-9)
+        """Speed and shares of waiting since the last call."""
+        seconds = max(time.perf_counter() - self._began, 1e-9)
         found = {
             named.SPEED: self._steps * batch_rows / seconds,
             named.WAITING: self._waited / seconds,
         }
+        if self._comm.size > 1:
+            found[named.EXCHANGING] = (self._comm.waited_s - self._exchanged) / seconds
         self.begin()
         return found
 
     def begin(self) -> None:
         """Count from now on."""
-        self._waited, self._began, self._steps = 0.0, time.perf_counter(), 0
+        self._waited, self._steps = 0.0, 0
+        self._began, self._exchanged = time.perf_counter(), self._comm.waited_s
 
 
 class Training:
@@ -187,7 +188,7 @@ class Training:
         return Outcome(step, self._steps, endings)
 
     def _loop(self, step: int, stream: TorchBatches, trackers: Trackers) -> int:
-        config, waiting = self._config, Waiting()
+        config, waiting = self._config, Waiting(self._comm)
         saved = step
         while step < self._steps and (active := [one for one in self.trainees if one.active]):
             if self._stop_asked():
@@ -281,6 +282,7 @@ class Training:
                 scores = evaluate_rows(sae, self.held_out_rows(trainee.spec))
                 trackers[trainee.name].log(prefixed(scores.as_metrics()), step=step)
                 fvu += scores.fvu
+            self._member.report({"step": step})
             trainee.judge(float(self._comm.sum(fvu)), step)
             if trainee.ending is not None:
                 logger.info("%s ends at step %d: %s", trainee.name, step, trainee.ending.words)

@@ -17,6 +17,7 @@ from actlake.jobs.sae.report import RunFacts
 from actlake.jobs.sae.training import Outcome, Training
 from actlake.platform.cluster.errors import WorkStopped
 from actlake.platform.cluster.process_group import Member
+from actlake.platform.cluster.worker_plan import WorkerPlan
 from actlake.platform.config import to_dict
 from actlake.platform.plain_json import json_text
 from actlake.platform.tracking import TrackedRun, open_tracker
@@ -33,9 +34,9 @@ class Worked:
     """Of the SAEs that this process has finished; none where it was stopped before."""
 
 
-def work(config: SAEConfig, member: Member) -> Worked:
+def work(config: SAEConfig, plan: WorkerPlan, member: Member) -> Worked:
     """Train and finish what is this member's share; see `Training`."""
-    return work_on(open_config(config), member)
+    return work_on(open_config(config, plan=plan), member)
 
 
 def work_on(opened: Opened, member: Member) -> Worked:
@@ -77,6 +78,7 @@ def work_on(opened: Opened, member: Member) -> Worked:
                     f"Stopped after the training, before {one.name} was tested\n"
                     "hint: the same command goes on from here"
                 )
+            member.report({"step": outcome.step})
             facts.append(finish(opened, training, one, trackers[one.name], records[one.name]))
         if len(opened.specs) == 1:
             report(opened, facts, next(iter(trackers.values())))

@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from actlake.jobs.cli import COMMANDS
-from actlake.jobs.steps import STEPS, harvest_demand, resolved_yaml, step_kind
+from actlake.jobs.steps import STEPS, demand, resolved_yaml, step_kind
 from actlake.jobs.submission.environment import job_environment, refuse_secrets
 from actlake.jobs.submission.errors import InvalidSubmission
-from actlake.jobs.submission.shipping import START, pack_job, refuse_relative
-from actlake.platform.cluster.resources import check_demand
+from actlake.jobs.submission.shipping import CONFIG, START, pack_job, refuse_relative
 from actlake.platform.cluster.submission import DEFAULT_ADDRESS, JobServer, Submission
 from actlake.platform.config.yaml_text import parse_yaml
 
@@ -30,9 +29,7 @@ def main(arguments: Sequence[str]) -> int:
         step_kind(options.job)
     if options.drain < 1:
         raise InvalidSubmission(f"--drain is {options.drain}\nhint: at least one second")
-    flags = [word for word in rest if word in _FLAGS]
-    config_yaml = _whole_config(options.job, [word for word in rest if word not in _FLAGS])
-    config, _ = parse_yaml(config_yaml, name="config")
+    words, config_yaml, config = _read(options.job, rest)
     refuse_secrets(config)
     refuse_relative(config)
     environment = job_environment(options.env)
@@ -41,7 +38,7 @@ def main(arguments: Sequence[str]) -> int:
     job_id = options.id or _new_id(options.job)
     with tempfile.TemporaryDirectory(prefix="actlake-job-") as folder:
         code = pack_job(
-            Path(folder), command=options.job, config_yaml=config_yaml, flags=flags,
+            Path(folder), arguments=[options.job, *words], config_yaml=config_yaml,
             with_code=not options.installed,
         )  # fmt: skip
         server.submit(
@@ -60,6 +57,19 @@ def main(arguments: Sequence[str]) -> int:
         _say(f"follow it with `{follow_line(job_id, server.address)}`")
         return 0
     return follow(server, job_id)
+
+
+def _read(command: str, arguments: Sequence[str]) -> tuple[list[str], str, Mapping[str, Any]]:
+    """What the command is given on the cluster, the file it reads there, and what is in that."""
+    if command == "sae" and arguments[:1] == ["encode"]:  # has options and no configuration
+        from actlake.jobs.sae.encode import read_options
+
+        return list(arguments), "", vars(read_options(arguments[1:]))
+    flags = [word for word in arguments if word in _FLAGS]
+    config_yaml = _whole_config(command, [word for word in arguments if word not in _FLAGS])
+    config, _ = parse_yaml(config_yaml, name="config")
+    assert isinstance(config, dict), config
+    return ["--config", CONFIG, *flags], config_yaml, config
 
 
 def _whole_config(command: str, arguments: Sequence[str]) -> str:
@@ -98,20 +108,17 @@ def follow_line(job_id: str, address: str) -> str:
 
 def _await_start(server: JobServer, job_id: str) -> None:
     """Wait until the job runs; say every ten seconds why it does not."""
-    said = time.monotonic()
-    while (job := server.job(job_id)).state == "PENDING":
-        if time.monotonic() - said > 10:
-            said = time.monotonic()
-            _say(f"{job_id} is pending: {job.message}")
-        time.sleep(0.5)
+    while (job := server.wait(job_id, timeout_s=10, begun=True)).state == "PENDING":
+        _say(f"{job_id} is pending: {job.message}")
 
 
 def _check_room(server: JobServer, command: str, config: Mapping[str, Any]) -> None:
-    """Refuse a harvest that the cluster can never hold, before anything is sent."""
+    """Refuse a job that the cluster can never hold, before anything is sent."""
     steps = config["steps"].values() if command == "run" else [{"config": config}]
+    nodes = server.nodes()
     for step in steps:
-        for stages, replicas in harvest_demand(step["config"]):
-            check_demand(server.nodes(), stages, placement="spread", replicas=replicas)
+        if asked := demand(step["config"], nodes):
+            asked.check(nodes)
 
 
 def _result(command: str, config: Mapping[str, Any]) -> dict[str, str]:
@@ -158,7 +165,8 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument(
         "--drain", type=int, default=60, metavar="SECONDS",
-        help="between SIGTERM and SIGKILL when the job is stopped (60)",
+        help="between SIGTERM and SIGKILL when the job is stopped (60): what is in flight is "
+        "finished in all of it but the last 15 s, in which the job ends in good order",
     )  # fmt: skip
     parser.add_argument("--id", help="the job's id; made up by default")
     parser.add_argument(
@@ -170,6 +178,7 @@ def _parser() -> argparse.ArgumentParser:
 _EPILOG = """examples:
   actlake submit harvest --config harvest.yaml --address http://127.0.0.1:8265 --follow
   actlake submit transport --config transport.yaml --moments.workers 8 --env HF_HUB_OFFLINE=1
+  actlake submit sae encode /shared/sae /shared/store --out /shared/latents --workers 8
   actlake submit run --config pipeline.yaml --drain 300
 
 A cluster with authentication is given its token by RAY_AUTH_TOKEN_PATH (a file) or

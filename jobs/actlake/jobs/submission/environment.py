@@ -22,8 +22,11 @@ _SECRET = re.compile(
 # Credentials by their own shape, whatever the variable is called.
 _SHAPE = re.compile(
     r"\bhf_[A-Za-z0-9]{16,}|\b(AKIA|ASIA)[A-Z0-9]{16}\b|\bgh[pousr]_[A-Za-z0-9]{20,}"
-    r"|\bsk-[A-Za-z0-9_-]{20,}|-----BEGIN [A-Z ]*PRIVATE KEY|://[^/@\s]+:[^/@\s]+@"
+    r"|\bsk-[A-Za-z0-9_-]{20,}|\bwandb_v\d+_\w{20,}|-----BEGIN [A-Z ]*PRIVATE KEY|://[^/@\s]+:[^/@\s]+@"
 )
+# Of W&B's older keys, and of git's commits: which it is, only the name says.
+_FORTY_HEX = re.compile(r"\b[0-9a-f]{40}\b")
+_COMMIT = re.compile(r"(REVISION|COMMIT|SHA1?|HASH)$", re.IGNORECASE)
 # Not credentials, whatever they sound like.
 _HARMLESS = frozenset({"TOKENIZERS_PARALLELISM", "AWS_SHARED_CREDENTIALS_FILE"})
 
@@ -72,7 +75,13 @@ def job_environment(
 def looks_secret(name: str, value: str) -> bool:
     """Whether a variable seems to hold a credential."""
     named = bool(_SECRET.search(name)) and name not in _HARMLESS
-    return named or bool(_SHAPE.search(value))
+    return named or _is_shaped(name, value)
+
+
+def _is_shaped(name: str, value: str) -> bool:
+    if _SHAPE.search(value):
+        return True
+    return bool(_FORTY_HEX.search(value)) and not _COMMIT.search(name)
 
 
 def refuse_secrets(config: Any) -> None:
@@ -97,7 +106,7 @@ def _secret_keys(given: Any, hidden: Any, key: str) -> set[str]:
     elif isinstance(given, list | tuple):
         inside = ((f"{key}[{i}]", a, b) for i, (a, b) in enumerate(zip(given, hidden, strict=True)))
     else:
-        shaped = isinstance(given, str) and bool(_SHAPE.search(given))
+        shaped = isinstance(given, str) and _is_shaped(key, given)
         return {key} if given != hidden or shaped else set()
     return {
         found

@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from actlake.jobs.submission.command import follow
 from actlake.platform.cluster.submission import DEFAULT_ADDRESS, Job, JobServer
@@ -29,11 +30,12 @@ def _list(server: JobServer, options: argparse.Namespace) -> int:
     for column in ("job", "command", "state", "started (UTC)", "time", "result"):
         table.add_column(column, overflow="fold")
     for job in jobs:
-        table.add_row(
+        cells = (
             job.job_id, job.labels.get("actlake", "–"), job.state.lower(),
             f"{job.started:%Y-%m-%d %H:%M}" if job.started else "–", _clock(job),
             job.labels.get("result", "–"),
         )  # fmt: skip
+        table.add_row(*map(Text, cells))
     Console(soft_wrap=True).print(table if jobs else "No job was submitted to this cluster")
     return 0
 

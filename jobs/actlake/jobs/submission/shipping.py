@@ -12,6 +12,7 @@ path of the driver and of every worker, so nothing is installed and no index is 
 
 import importlib.metadata
 import json
+import re
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -28,27 +29,29 @@ START = "actlake_job_start.py"
 OUTPUTS = ("store", "out", "target_store", "moments.folder", "corpus.source.path", "logs")
 """Keys that hold paths, whatever their values look like."""
 
+NAMES = ("sae", "model.name", "dictionary.path", "corpus.source.dataset")
+"""Keys that hold a path or a name of the hub: a path where there is such a file or folder here."""
 
-def pack_job(
-    folder: Path, *, command: str, config_yaml: str, flags: Sequence[str], with_code: bool
-) -> str:
+
+def pack_job(folder: Path, *, arguments: Sequence[str], config_yaml: str, with_code: bool) -> str:
     """Fill an empty folder with all that a job needs; the hash of the code.
 
     Parameters
     ----------
+    arguments
+        The command and what it is given, in the job's folder.
     config_yaml
-        The whole configuration.
-    flags
-        Further arguments of the command, such as ``--plan``.
+        The whole configuration; empty for a command that reads none.
     with_code
         Ship this process's code; otherwise the cluster has the same one installed.
     """
-    (folder / CONFIG).write_text(config_yaml, encoding="utf-8")
+    if config_yaml:
+        (folder / CONFIG).write_text(config_yaml, encoding="utf-8")
     shutil.copyfile(job_start.__file__, folder / START)
     shipped = pack_code(folder) if with_code else None
     code = job_start.code_hash(shipped)
     job = {
-        "arguments": [command, "--config", CONFIG, *flags],
+        "arguments": list(arguments),
         "python": "{}.{}".format(*sys.version_info),
         "code": code,
     }
@@ -86,14 +89,22 @@ def refuse_relative(config: Mapping[str, Any]) -> None:
     if wrong:
         shown = ", ".join(f"{key}: {text}" for key, text in wrong[:3])
         raise PathNotShared(
-            f"These paths are relative, and a job runs in a temporary folder of its node: {shown}\n"
+            "These paths are relative or begin with ~, and a job runs in a temporary folder of its "
+            f"node: {shown}\n"
             "hint: give absolute paths on storage that all nodes share, or URLs"
         )
 
 
 def _is_relative(key: str, text: str) -> bool:
-    if not text or "://" in text or Path(text).is_absolute() or text.startswith("~"):
+    if not text or "://" in text or Path(text).is_absolute():
         return False
-    if any(key == name or key.endswith(f".config.{name}") for name in OUTPUTS):
+    if text == "~" or text.startswith(("~/", "./", "../")) or _is_one_of(OUTPUTS, key):
         return True
-    return text.startswith(("./", "../")) or ("/" in text and Path(text).exists())
+    may_be = "/" in text or _is_one_of(NAMES, key)
+    return may_be and Path(text).exists()
+
+
+def _is_one_of(names: Sequence[str], key: str) -> bool:
+    """Whether a key of a job, or of a pipeline's step, is one of these or an item of one."""
+    name = re.sub(r"\[\d+\]$", "", key)
+    return any(name == one or name.endswith(f".config.{one}") for one in names)

@@ -5,7 +5,7 @@ from typing import Literal
 
 from actlake.jobs.transport.errors import InvalidTransport
 from actlake.jobs.transport.pairs import Grid, Listed, Pairs
-from actlake.platform.cluster.config import ClusterConfig
+from actlake.platform.cluster.config import ClusterConfig, ResourcesConfig
 from actlake.platform.models.config import ModelConfig
 from actlake.platform.tracking.config import TrackingConfig
 
@@ -45,10 +45,12 @@ class MomentsConfig:
     """Of the products of rows; sums are always float64. float64 takes twice as long."""
 
     workers: int = 1
-    """Processes that sum parts of the rows side by side, on Ray; 1: this process, without Ray."""
+    """Processes that sum parts of the rows side by side, on Ray; 1: this process, without Ray,
+    unless a running cluster is joined."""
 
     threads: int | None = None
-    """Compute threads of each; null: the machine's cores shared among them."""
+    """Compute threads of each; null: the machine's cores shared among them, and on a running
+    cluster as many as the CPUs a worker reserves."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,8 +164,11 @@ class TransportConfig:
     seed: int = 0
     """Decides which positions are replaced."""
 
+    resources: ResourcesConfig = field(default_factory=ResourcesConfig)
+    """What each worker of the pass over the rows reserves on the cluster; it uses no GPU."""
+
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
-    """The Ray cluster, for more than one worker."""
+    """The Ray cluster, for more than one worker or to sum on another machine."""
 
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     """Where the numbers go."""

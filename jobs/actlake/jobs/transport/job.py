@@ -18,13 +18,15 @@ pass over the rows goes on from its last checkpoint, and fits begin again (they 
 import hashlib
 import logging
 from collections.abc import Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
 from actlake.jobs.progress_bar import progress
+from actlake.jobs.saying import say
 from actlake.jobs.transport.config import Kind, TransportConfig
 from actlake.jobs.transport.moments_file import StoredMoments, find_moments
 from actlake.jobs.transport.moments_pass import MomentsPlan, compute_moments, plan_moments
@@ -32,7 +34,8 @@ from actlake.jobs.transport.opening import Opened, open_config
 from actlake.jobs.transport.pairs import Pair
 from actlake.jobs.transport.parts import TEST, warn_if_few
 from actlake.jobs.transport.result import ResultWriter
-from actlake.platform.cluster import Session, session
+from actlake.platform.cluster import plan_workers, session
+from actlake.platform.cluster.interrupts import stops_at_once
 from actlake.platform.config import to_dict
 from actlake.platform.plain_json import json_text
 from actlake.platform.runs import Input, RunRecord, whole_folder
@@ -121,6 +124,8 @@ def fit_transport(config: TransportConfig, *, console: Console | None = None) ->
         A site is not whole.
     ResultExists
         Something else is at `config.out`.
+    WorkStopped
+        SIGTERM, or a stop of the session; what is complete is kept, and the same call goes on.
     ActlakeError
         Anything else that is refused; the message says what, and what to do.
     """
@@ -128,14 +133,10 @@ def fit_transport(config: TransportConfig, *, console: Console | None = None) ->
     opened = open_config(config)
     if done := _result_that_is_there(config, opened):
         return done
-    console.print(str(_plan(opened)), highlight=False, soft_wrap=True)
+    say(_plan(opened), console)
     record = RunRecord.start(JOB, to_dict(config), inputs=_inputs(config, opened), seed=config.seed)
-    with ExitStack() as stack:
-        folder = stack.enter_context(whole_folder(Path(config.out)))
-        cluster = (
-            stack.enter_context(session(config.cluster)) if config.moments.workers > 1 else None
-        )
-        moments = _moments(config, opened, cluster, console)
+    with stops_at_once(), whole_folder(Path(config.out)) as folder:
+        moments = _moments(config, opened, console)
         with open_tracker(
             config.tracking,
             run_id=_run_id(config, opened),
@@ -171,16 +172,17 @@ def _inputs(config: TransportConfig, opened: Opened) -> dict[str, Input]:
     return inputs
 
 
-_NOT_THE_RESULT = ("out", "cluster", "tracking", "moments")
+_NOT_THE_RESULT = ("out", "resources", "cluster", "tracking", "moments")
 
 
-def _what_decides(config: Mapping[str, object]) -> dict[str, object]:
+def what_decides(config: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a configuration that the numbers depend on."""
-    return {name: part for name, part in config.items() if name not in _NOT_THE_RESULT}
+    decisive = {name: part for name, part in config.items() if name not in _NOT_THE_RESULT}
+    return {**decisive, "precision": config["moments"]["precision"]}
 
 
 def _run_id(config: TransportConfig, opened: Opened) -> str:
-    payload = json_text([_what_decides(to_dict(config)), opened.request.key])
+    payload = json_text([what_decides(to_dict(config)), opened.request.key])
     return f"{JOB}-{hashlib.sha256(payload.encode()).hexdigest()[:12]}"
 
 
@@ -190,7 +192,7 @@ def _result_that_is_there(config: TransportConfig, opened: Opened) -> TransportR
     if not (folder / "run.json").is_file():
         return None
     record = RunRecord.load(folder)
-    asked, had = _what_decides(to_dict(config)), _what_decides(record.config)
+    asked, had = what_decides(to_dict(config)), what_decides(record.config)
     same = {name: given.fingerprint for name, given in record.inputs.items()} == {
         name: given.fingerprint for name, given in _inputs(config, opened).items()
     }
@@ -200,18 +202,31 @@ def _result_that_is_there(config: TransportConfig, opened: Opened) -> TransportR
     return TransportResult(folder, opened.pairs, record.metrics, was_there=True)
 
 
-def _moments(
-    config: TransportConfig, opened: Opened, cluster: Session | None, console: Console
-) -> StoredMoments:
+def _moments(config: TransportConfig, opened: Opened, console: Console) -> StoredMoments:
+    """Found, or summed here or on Ray; SIGTERM is the cluster's only until they are there."""
     total = sum(part.num_rows for part in opened.shares.parts)
+    workers = config.moments.workers
     with progress(console, "rows", total) as advance:
-        return compute_moments(
+        compute = partial(
+            compute_moments,
             opened.stores,
             opened.request,
             opened.root,
-            session=cluster,
-            workers=config.moments.workers,
-            threads=opened.threads,
             shares=opened.shares,
             on_rows=advance,
         )
+        is_there = find_moments(opened.root, opened.request) is not None
+        if is_there or (workers == 1 and not opened.joins):
+            return compute(threads=opened.threads)
+        with session(config.cluster) as cluster:
+            plan = plan_workers(
+                cluster, config.resources, workers=workers, threads=config.moments.threads
+            )
+            moments = compute(
+                session=cluster,
+                workers=workers,
+                threads=plan.threads,
+                resources=plan.resources,
+            )
+            cluster.raise_if_stopped()
+            return moments

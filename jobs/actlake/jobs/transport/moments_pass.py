@@ -41,7 +41,7 @@ from actlake.jobs.transport.moments_file import (
 )
 from actlake.jobs.transport.pairs import Pair
 from actlake.jobs.transport.parts import PART_ROWS, TEST, Part, Shares, divide
-from actlake.platform.cluster import ARITY, Session, WorkStopped, map_reduce
+from actlake.platform.cluster import ARITY, Resources, Session, map_reduce
 from actlake.storage import ActivationStore, open_store
 from actlake.storage.summary import human_bytes
 
@@ -151,6 +151,7 @@ def compute_moments(
     session: Session | None = None,
     workers: int = 1,
     threads: int = 1,
+    resources: Resources | None = None,
     shares: Shares | None = None,
     on_rows: Callable[[int], None] = lambda rows: None,
 ) -> StoredMoments:
@@ -162,7 +163,7 @@ def compute_moments(
         One; or the source's and the target's.
     root
         Folder of all moments; see `moments_file`.
-    session, workers, threads
+    session, workers, threads, resources
         As in `map_reduce`.
     on_rows
         Told how many rows have been summed since it was told last.
@@ -188,7 +189,9 @@ def compute_moments(
             shares = shares or shares_of(stores, request)
             write_json(folder / REQUEST, request.as_json())
             _write_origins(folder, stores, request, shares)
-            run = _Pass(folder, stores, request, shares, session, workers, threads, on_rows)
+            run = _Pass(
+                folder, stores, request, shares, session, workers, threads, resources, on_rows
+            )
             run.run()
     return StoredMoments(folder)
 
@@ -213,6 +216,7 @@ class _Pass:
     session: Session | None
     workers: int
     threads: int
+    resources: Resources | None
     on_rows: Callable[[int], None]
     groups_tested: list[str] = field(default_factory=list)
     tested_written: float = field(default_factory=time.monotonic)
@@ -271,11 +275,8 @@ class _Pass:
         written = time.monotonic()
         span_parts = SPAN_PARTS * self.workers
         for start in range(begin, len(parts), span_parts):
-            if self.session is not None and self.session.stop.is_set():
-                raise WorkStopped(
-                    "The pass over the rows was stopped\n"
-                    "hint: the same command goes on from its last checkpoint"
-                )
+            if self.session is not None:
+                self.session.raise_if_stopped()
             span = parts[start : start + span_parts]
             running = map_reduce(
                 span,
@@ -285,6 +286,7 @@ class _Pass:
                 session=self.session,
                 workers=self.workers,
                 threads=self.threads,
+                resources=self.resources,
                 on_done=lambda part: self._tell([part]),
             )
             if time.monotonic() - written > CHECKPOINT_EVERY_S:

@@ -1,6 +1,5 @@
 """Open what a config refers to, and refuse what cannot be before a row is read."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from actlake.jobs.transport.moments_file import MomentsRequest
 from actlake.jobs.transport.moments_pass import request_moments, shares_of
 from actlake.jobs.transport.pairs import Pair, resolve_pairs
 from actlake.jobs.transport.parts import Shares, check_same_tokens
+from actlake.platform.cluster import joins_cluster, threads_here
 from actlake.storage import ActivationStore, open_store
 
 
@@ -28,6 +28,9 @@ class Opened:
     dictionary: TrainedSAE | None
     root: Path
     threads: int
+    """Compute threads of each worker; those on a running cluster get theirs from `plan_workers`."""
+    joins: bool
+    """Whether the pass over the rows is made on a running cluster, and not in this process."""
 
 
 def open_config(config: TransportConfig) -> Opened:
@@ -79,10 +82,11 @@ def open_config(config: TransportConfig) -> Opened:
     if config.causal or config.shortcut:
         model_of_store(stores[0], config.model)
     root = Path(config.moments.folder or Path(config.out).parent / "moments")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    threads = config.moments.threads or max(1, (cores or 1) // config.moments.workers)
+    threads = threads_here(config.moments.threads, config.moments.workers)
     shares = shares_of(stores, request)
-    return Opened(stores, pairs, request, shares, dictionary, root, threads)
+    return Opened(
+        stores, pairs, request, shares, dictionary, root, threads, joins_cluster(config.cluster)
+    )
 
 
 def _pairs_into(

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from actlake.jobs.probe.datasets.attaching import attach_tables
 from actlake.jobs.probe.datasets.labelled_corpus import LabelledCorpus, read_corpus
+from actlake.jobs.saying import say
 from actlake.storage import open_store
 
 _EPILOG = """\
@@ -82,7 +83,7 @@ def _tokens(options: argparse.Namespace, console: Console) -> int:
 
 
 def _say(console: Console, text: str) -> None:
-    console.print(text, highlight=False, markup=False, soft_wrap=True)
+    say(text, console)
 
 
 def _parser() -> argparse.ArgumentParser:
