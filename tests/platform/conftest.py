@@ -83,9 +83,12 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]
     return folder
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def ray_session() -> Iterator[Session]:
-    """An embedded cluster of 4 logical CPUs; no process of it outlives the test run."""
+    """An embedded cluster of 4 logical CPUs, of one module: other tests want clusters of their own.
+
+    No process of it outlives the module.
+    """
     before = set(psutil.Process().children(recursive=True))
 
     with session(ClusterConfig(address="local", num_cpus=4, object_store_mb=128)) as cluster:

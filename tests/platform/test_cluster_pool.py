@@ -457,6 +457,25 @@ def test_a_replica_that_cannot_start_is_given_up_while_another_works(
     )
 
 
+def test_of_replicas_none_of_which_can_start_the_last_ones_error_ends_the_run(
+    ray_session: Session, commits: Commits
+) -> None:
+    stage = StageSpec(make=refuse, resources=Resources(cpus=0.5))
+
+    with pytest.raises(StoreNotWritable, match="Nothing can be written at /x"):
+        run_units(
+            ray_session,
+            range(40),
+            ReplicaSpec(stages=(stage,)),
+            replicas=3,
+            on_done=commits.done,
+            on_event=commits.events.append,
+        )
+
+    assert commits.kinds()["replica_starting"] == 3
+    assert not commits.units
+
+
 def test_a_node_that_was_given_up_is_tried_again_when_nothing_else_is_left(
     ray_session: Session, folder: Path, commits: Commits
 ) -> None:

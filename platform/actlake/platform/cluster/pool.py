@@ -10,8 +10,8 @@ actors as one. So the driver owns the list of what is to be done:
 4. There are as many replicas as wanted and as the living nodes hold: nodes that go take theirs
    along, nodes that come later get theirs.
 5. A replica that cannot work *where it is* (it cannot write, or start, or computes other bits) is
-   given up while others work, and none is put on its nodes again. The last one's error is the
-   run's.
+   given up while there are others, and none is put on its nodes again. The last one's error is
+   the run's.
 
 A unit may be *executed* more than once, so executing it twice must leave what once leaves.
 If the driver dies, Ray ends its actors; what was counted is the caller's to remember.
@@ -162,7 +162,7 @@ def run_units(
     on_done
         Called in this thread once per unit, with the receipts of all stages in order. This is
         where a unit is committed. If it raises, the run ends and the exception is raised; but
-        for a `StoreMismatch`, which says that this replica cannot be used, while others work.
+        for a `StoreMismatch`, which says that this replica cannot be used, while there are others.
     in_flight
         Units a replica holds at once: 2 let writing overlap computing; chains do best with
         one more than they have stages.
@@ -190,9 +190,9 @@ def run_units(
         The cluster can never hold these replicas, or has lost the nodes that could.
     ReplicaStartFailed
         Replicas failed to start three times in a row and none works. An `ActlakeError` from a
-        worker's constructor is raised as it is, at the first time, unless another replica works.
+        worker's constructor is raised as it is, at the first time, unless there are other replicas.
     ClusterMismatch
-        A node that came late has other code than this process, and no other replica works.
+        A node that came late has other code than this process, and there is no other replica.
     StoreNotWritable
         The last replica cannot write. Of several, one that cannot is given up.
     ReplicasKeepDying
@@ -323,6 +323,8 @@ class _Pool:
             return
         if len(self.members) == self.wanted or time.monotonic() < self.no_start_before:
             return
+        if self.given_up and self.members and not any(m.up for m in self.members.values()):
+            return  # whether it was that replica's place shows when another is up, or is not
         self.look_at_nodes()
         while len(self.members) < self.room:
             replica = Replica(
@@ -441,11 +443,12 @@ class _Pool:
         self.lost_in_a_row = 0
 
     def give_up(self, member: _Member, cause: ActlakeError) -> None:
-        """Go on without a replica that cannot work where it is, while there are others that do.
+        """Go on without a replica that cannot work where it is, while there are others that may.
 
-        Where none works, more would only be tried on every node with the same end.
+        Where none does, more would only be tried on every node with the same end: the last one's
+        error is the run's.
         """
-        if not any(other.up for other in self.members.values() if other is not member):
+        if len(self.members) == 1:
             raise cause from None
         self.avoided |= member.replica.nodes()
         why = f"given up, and its node avoided: {cause}"
