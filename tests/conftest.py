@@ -2,7 +2,6 @@
 
 import os
 import re
-import secrets
 import shutil
 import socket
 import subprocess
@@ -280,25 +279,26 @@ class RayHead:
 
 @pytest.fixture(scope="session")
 def ray_head() -> Iterator[RayHead]:
-    """Started on free ports, as a user would; only its own processes are ended."""
+    """Started on free ports by `actlake cluster`; only its own processes are ended."""
     gcs, dashboard, agent, client, metrics = _free_ports(5)
-    token = secrets.token_hex(32)
     folder = tempfile.mkdtemp(prefix="rh")  # short: the names of Ray's sockets are limited
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    ours = environment() | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token, "PATH": path}
+    token_file = Path(folder) / "token"
     url = f"http://127.0.0.1:{dashboard}"
     try:
         started = subprocess.run(
             [
-                *("ray", "start", "--head", "--disable-usage-stats", "--num-cpus=4"),
-                *(f"--port={gcs}", f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1"),
+                *(sys.executable, "-m", "actlake.jobs", "cluster", "head"),
+                *("--token-file", str(token_file), "--"),
+                *("--num-cpus=4", f"--port={gcs}", f"--dashboard-port={dashboard}"),
                 *(f"--dashboard-agent-listen-port={agent}", f"--ray-client-server-port={client}"),
                 *(f"--metrics-export-port={metrics}", f"--object-store-memory={128 * 2**20}"),
                 *(f"--temp-dir={folder}", '--system-config={"metrics_report_interval_ms": 1000}'),
             ],
-            env=ours, capture_output=True, text=True, timeout=150, check=False,
+            env=environment(), capture_output=True, text=True, timeout=150, check=False,
         )  # fmt: skip
         assert started.returncode == 0, started.stdout + started.stderr
+        token = token_file.read_text()
+        ours = environment() | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
         address = f"127.0.0.1:{gcs}"
         yield RayHead(url, address, token, metrics, ours | {"RAY_API_SERVER_ADDRESS": url})
     finally:

@@ -85,6 +85,12 @@ def _run() -> Run:
     return main
 
 
+def _cluster() -> Run:
+    from actlake.jobs.cluster_command import main
+
+    return main
+
+
 def _doctor() -> Run:
     from actlake.jobs.doctor.command import main
 
@@ -98,6 +104,7 @@ def _probe() -> Run:
 
 
 COMMANDS = {
+    "cluster": Command("start a Ray cluster that only its owner can use", _cluster),
     "demo": Command("the whole path on a small real model, on this machine, in minutes", _demo),
     "doctor": Command("what is wrong with this machine or a cluster, and what to do", _doctor),
     "export": Command("copy chosen sites, splits or rows into a new store", _export),

@@ -54,6 +54,18 @@ def test_pieces_of_one_character_all_belong_to_a_span_on_it():
     assert extents.tokens[first[0] : last[0]].tolist() == [1, 2, 3]
 
 
+def test_a_token_that_ends_within_a_character_belongs_to_a_span_on_it():
+    """As " Å" is cut by some tokenizers: the space and a byte, another byte."""
+    chars = np.array([0, 2, 3, 4])
+    within = np.array([False, True, False, False])
+
+    extents = TokenExtents.of(chars, np.zeros(4, bool), length=6, within=within)
+
+    first, last = extents.overlapping(np.array([3, 4, 2]), np.array([6, 6, 3]))
+    of_spans = [extents.tokens[a:b].tolist() for a, b in zip(first, last, strict=True)]
+    assert of_spans == [[1, 2, 3], [3], [1]]
+
+
 def test_a_beginning_of_text_and_a_separator_belong_to_no_span():
     chars = np.array([0, 0, 5, 9])
     special = np.array([True, False, False, True])

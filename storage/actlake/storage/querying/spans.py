@@ -2,7 +2,8 @@
 
 A store keeps where each token starts, not where it ends: a token reaches to where the next one
 begins that starts later. Pieces of one character (an emoji is often three tokens) thus share
-its whole extent, and white space that a tokenizer leaves out belongs to the token before it.
+its whole extent, a token that ends within a character (a space and the first byte of "Å") reaches
+into it, and white space that a tokenizer leaves out belongs to the token before it.
 What is not text has no extent: a separator (it starts where the text ends), a beginning of text,
 and tokens whose place is unknown (-1).
 
@@ -34,7 +35,9 @@ class TokenExtents:
     stops: Array
 
     @classmethod
-    def of(cls, chars: Array, special: Array, *, length: int | None) -> Self:
+    def of(
+        cls, chars: Array, special: Array, *, length: int | None, within: Array | None = None
+    ) -> Self:
         """Of all tokens of one document, in the order of its text.
 
         Parameters
@@ -47,6 +50,9 @@ class TokenExtents:
         length
             Characters of the text. None if the text was not kept: the last token then covers one
             character, and a special one at the end none.
+        within
+            (n,) bool, the tokens that end within a character with which the next one starts;
+            None: there are none.
         """
         known = np.flatnonzero(chars >= 0)
         starts = np.asarray(chars)[known].astype(np.int64)
@@ -57,6 +63,8 @@ class TokenExtents:
         distinct = np.unique(starts)
         following = np.append(distinct[1:], length)
         stops = following[np.searchsorted(distinct, starts)]
+        if within is not None:
+            stops = np.minimum(stops + np.asarray(within)[known], length)
         beside = special & (np.append(starts[1:], -1) == starts)
         covers = (stops > starts) & ~beside
         return cls(known[covers], starts[covers], stops[covers])

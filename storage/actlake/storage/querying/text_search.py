@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pyarrow.compute as pc
 
-from actlake.storage.errors import InvalidQuery
+from actlake.storage.errors import InvalidQuery, StoreDamaged
 from actlake.storage.querying.document_table import document_batches
 from actlake.storage.querying.ranges import expanded
 from actlake.storage.querying.spans import TokenExtents
@@ -99,7 +99,19 @@ def document_tokens(
     ids = store.tokens["id"].take(rows)
     special = np.isin(ids, np.array(store.schema.special_ids, ids.dtype))
     end = _end(store, ids, chars, special, text)
-    return rows, TokenExtents.of(chars, special, length=end)
+    within = _ending_within(store, ids, chars)
+    return rows, TokenExtents.of(chars, special, length=end, within=within)
+
+
+def _ending_within(store: "ActivationStore", ids: Array, chars: Array) -> Array | None:
+    """(n,) bool, the tokens that end within a character; None in a store without a tokenizer."""
+    try:
+        partial = store.lookup.vocabulary.ending_within
+    except StoreDamaged:
+        return None
+    later = np.append(chars[1:] > chars[:-1], False)  # the rest of it starts where it does
+    found: Array = np.isin(ids, partial) & later
+    return found
 
 
 def _end(

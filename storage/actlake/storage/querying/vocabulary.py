@@ -9,8 +9,11 @@ import difflib
 from functools import cached_property
 from typing import Any
 
+import numpy as np
+
 from actlake.storage.errors import NotInStore
 
+Array = np.ndarray[Any, Any]
 INCOMPLETE = "\ufffd"
 """What part of a character decodes to."""
 
@@ -34,6 +37,21 @@ class Vocabulary:
             [[*front, token] for token in ids], skip_special_tokens=False
         )
         return {token: text[skip:] for token, text in zip(ids, decoded, strict=True)}
+
+    @cached_property
+    def ending_within(self) -> Array:
+        """(n,) int64, sorted: the tokens of some characters and the first part of one more.
+
+        A token that is nothing but a part of a character is none of them.
+        """
+        return np.array(
+            [
+                token
+                for token, text in self.texts.items()
+                if text.endswith(INCOMPLETE) and text.strip(INCOMPLETE)
+            ],
+            np.int64,
+        )
 
     @cached_property
     def pieces(self) -> dict[int, str]:
