@@ -80,9 +80,11 @@ def test_a_killed_node_leaves_its_units_to_the_others(
         driver = launch(*arguments, env=nodes.env)
         some_units(store)
         first, second = nodes.raylets
-        lost = first if nodes.stages(first) else second
+        lost, other = (first, second) if nodes.stages(first) else (second, first)
 
-        kill(lost)
+        with standing_still(nodes.stages(other)):
+            kill(lost)
+            time.sleep(8)  # a dead node is noticed after three
 
         out = ended(driver)
         assert "Nodes too few" in out
@@ -182,7 +184,7 @@ def test_a_node_that_joins_late_gets_a_replica(
         )
         some_units(store, 1)
 
-        with nothing_done_meanwhile(nodes):
+        with standing_still(nodes.stages()):
             late = nodes.add(1)
             wait_for(lambda: works_on_a_unit(late), "the late node got no replica", timeout_s=300)
 
@@ -192,9 +194,8 @@ def test_a_node_that_joins_late_gets_a_replica(
 
 
 @contextmanager
-def nothing_done_meanwhile(nodes):
-    """The stages there are stand still, so that the harvest is not over too soon."""
-    stages = nodes.stages()
+def standing_still(stages):
+    """These stages do nothing meanwhile, so that the harvest is not over too soon."""
     for stage in stages:
         stage.suspend()
     try:
@@ -255,7 +256,7 @@ def test_a_node_whose_disk_is_full_is_left_out_and_the_others_do_its_units(
         some_units(store, 1)
 
         with node_with_a_full_disk(nodes, store) as node:
-            with nothing_done_meanwhile(nodes):
+            with standing_still(nodes.stages()):
                 wait_for(lambda: works_on_a_unit(node), "the node got no replica", timeout_s=300)
                 time.sleep(3)  # it tries to write
             out = ended(driver)
