@@ -50,6 +50,7 @@ TINY: dict[str, dict[str, Any]] = {
     "falcon": COMMON | {"bias": True},
     "opt": COMMON | {"ffn_dim": 48, "word_embed_proj_dim": 32},
     "bloom": {"hidden_size": 32, "n_layer": 4, "n_head": 4, "vocab_size": 128},
+    "ctrl": GPT2 | {"dff": 48},
 }
 
 

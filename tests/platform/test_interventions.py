@@ -23,7 +23,7 @@ from actlake.storage.sites import Site
 
 FAMILIES = [
     "llama", "gpt2", "gpt_neox", "gemma2", "gemma3_text", "qwen3", "mistral", "phi", "olmo2",
-    "granite", "mixtral", "qwen3_moe", "gpt_oss", "cohere", "falcon", "opt", "bloom",
+    "granite", "mixtral", "qwen3_moe", "gpt_oss", "cohere", "falcon", "opt", "bloom", "ctrl",
 ]  # fmt: skip
 WIRED_APART = ["llama", "gpt2", "gpt_neox", "gemma2", "olmo2", "granite", "falcon", "opt"]
 SPLITS = [range(2), range(2, 4)]
@@ -127,6 +127,28 @@ def test_the_tensor_that_was_put_in_is_not_written_to(tiny_folder: Callable[...,
         chain.logits(tokens(), [replace_with(site, given)])
 
     assert torch.equal(given, torch.ones(3, 11, 32))
+
+
+@pytest.mark.parametrize("family", ["olmo2", "granite", "llama"])
+def test_a_change_may_write_into_its_argument(
+    family: str, tiny_folder: Callable[..., Path]
+) -> None:
+    model = resolved(tiny_folder(family))
+    chain = load_chain(model, model.sites())
+
+    def in_place(acts_BLD: Tensor) -> Tensor:
+        acts_BLD[:, 4:] *= 1.5
+        return acts_BLD
+
+    def apart(acts_BLD: Tensor) -> Tensor:
+        return torch.cat([acts_BLD[:, :4], acts_BLD[:, 4:] * 1.5], dim=1)
+
+    for site in [site for site in model.sites() if site.layer == 1]:
+        written, returned = (
+            chain.logits(tokens(), [Intervention(site, change)]) for change in (in_place, apart)
+        )
+        assert torch.equal(written, returned), site
+        assert not torch.equal(returned, chain.logits(tokens())), site
 
 
 def test_resid_pre_of_a_later_layer_is_changed_where_the_layer_below_ends(

@@ -1,15 +1,19 @@
 """Stages against the oracle: transformers' own whole model, to the last bit."""
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from actlake.platform.models import (
+    Capture,
     ModelConfig,
     ResolvedModel,
+    load_head,
     load_stage,
     num_layers_needed,
     resolve_model,
@@ -25,7 +29,7 @@ from actlake.storage.sites import Site
 
 FAMILIES = [
     "llama", "gpt2", "gpt_neox", "gemma2", "gemma3_text", "qwen3", "mistral", "phi", "olmo2",
-    "granite", "mixtral", "qwen3_moe", "gpt_oss", "cohere", "falcon", "opt", "bloom",
+    "granite", "mixtral", "qwen3_moe", "gpt_oss", "cohere", "falcon", "opt", "bloom", "ctrl",
 ]  # fmt: skip
 ONE_STAGE = [range(4)]
 TWO_STAGES = [range(2), range(2, 4)]
@@ -93,6 +97,55 @@ def test_the_stream_of_the_stages_is_that_of_the_whole_model_to_the_bit(
     theirs = whole_model(folder, tokens())
     assert ours.keys() == theirs.keys() == set(sites)
     assert largest_difference(ours, theirs) == 0.0
+
+
+def test_a_family_that_writes_into_all_it_is_given_reaches_nobodys_tensors(
+    tiny_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tiny_folder("llama")
+    sites = [Site(0, "resid_pre"), *(Site(layer) for layer in range(4))]
+    undisturbed = run_stages(resolved(folder), TWO_STAGES, sites, tokens())
+    clean = load_head(resolved(folder)).logits(undisturbed[Site(3)])
+
+    with monkeypatch.context() as patched:
+        write_into_all_that_is_given(patched)
+        lower, upper = (load_stage(resolved(folder), layers, sites) for layers in TWO_STAGES)
+        head = load_head(resolved(folder))
+        seen: dict[Site, Tensor] = {}
+        keep: Capture = lambda site, tensor: seen.update({site: tensor.clone()})  # noqa: E731
+        given = tokens()
+        between = lower.run(given, keep)
+        assert between is not None
+        was = between.clone()
+        upper.run(between, keep)
+        last = seen[Site(3)].clone()
+        logits = head.logits(last)
+
+    assert largest_difference(seen, undisturbed) == 0.0
+    assert torch.equal(given, tokens())
+    assert torch.equal(between, was)
+    assert torch.equal(last, undisturbed[Site(3)])
+    assert torch.equal(logits, clean)
+
+
+def write_into_all_that_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Llama's model and blocks overwrite every tensor they get, once they have used it."""
+    from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaModel
+
+    def overwriting(forward: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(forward)
+        def run(self: Any, *args: Any, **kwargs: Any) -> Any:
+            given = [t for t in (*args, *kwargs.values()) if isinstance(t, Tensor)]
+            fresh = [t.clone() if isinstance(t, Tensor) else t for t in args]
+            named = {k: t.clone() if isinstance(t, Tensor) else t for k, t in kwargs.items()}
+            for tensor in given:
+                tensor.zero_()
+            return forward(self, *fresh, **named)
+
+        return run
+
+    for cls in (LlamaModel, LlamaDecoderLayer):
+        monkeypatch.setattr(cls, "forward", overwriting(cls.forward))
 
 
 @pytest.mark.parametrize("family", FAMILIES)

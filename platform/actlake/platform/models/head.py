@@ -47,10 +47,11 @@ class ModelHead:
     def logits(self, hidden_BLD: Tensor) -> Tensor:
         """Logits, (B, L, V), in the model's dtype; B · L · V of them, so few contexts at once."""
         with torch.inference_mode():
-            hidden_BLD = hidden_BLD.to(self.device, self.model.dtype.value)
+            # Two copies: families write into what they are given (CTRL scales embeddings in place).
+            hidden_BLD = hidden_BLD.to(self.device, self.model.dtype.value, copy=True)
             self._last.hidden_BLD = hidden_BLD
             try:
-                output = self.module(inputs_embeds=hidden_BLD, use_cache=False)
+                output = self.module(inputs_embeds=hidden_BLD.clone(), use_cache=False)
             finally:
                 self._last.hidden_BLD = None
             logits_BLV = output.logits

@@ -6,7 +6,7 @@
 An intervention is a site and a function of its tensor. It is put on the same `Tap` that
 capturing reads, so what can be captured can be changed. What is captured at a changed site is
 what the model goes on with. Several interventions on one site follow each other in the order
-given. A function that returns its argument changes nothing, to the last bit.
+given. A function that returns its argument as it was changes nothing, to the last bit.
 
 Shapes:  B contexts in the batch   L tokens in a context   D width of the stream
 """
@@ -24,8 +24,8 @@ from actlake.platform.models.wiring import Tap
 from actlake.storage.sites import Site
 
 Change = Callable[[Tensor], Tensor]
-"""Takes a site's tensor (B, L, D), in the model's dtype and on its device, and returns what
-stands there instead, of the same shape. It must not write into its argument."""
+"""Takes a copy of a site's tensor (B, L, D), in the model's dtype and on its device, and returns
+what stands there instead, of the same shape: another tensor, or its argument, written to or not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,10 +96,10 @@ class _Applied:
     def __call__(self, tensor: Tensor) -> Tensor:
         seen = tensor if self.factor == 1.0 else tensor * self.factor
         seen_BLD = seen.reshape(*self.batch, -1)
-        changed_BLD = self.intervention.change(seen_BLD)
+        # A copy: the tensor may be the stream itself (what OLMo 2's MLP reads), which a function
+        # that writes into its argument would change too.
+        changed_BLD = self.intervention.change(seen_BLD.clone())
         self._check(changed_BLD, seen_BLD)
-        if changed_BLD is seen_BLD:
-            return tensor
         changed = changed_BLD.to(tensor.device, tensor.dtype).reshape(tensor.shape)
         if self.factor != 1.0:  # x * f / f is not x: what did not change keeps its bits
             return torch.where(changed == seen, tensor, changed / self.factor)

@@ -86,7 +86,7 @@ class ModelStage:
         inputs
             For the stage with layer 0: token ids, (B, L), int64, padded on the right with any
             id. For a later one: what the stage below returned, (B, L, D), in the model's
-            dtype. From any device; pinned host memory is copied without blocking.
+            dtype. From any device; pinned host memory is copied without blocking. Never written to.
         capture
             Called once for each of `sites`, in the order in which they are computed.
         interventions
@@ -100,7 +100,8 @@ class ModelStage:
         """
         assert inputs.ndim == (3 if self.layers.start else 2), inputs.shape
         with torch.inference_mode():
-            inputs = inputs.to(self.device, non_blocking=True)
+            # A copy: families write into what they are given (CTRL scales embeddings in place).
+            inputs = inputs.to(self.device, non_blocking=True, copy=True)
             here = (i for i in interventions if i.site.stored.layer in self.layers)
             self._pass = _Pass(inputs, capture, set(self.sites), tuple(here))
             hooks: list[RemovableHandle] = []
@@ -118,9 +119,9 @@ class ModelStage:
     def _arguments(self, inputs: Tensor) -> dict[str, Any]:
         # Later stages give the hidden state here too: it sets the shape, dtype and device of
         # masks and rotary embeddings. Whatever happens to it before the first resident layer
-        # (learned positions, Granite's scale) is undone by `_inject`.
+        # (learned positions, Granite's scale) is undone by `_inject`, which has another copy.
         name = "inputs_embeds" if self.layers.start else "input_ids"
-        arguments: dict[str, Any] = {name: inputs, "use_cache": False}
+        arguments: dict[str, Any] = {name: inputs.clone(), "use_cache": False}
         if self._takes_positions:
             positions_1L = torch.arange(inputs.shape[1], device=self.device).unsqueeze(0)
             arguments["position_ids"] = positions_1L
