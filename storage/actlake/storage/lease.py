@@ -10,8 +10,6 @@ The worst that a wrong guess does is to end the earlier driver with an error.
 
 import logging
 import secrets
-import threading
-import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -93,10 +91,9 @@ class Lease:
         self.token = token
         self._beat = 0
         self._beaten: str | None = None
-        self._stop = threading.Event()
+        self._is_released = False
         self._write_beat()
-        self._thread = threading.Thread(target=self._keep_beating, daemon=True)
-        self._thread.start()
+        self._end_beating = location.clock.repeat(self._renew, every_s=BEAT_S)
 
     @classmethod
     def acquire(cls, location: Location, *, give_up_s: float = GIVE_UP_S) -> Self:
@@ -138,9 +135,9 @@ class Lease:
 
     def release(self) -> None:
         """Give the lease back; the next driver need not wait."""
-        if not self._stop.is_set():
-            self._stop.set()
-            self._thread.join()
+        if not self._is_released:
+            self._is_released = True
+            self._end_beating()
             # Where the disk is full this cannot be said, and the next driver finds out by itself.
             with suppress(StoreError, OSError):
                 self._write_beat(released=True)
@@ -166,14 +163,15 @@ class Lease:
         if after_kill:
             self.ledger.clean()
 
-    def _keep_beating(self) -> None:
-        while not self._stop.wait(BEAT_S):
-            try:
-                self._write_beat()
-            except KeyTaken:  # a later driver has cleared it away; the next commit says so
-                return
-            except (StoreError, OSError) as error:  # made up for by the next, or by the takeover
-                logger.warning("The lease of %s could not be renewed: %s", self.location.url, error)
+    def _renew(self) -> bool:
+        """Beat once; whether to go on beating."""
+        try:
+            self._write_beat()
+        except KeyTaken:  # a later driver has cleared it away; the next commit says so
+            return False
+        except (StoreError, OSError) as error:  # made up for by the next, or by the takeover
+            logger.warning("The lease of %s could not be renewed: %s", self.location.url, error)
+        return True
 
     def _write_beat(self, *, released: bool = False) -> None:
         self._beat += 1
@@ -201,11 +199,12 @@ def _wait_until_over(location: Location, state: LedgerState, *, give_up_s: float
     for long enough.
     """
     before = _read_beat(location, state.epoch)
-    deadline = time.monotonic() + give_up_s
+    clock = location.clock
+    deadline = clock.now() + give_up_s
     while not before.get("released", False):
-        if is_gone(state.owner) or time.monotonic() >= deadline:
+        if is_gone(state.owner) or clock.now() >= deadline:
             return False
-        time.sleep(min(BEAT_S, give_up_s) / 4)
+        clock.sleep(min(BEAT_S, give_up_s) / 4)
         now = _read_beat(location, state.epoch)
         if now.get("beat") != before.get("beat") and not now.get("released", False):
             raise _locked(location, state)

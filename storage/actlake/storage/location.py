@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import zarr
 from zarr.storage import LocalStore
 
+from actlake.storage.clock import SYSTEM_CLOCK, Clock
 from actlake.storage.errors import (
     StoreDamaged,
     StoreError,
@@ -41,6 +42,8 @@ class Location(Protocol):
     url: str
     parallel: int
     """How many requests at once are worth while: 1 where there is no latency to hide."""
+    clock: Clock
+    """By which leases beat and are given up."""
 
     def read(self, key: str) -> bytes:
         """All bytes of `key`; `StoreNotFound` when there are none."""
@@ -126,6 +129,7 @@ class LocalFolder:
     """
 
     parallel = 1
+    clock: Clock = SYSTEM_CLOCK
 
     def __init__(self, root: Path, *, staging: str | None = None) -> None:
         self.root = root.expanduser().absolute()

@@ -26,6 +26,7 @@ from obstore.exceptions import AlreadyExistsError, PreconditionError
 
 from actlake.storage.ahead import REQUESTS_AT_ONCE, file_threads, request_threads
 from actlake.storage.attempts import Attempts, Refused, TryAgain
+from actlake.storage.clock import SYSTEM_CLOCK, Clock
 from actlake.storage.errors import StoreDamaged, StoreNotFound, StoreNotWritable
 from actlake.storage.location import KeyTaken
 from actlake.storage.s3_access import S3Place, forget_credentials, open_client, server
@@ -51,6 +52,7 @@ class S3Folder:
     """
 
     parallel = REQUESTS_AT_ONCE
+    clock: Clock = SYSTEM_CLOCK
 
     def __init__(self, place: S3Place) -> None:
         self.url = str(place)
