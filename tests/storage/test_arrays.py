@@ -76,7 +76,7 @@ def test_reading_and_gathering_give_what_numpy_gives_on_both_paths(cut, data):
     with TemporaryDirectory() as folder:
         location, spec, committed, values = write(folder, **cut)
 
-        for path in ("mapped", "zarr") if spec.is_mappable else ("zarr",):
+        for path in ("mapped", "zarr") if spec.is_mappable else ("auto", "zarr"):
             array = RowArray(location, spec, committed=lambda: committed, path=path)
             taken = array.take(rows, missing="nan", check=True)
             read = array.read(start, stop, missing="nan")

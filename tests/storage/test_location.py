@@ -212,10 +212,10 @@ def test_a_path_below_a_file_cannot_be_a_store(tmp_path):
 def test_what_may_not_be_read_says_so(location, monkeypatch):
     location.write("key", [b"x"])
 
-    def refuse(self):
+    def refuse(self, *args):
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(Path, "read_bytes", refuse)
+    monkeypatch.setattr(Path, "open", refuse)
 
     with pytest.raises(StoreNotReadable, match=r"key in .* may not be read by this user\nhint:"):
         location.read("key")

@@ -13,7 +13,7 @@ import tensorstore
 import xarray
 import zarr
 
-from actlake.storage import Lease, Site, open_store
+from actlake.storage import Lease, Site, open_store, write_unit
 from actlake.storage.dtypes import ACTIVATION_DTYPES, numpy_dtype
 from actlake.storage.errors import (
     InvalidSite,
@@ -88,7 +88,7 @@ def test_zarr_and_tensorstore_read_the_same_numbers(make_known, folder, dtype, c
     ).result()
     ours = open_store(folder)[SITE]
 
-    assert ours.path == ("mapped" if compression == "none" else "zarr")
+    assert ours.path == ("mapped" if compression == "none" else "ranges")
     for values in (by_zarr[:], by_tensorstore.read().result(), ours[:]):
         np.testing.assert_array_equal(as_float(values), as_float(known.acts[SITE]))
 
@@ -184,6 +184,22 @@ def test_moments_equal_numpys_on_the_rows(known, full, split, excluded):
     np.testing.assert_allclose(moments.mean, values.mean(axis=0), rtol=1e-12, atol=1e-14)
     np.testing.assert_allclose(moments.variance, values.var(axis=0), rtol=1e-12)
     assert moments.mean_norm == pytest.approx(np.linalg.norm(values, axis=1).mean(), rel=1e-12)
+
+
+@pytest.mark.parametrize("unit", [4, 11, -1])
+def test_moments_of_a_unit_that_is_not_committed_are_refused_though_its_files_are_there(
+    known, folder, unit
+):
+    known.build(folder)
+    known.fill(folder, skip=(4,))
+    store = open_store(folder)
+    rows = known.acts[SITE][store.schema.unit_extent(4).slice()]
+    write_unit(store, 4, {SITE: rows})  # and its writer dies before the commit
+
+    words = rf"Unit {unit} of resid_post.3 is not committed .*; 10 of 11 units committed\nhint: "
+    with pytest.raises(RowsNotCommitted, match=words):
+        store.moments(SITE, units=[0, unit])
+    assert store.moments(SITE, units=[0, 10]).count > 0
 
 
 def test_the_default_exclusion_is_position_0_and_special_ids(known, full):

@@ -81,7 +81,7 @@ class RowArray:
 
     @property
     def path(self) -> str:
-        """How rows are read: ``mapped``; ``ranges`` where remote; ``zarr`` where compressed."""
+        """How rows are read: ``mapped``; ``ranges`` where remote or compressed; ``zarr``."""
         if self._ranged is not None:
             return "ranges"
         return "zarr" if self._mapped is None else "mapped"
@@ -227,7 +227,8 @@ class RowArray:
 
     @cached_property
     def _ranged(self) -> RangedShards | None:
-        if self._wanted_path != "auto" or self._location.local_path("") is not None:
+        is_mappable = self.spec.is_mappable and self._location.local_path("") is not None
+        if self._wanted_path != "auto" or is_mappable:
             return None
         return RangedShards(self._location, self.spec)
 

@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Container, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 import zarr
 from zarr.storage import LocalStore
@@ -141,8 +141,15 @@ class LocalFolder:
 
     def read(self, key: str) -> bytes:
         """See `Location.read`."""
+        with self._opened(key) as file:
+            return file.read()
+
+    @contextmanager
+    def _opened(self, key: str) -> Iterator[BinaryIO]:
+        """A file to read from, with errors in our words."""
         try:
-            return (self.root / key).read_bytes()
+            with (self.root / key).open("rb") as file:
+                yield file
         except (FileNotFoundError, NotADirectoryError) as error:
             raise StoreNotFound(f"There is no {key} in {self.url}") from error
         except PermissionError as error:
@@ -157,10 +164,12 @@ class LocalFolder:
 
     def read_range(self, key: str, start: int, stop: int) -> tuple[memoryview, int]:
         """See `Location.read_range`."""
-        data = self.read(key)
-        if len(data) < stop:
-            raise StoreDamaged(f"{key} in {self.url} has {len(data):,} bytes, not {stop:,}")
-        return memoryview(data)[start:stop], len(data)
+        with self._opened(key) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size < stop:
+                raise StoreDamaged(f"{key} in {self.url} has {size:,} bytes, not {stop:,}")
+            file.seek(start)
+            return memoryview(file.read(stop - start)), size
 
     def write(self, key: str, parts: Iterable[Any]) -> None:
         """See `Location.write`."""

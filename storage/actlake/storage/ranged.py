@@ -1,4 +1,4 @@
-"""Rows of a remote array, a chunk a request, every chunk's CRC32C checked.
+"""Rows of an array that is remote or compressed, a chunk a request, every CRC32C checked.
 
 Where chunks are not compressed their places follow from the format, so a chunk costs one request
 and nothing is asked before; the size that every answer states is compared with the formula. The
@@ -28,7 +28,7 @@ KEPT_BYTES = 16 * 2**20
 
 
 class RangedShards:
-    """One array of a store on object storage."""
+    """One array of a store whose chunks are fetched one by one."""
 
     def __init__(self, location: Location, spec: ArraySpec) -> None:
         self._location = location
@@ -93,7 +93,7 @@ class RangedShards:
         return out
 
     def _fetch(self, shard: int, inner: int) -> Array:
-        key = self._spec.shard_key(shard)
+        name = f"Chunk {inner} of {self._spec.shard_key(shard)} in {self._location.url}"
         try:
             payload = self._payload(shard, inner)
             if payload is None:  # once more: it may have been spoilt on its way
@@ -102,10 +102,11 @@ class RangedShards:
         except StoreNotFound as error:
             raise missing_shard(self._location, self._spec, shard) from error
         if payload is None:
-            raise StoreDamaged(
-                f"Chunk {inner} of {key} in {self._location.url} fails its CRC32C\n{REPAIR_HINT}"
-            )
-        return decode_chunk(self._spec, payload)
+            raise StoreDamaged(f"{name} fails its CRC32C\n{REPAIR_HINT}")
+        try:
+            return decode_chunk(self._spec, payload, name=name)
+        except StoreDamaged as error:
+            raise StoreDamaged(f"{error}\n{REPAIR_HINT}") from error
 
     def _payload(self, shard: int, inner: int) -> memoryview | None:
         """A chunk's bytes as stored; None where its checksum is wrong."""

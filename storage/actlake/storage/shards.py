@@ -18,6 +18,7 @@ from actlake.storage.sealed import crc32c
 
 Buffer = bytes | memoryview
 _ABSENT = np.uint64(2**64 - 1)
+_ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -102,7 +103,8 @@ def decode_shard(spec: ArraySpec, shard: int, data: Buffer, *, name: str) -> np.
         if len(stored) != length or crc32c(payload) != int.from_bytes(checksum, "little"):
             raise StoreDamaged(f"Chunk {number} of {name} fails its CRC32C")
         target = rows[number * spec.chunk_length :][: spec.chunk_length]
-        target[:] = decode_chunk(spec, payload)[: len(target)]
+        chunk = decode_chunk(spec, payload, name=f"Chunk {number} of {name}")
+        target[:] = chunk[: len(target)]
     return rows
 
 
@@ -133,7 +135,41 @@ def _encode_chunk(spec: ArraySpec, rows: np.ndarray[Any, Any]) -> Buffer:
     return bytes(Zstd(level=ZSTD_LEVEL).encode(raw))
 
 
-def decode_chunk(spec: ArraySpec, payload: Buffer) -> np.ndarray[Any, Any]:
-    """(chunk_length, …): a chunk's rows, from its bytes without their checksum."""
-    raw = payload if spec.compression == "none" else Zstd().decode(bytes(payload))
+def decode_chunk(spec: ArraySpec, payload: Buffer, *, name: str) -> np.ndarray[Any, Any]:
+    """(chunk_length, …): a chunk's rows, from its bytes without their checksum.
+
+    Raises
+    ------
+    StoreDamaged
+        They are not those of a chunk, whatever their checksum says; `name` is in the message.
+    """
+    raw = payload if spec.compression == "none" else _decompress(payload, spec.chunk_bytes, name)
+    if len(raw) != spec.chunk_bytes:
+        raise StoreDamaged(f"{name} holds {len(raw):,} bytes, not {spec.chunk_bytes:,}")
     return np.frombuffer(raw, spec.numpy_dtype).reshape(spec.chunk_shape)
+
+
+def _decompress(frame: Buffer, num_bytes: int, name: str) -> np.ndarray[Any, Any]:
+    """The content of a zstd frame, in memory of the size that it must have and no more."""
+    stated = _content_bytes(frame)
+    if stated not in (None, num_bytes):
+        raise StoreDamaged(f"{name} is a zstd frame of {stated:,} bytes, not {num_bytes:,}")
+    content = np.empty(num_bytes, np.uint8)
+    try:
+        Zstd().decode(bytes(frame), out=content)
+    except (RuntimeError, ValueError) as error:  # cut short, or longer than it says
+        raise StoreDamaged(f"{name} is no zstd frame of {num_bytes:,} bytes: {error}") from error
+    return content
+
+
+def _content_bytes(frame: Buffer) -> int | None:
+    """How large a frame says its content is; None where it does not (RFC 8878, 3.1.1.1)."""
+    if frame[:4] != _ZSTD_MAGIC:
+        return None
+    descriptor = int.from_bytes(frame[4:5], "little")
+    is_single_segment = descriptor >> 5 & 1
+    start = 5 + (1 - is_single_segment) + (0, 1, 2, 4)[descriptor & 3]
+    width = (is_single_segment, 2, 4, 8)[descriptor >> 6]
+    if not width:
+        return None
+    return int.from_bytes(frame[start : start + width], "little") + (256 if width == 2 else 0)

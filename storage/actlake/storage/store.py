@@ -23,6 +23,7 @@ from actlake.storage.create import DOCUMENTS, MANIFEST, TOKENIZER
 from actlake.storage.errors import (
     FormatTooNew,
     InvalidSite,
+    RowsNotCommitted,
     StoreDamaged,
     StoreNotFound,
     site_not_stored,
@@ -530,8 +531,11 @@ class ActivationStore:
         ------
         SiteNotStored, UnknownSplit
             There is no such site or split; the nearest is named.
+        RowsNotCommitted
+            One of `units` is not committed for the site.
         """
         stored = self.site(site)
+        committed = self.ledger.covered[stored]
         parts = {
             name: RowArray(self.location, spec)
             for name, spec in self.schema.moments(stored).items()
@@ -540,7 +544,13 @@ class ActivationStore:
         kinds = [False, True] if excluded is None else [excluded]
         threads = len(parts) if self.location.parallel > 1 else 1
         total = Moments.empty(self.schema.dim)
-        for block in _blocks(self.ledger.covered[stored] if units is None else units):
+        for block in _blocks(committed if units is None else units):
+            if absent := [unit for unit in block.tolist() if unit not in committed]:
+                raise RowsNotCommitted(
+                    f"Unit {absent[0]} of {stored} is not committed in {self.url}, and has no "
+                    f"moments; {self.coverage(stored)}\n"
+                    f"hint: go on with the harvest, or leave `units` out for all that are there"
+                )
             take = methodcaller("take", block)
             taken = map_ahead(take, parts.values(), threads=threads)
             table = dict(zip(parts, taken, strict=True))
