@@ -33,7 +33,6 @@ from pathlib import Path
 
 import numpy as np
 import prepare
-import torch
 from measuring import Clock, PeakMemory, shown
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
@@ -50,6 +49,7 @@ from actlake.jobs.probe.gathering import Held, read_examples
 from actlake.jobs.probe.metrics import ClassTest, probabilities
 from actlake.jobs.probe.opening import Opened, open_config
 from actlake.jobs.probe.splits import TEST, TRAIN, VALIDATE
+from actlake.platform.compute_threads import compute_threads
 from actlake.platform.corpus import CorpusConfig, Documents, Files, SplitByHash
 from actlake.platform.models import ModelConfig, smollm2_folder
 from actlake.platform.seeds import Seeds
@@ -163,9 +163,7 @@ def all_sites(
     opened: Opened, config: ProbeConfig, sites: Sequence[Site]
 ) -> dict[Site, list[float]]:
     """`ours` of several sites, side by side as the job does it."""
-    with ThreadPoolExecutor(
-        opened.at_once, initializer=torch.set_num_threads, initargs=(opened.threads,)
-    ) as pool:
+    with compute_threads(opened.threads), ThreadPoolExecutor(opened.at_once) as pool:
         found = pool.map(lambda site: ours(opened, config, site), sites)
         return dict(zip(sites, found, strict=True))
 
@@ -199,10 +197,10 @@ def main() -> int:
     attach_kinds(store)
     config = config_for(folder, threads=options.threads)
     opened = open_config(config)
-    torch.set_num_threads(opened.threads)
     rows = len(opened.sets[0])
     print(f"{rows:,} rows, {len(SITES)} sites, {len(PENALTIES)} penalties", flush=True)
-    ours(opened, config, SITES[0])  # what is slow only the first time
+    with compute_threads(opened.threads):
+        ours(opened, config, SITES[0])  # what is slow only the first time
 
     with PeakMemory() as memory:
         clock = Clock()

@@ -98,6 +98,27 @@ def actlake(start: Callable[..., Driver]) -> Callable[..., tuple[int, str]]:
     return run
 
 
+def pool_threads() -> dict[str, int]:
+    """Threads of every pool of this process that a library says the size of."""
+    import pyarrow as pa
+    import torch
+    from threadpoolctl import threadpool_info
+
+    told = re.findall(r"(mkl|omp)_get_max_threads\(\) : (\d+)", torch.__config__.parallel_info())
+    blas = {p["filepath"]: p["num_threads"] for p in threadpool_info() if p["user_api"] == "blas"}
+    return {
+        "torch": torch.get_num_threads(),
+        "arrow": pa.cpu_count(),
+        **{name: int(number) for name, number in told},
+        **blas,
+    }
+
+
+@pytest.fixture
+def pools() -> Callable[[], dict[str, int]]:
+    return pool_threads
+
+
 @pytest.fixture
 def kills_one() -> Callable[[str], AbstractContextManager[None]]:
     """``with kills_one("ray::compute_part"):`` SIGKILL the first worker of ours so entitled."""

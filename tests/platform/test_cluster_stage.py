@@ -97,7 +97,7 @@ def test_a_node_with_other_code_than_the_drivers_does_no_work() -> None:
 
     with pytest.raises(ClusterMismatch, match="than the driver \\(0123abcd\\)"):
         StageActor(None, 1).start(
-            lambda: made.append(Doubler()), {}, "0123abcd", "object_store", "group", 0, 1
+            lambda: made.append(Doubler()), {}, 1, "0123abcd", "object_store", "group", 0, 1
         )
 
     assert made == []

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from ray import exceptions
 from ray.util.placement_group import placement_group, remove_placement_group
+from threadpoolctl import threadpool_info
 
 from actlake.platform.cluster import (
     ClusterError,
@@ -61,12 +62,16 @@ def die(part: int) -> Array:
     raise AssertionError("it lives on")
 
 
-def environment_of(part: int) -> list[tuple[str, str | None, float, float]]:
+def environment_of(part: int) -> list[tuple[set[int], str | None, float, float]]:
     import ray
 
     has = ray.get_runtime_context().get_assigned_resources()
-    threads, gpus = os.environ["OMP_NUM_THREADS"], os.environ.get("CUDA_VISIBLE_DEVICES")
-    return [(threads, gpus, has["CPU"], has.get("memory", 0))]
+    gpus = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return [(threads_of_pools(part), gpus, has["CPU"], has.get("memory", 0))]
+
+
+def threads_of_pools(part: int) -> set[int]:
+    return {pool["num_threads"] for pool in threadpool_info()}
 
 
 def join(one: list[object], other: list[object]) -> list[object]:
@@ -193,4 +198,13 @@ def test_a_task_has_the_threads_memory_and_gpus_that_it_reserves(ray_session: Se
             resources=Resources(cpus=2, memory_mb=64),
         )  # fmt: skip
 
-        assert seen == [("3", "", 2.0, 64 * 2.0**20)] * 2
+        assert seen == [({3}, "", 2.0, 64 * 2.0**20)] * 2
+
+
+def test_without_workers_the_process_has_the_threads_for_as_long_as_it_sums() -> None:
+    before = threads_of_pools(0)
+
+    inside = map_reduce([0, 1], threads_of_pools, set.union, threads=3)
+
+    assert inside == {3}
+    assert threads_of_pools(0) == before

@@ -66,12 +66,13 @@ def wait_for_stop(member: Member) -> bool:
     return member.stop.wait(60)
 
 
-def environment(member: Member) -> tuple[str, str, float, float]:
+def environment(member: Member) -> tuple[set[int], str, float, float]:
     import ray
+    from threadpoolctl import threadpool_info
 
     has = ray.get_runtime_context().get_assigned_resources()
-    threads, gpus = os.environ["OMP_NUM_THREADS"], os.environ["CUDA_VISIBLE_DEVICES"]
-    return threads, gpus, has["CPU"], has.get("memory", 0)
+    threads = {pool["num_threads"] for pool in threadpool_info()}
+    return threads, os.environ["CUDA_VISIBLE_DEVICES"], has["CPU"], has.get("memory", 0)
 
 
 def note(folder: Path, member: Member) -> None:
@@ -271,7 +272,7 @@ def test_a_member_has_the_threads_memory_and_gpus_that_it_reserves(ray_session: 
 
     seen = run_group(ray_session, environment, workers=1, threads=3, resources=reserved)
 
-    assert seen == [("3", "", 2.0, 64 * 2.0**20)]
+    assert seen == [({3}, "", 2.0, 64 * 2.0**20)]
 
 
 def test_a_group_that_can_never_be_placed_is_refused(ray_session: Session) -> None:

@@ -441,13 +441,3 @@ def test_sites_and_layers_are_checked_before_weights(
         load_stage(model, range(2, 5), [Site(3)])
     with pytest.raises(InvalidSplit, match=r"No wanted site lies in or above layers \[2, 4\)"):
         load_stage(model, range(2, 4), [Site(1)])
-
-
-def test_threads_are_set_when_asked_for(tiny_folder: Callable[..., Path]) -> None:
-    before = torch.get_num_threads()
-    try:
-        load_stage(resolved(tiny_folder("llama")), range(1), [Site(0)], threads=1)
-
-        assert torch.get_num_threads() == 1
-    finally:
-        torch.set_num_threads(before)

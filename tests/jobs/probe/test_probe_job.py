@@ -299,6 +299,26 @@ def test_rows_that_do_not_fit_are_streamed(make_config, monkeypatch) -> None:
     assert opening._what_fits(opened.store, opened.sets, row_bytes)[:2] == (False, (True,))
 
 
+@pytest.mark.parametrize("sites", [("resid_post.1",), ("resid_post.1", "resid_post.2")])
+def test_probes_are_fitted_in_the_threads_that_are_asked_for(
+    make_config, no_report, monkeypatch, pools, sites
+) -> None:
+    from actlake.jobs.probe import site_work
+
+    real, seen, before = site_work.fit_examples, [], pools()
+
+    def noting(*arguments, **options):
+        seen.append(set(pools().values()))
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(site_work, "fit_examples", noting)
+
+    train_probes(quick(make_config, sites=sites, threads=6))
+
+    assert seen == [{6 // len(sites)}] * len(sites)
+    assert pools() == before
+
+
 def test_a_finished_run_is_not_made_again(make_config, no_report) -> None:
     config = quick(make_config, sites=("resid_post.1",))
     first = train_probes(config)

@@ -93,6 +93,24 @@ def test_the_table_holds_every_active_latent_of_every_row_and_nothing_else(
     assert names == ["part-000000.parquet", "part-000002.parquet", "part-000004.parquet"]
 
 
+def test_rows_are_encoded_in_the_threads_that_are_asked_for(
+    spoken, save, tmp_path, monkeypatch, pools
+) -> None:
+    real, seen, before = module._blocks, [], pools()
+
+    def noting(*arguments):
+        seen.append(set(pools().values()))
+        return real(*arguments)
+
+    monkeypatch.setattr(module, "_blocks", noting)
+
+    encode_store(save(), str(spoken.folder), tmp_path / "out", threads=3, console=QUIET)
+
+    assert seen
+    assert all(threads == {3} for threads in seen)
+    assert pools() == before
+
+
 def test_duckdb_pandas_and_polars_read_one_and_the_same_table(spoken, save, tmp_path) -> None:
     result = encode_store(
         save(), str(spoken.folder), tmp_path / "out", part_rows=240, split="test", console=QUIET

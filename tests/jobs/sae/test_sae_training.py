@@ -251,6 +251,27 @@ def test_an_sae_among_many_is_the_one_that_is_trained_alone(undisturbed, spoken,
     assert curve(tmp_path / "alone" / name) == curve(undisturbed / name)
 
 
+def test_saes_are_made_and_trained_in_the_threads_that_are_asked_for(config, pools, monkeypatch):
+    from actlake.jobs.sae import worker
+
+    real, seen, before = worker.Training, [], pools()
+
+    def noting(*arguments, **options):
+        seen.append(set(pools().values()))
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(worker, "Training", noting)
+    report = lambda news: seen.append(set(pools().values()))  # noqa: E731
+    opened = open_config(replace(config, threads=3))
+    record_a_beginning(config)
+
+    work_on(opened, Member(0, 1, stop=threading.Event(), report=report))
+
+    assert len(seen) > 1
+    assert all(threads == {3} for threads in seen)
+    assert pools() == before
+
+
 def test_parts_of_a_step_add_up_to_the_step(config, tmp_path):
     whole = replace(config, out=str(tmp_path / "whole"), saes=({}, {"architecture": "jumprelu"}))
     parts = replace(whole, out=str(tmp_path / "parts"), micro_batches=4)

@@ -57,7 +57,10 @@ def config(store: Path, out: Path, **options) -> TransportConfig:
 @pytest.fixture(scope="module")
 def result(layers_folder, tmp_path_factory):
     out = tmp_path_factory.mktemp("fits") / "result"
-    wanted = config(layers_folder, out, offsets=(0, 1), save=("ridge", "cca", "procrustes"))
+    wanted = config(
+        layers_folder, out, offsets=(0, 1), save=("ridge", "cca", "procrustes"),
+        moments=MomentsConfig(threads=1),
+    )  # fmt: skip
     return fit_transport(wanted, console=QUIET)
 
 
@@ -245,6 +248,36 @@ def test_few_rows_for_the_width_are_told_with_numbers(make_layers, tmp_path) -> 
     plan = plan_transport(config(few, tmp_path / "out"))
 
     assert "fewer than 10 a dimension" in str(plan)
+
+
+def test_rows_are_summed_and_maps_fitted_in_the_threads_that_are_asked_for(
+    layers_folder, tmp_path, monkeypatch, pools
+) -> None:
+    from actlake.jobs.transport import moments_pass, result
+
+    seen = {}
+
+    def noting(real, what):
+        def note(*arguments, **options):
+            seen[what] = set(pools().values())
+            return real(*arguments, **options)
+
+        return note
+
+    monkeypatch.setattr(moments_pass, "sum_part", noting(moments_pass.sum_part, "sum"))
+    monkeypatch.setattr(result, "save_operator", noting(result.save_operator, "fit"))
+    before = pools()
+
+    fit_transport(
+        config(
+            layers_folder, tmp_path / "fits" / "result", pairs="to_last",
+            moments=MomentsConfig(threads=3),
+        ),
+        console=QUIET,
+    )  # fmt: skip
+
+    assert seen == {"sum": {3}, "fit": {3}}
+    assert pools() == before
 
 
 @pytest.mark.ray

@@ -26,7 +26,6 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
 from filelock import FileLock
 from rich.console import Console
 
@@ -54,8 +53,9 @@ from actlake.jobs.probe.splits import SPLITS
 from actlake.jobs.probe.tables import join_tables, read_table
 from actlake.jobs.progress_bar import progress
 from actlake.jobs.saying import say
-from actlake.platform.cluster import WorkStopped, map_reduce, plan_workers, session
+from actlake.platform.cluster import WorkStopped, map_reduce, plan_workers, session, threads_here
 from actlake.platform.cluster.interrupts import stops_at_once
+from actlake.platform.compute_threads import compute_threads
 from actlake.platform.config import to_dict
 from actlake.platform.plain_json import json_text
 from actlake.platform.runs import RunRecord, whole_folder
@@ -167,6 +167,7 @@ def train_probes(config: ProbeConfig, *, console: Console | None = None) -> Prob
     )
     with ExitStack() as stack:
         stack.enter_context(stops_at_once())
+        stack.enter_context(compute_threads(threads_here(config.threads, 1)))
         folder = stack.enter_context(whole_folder(out))
         parts = parts_folder(config, opened)
         parts.mkdir(parents=True, exist_ok=True)
@@ -248,9 +249,7 @@ def _here(
 ) -> None:
     """Make parts in threads of this process, a site each: they never wait for each other."""
     heads = heads_of_all(config, opened)
-    with ThreadPoolExecutor(
-        opened.at_once, initializer=torch.set_num_threads, initargs=(opened.threads,)
-    ) as pool:
+    with compute_threads(opened.threads), ThreadPoolExecutor(opened.at_once) as pool:
         futures = [pool.submit(make_part, parts, config, opened, heads, site) for site in waiting]
         try:
             for future in as_completed(futures):

@@ -36,7 +36,6 @@ def part_of(folder: Path, site: Site) -> Path:
 def probe_site(folder: str, plan: WorkerPlan, site: str) -> list[str]:
     """Make the part of one site, in any process that sees the store and the folder of parts."""
     config, opened, heads = _opened(folder, plan)
-    torch.set_num_threads(opened.threads)
     make_part(Path(folder), config, opened, heads, Site.parse(site))
     return [site]
 

@@ -48,6 +48,7 @@ from actlake.platform.cluster import (
     map_reduce,
     plan_workers,
     session,
+    threads_here,
 )
 from actlake.platform.models.numerics import resolve_device
 from actlake.platform.runs import Input, RunRecord
@@ -124,8 +125,8 @@ def encode_store(
         Parts that are encoded side by side, on Ray; 1: in this process, without Ray, unless a
         running cluster is joined.
     threads
-        Compute threads of each worker; by default as torch decides, and of workers on Ray as many
-        as `plan_workers` finds.
+        Compute threads of each worker; by default the machine's cores, and of workers on Ray as
+        many as `plan_workers` finds.
     device
         ``cpu``, ``cuda``, ``cuda:1``, …, or ``auto``: CUDA where torch sees it. Workers on Ray
         reserve a GPU each.
@@ -177,8 +178,6 @@ def encode_store(
         {**encoding.as_json(), "sae_metadata": dict(trained.metadata)},
         inputs={"sae": Input(sae, encoding.sae), "store": Input(store, encoding.store)},
     )
-    if not on_ray and threads is not None:
-        torch.set_num_threads(threads)
     with _alone(folder):
         counts = _encode_parts(
             sae, store, folder, encoding, workers=workers, threads=threads, device=device,
@@ -219,7 +218,7 @@ def _encode_parts(
         return total
     unit_rows = open_store(store).schema.geometry.unit_rows
     with ExitStack() as stack:
-        ray, plan = None, WorkerPlan(device, threads or 1, Resources())
+        ray, plan = None, WorkerPlan(device, threads_here(threads, 1), Resources())
         if on_ray:
             ray = stack.enter_context(session(cluster))
             plan = plan_workers(

@@ -7,8 +7,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-
 from actlake.jobs.sae.config import SAEConfig, SAESpec
 from actlake.jobs.sae.finishing import JOB, finish, record_of, report
 from actlake.jobs.sae.opening import Opened, open_config
@@ -18,6 +16,7 @@ from actlake.jobs.sae.training import Outcome, Training
 from actlake.platform.cluster.errors import WorkStopped
 from actlake.platform.cluster.process_group import Member
 from actlake.platform.cluster.worker_plan import WorkerPlan
+from actlake.platform.compute_threads import compute_threads
 from actlake.platform.config import to_dict
 from actlake.platform.plain_json import json_text
 from actlake.platform.tracking import TrackedRun, open_tracker
@@ -47,20 +46,19 @@ def work_on(opened: Opened, member: Member) -> Worked:
     if not specs:
         return Worked(Outcome(opened.steps, opened.steps, {}), [])
     folders = checkpoint_folders(config, opened.out)
-    training = Training(
-        opened.store,
-        config,
-        specs,
-        steps=opened.steps,
-        folder=folders[0] if share else folders[member.rank],
-        identity=opened.identity,
-        member=member,
-        device=opened.device,
-        share=share,
-    )
     with ExitStack() as stack:
-        stack.callback(torch.set_num_threads, torch.get_num_threads())
-        torch.set_num_threads(opened.threads)
+        stack.enter_context(compute_threads(opened.threads))
+        training = Training(
+            opened.store,
+            config,
+            specs,
+            steps=opened.steps,
+            folder=folders[0] if share else folders[member.rank],
+            identity=opened.identity,
+            member=member,
+            device=opened.device,
+            share=share,
+        )
         trackers: dict[str, TrackedRun] = {}
         if training.writes:
             trackers = {

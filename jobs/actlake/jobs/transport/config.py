@@ -49,8 +49,8 @@ class MomentsConfig:
     unless a running cluster is joined."""
 
     threads: int | None = None
-    """Compute threads of each; null: the machine's cores shared among them, and on a running
-    cluster as many as the CPUs a worker reserves."""
+    """Compute threads of each, and of this process, which fits the maps; null: the machine's cores
+    shared among them, and on a running cluster as many as the CPUs a worker reserves."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -34,8 +34,9 @@ from actlake.jobs.transport.opening import Opened, open_config
 from actlake.jobs.transport.pairs import Pair
 from actlake.jobs.transport.parts import TEST, warn_if_few
 from actlake.jobs.transport.result import ResultWriter
-from actlake.platform.cluster import plan_workers, session
+from actlake.platform.cluster import plan_workers, session, threads_here
 from actlake.platform.cluster.interrupts import stops_at_once
+from actlake.platform.compute_threads import compute_threads
 from actlake.platform.config import to_dict
 from actlake.platform.plain_json import json_text
 from actlake.platform.runs import Input, RunRecord, whole_folder
@@ -135,7 +136,11 @@ def fit_transport(config: TransportConfig, *, console: Console | None = None) ->
         return done
     say(_plan(opened), console)
     record = RunRecord.start(JOB, to_dict(config), inputs=_inputs(config, opened), seed=config.seed)
-    with stops_at_once(), whole_folder(Path(config.out)) as folder:
+    with (
+        stops_at_once(),
+        compute_threads(threads_here(config.moments.threads, 1)),
+        whole_folder(Path(config.out)) as folder,
+    ):
         moments = _moments(config, opened, console)
         with open_tracker(
             config.tracking,

@@ -3,9 +3,10 @@
     total = map_reduce(parts, compute, add, session=cluster, workers=8)
 
 Parts are added in nodes of `ARITY`, and the nodes one after the other to what is there, so that
-the result is the same to the last bit on one worker or fifty, undisturbed or after crashes:
-lost tasks are computed again. Without a session everything happens in this process and thread,
-with three sums in memory: all before, the node, and the part.
+the result is the same to the last bit on one worker or fifty, undisturbed or after crashes,
+wherever a part is: on processors of one kind, with the same `threads`. Lost tasks are computed
+again. Without a session everything happens in this process and thread, with three sums in
+memory: all before, the node, and the part.
 
 A long sum can be taken in pieces of a multiple of `ARITY` parts, each beginning with the
 result of the piece before (`initial`); the bits are those of one sum.
@@ -23,6 +24,7 @@ from actlake.platform.cluster.patience import WITHOUT_ROOM_S, Patience
 from actlake.platform.cluster.process_options import process_options
 from actlake.platform.cluster.resources import Resources, check_demand
 from actlake.platform.cluster.session import Session
+from actlake.platform.compute_threads import compute_threads, set_compute_threads
 
 Part = TypeVar("Part")
 Sum = TypeVar("Sum")
@@ -67,7 +69,7 @@ def map_reduce(
     workers
         Parts that are computed side by side; twice as many results are in the object store.
     threads
-        Compute threads of each worker's process.
+        Compute threads of each worker's process; of this one where there is no session.
     resources
         What each worker reserves; as many CPUs as threads if left out.
     on_done
@@ -92,7 +94,8 @@ def map_reduce(
         )
     assert parts, "nothing to sum"
     if session is None:
-        return _sum_here(parts, compute, _Nodes(add, initial), on_done)
+        with compute_threads(threads):
+            return _sum_here(parts, compute, _Nodes(add, initial), on_done)
     resources = resources or Resources(cpus=threads)
     check_demand(session.nodes(), [resources], placement="pack", replicas=workers)
     run = _Distributed(session, workers, threads, resources, without_room_s)
@@ -165,7 +168,7 @@ class _Distributed:
         running: dict[Any, Part] = {}
         try:
             for part in parts:
-                result, receipt = leaf.remote(compute, part)
+                result, receipt = leaf.remote(compute, part, self.threads)
                 running[receipt] = part
                 nodes.push(result)
                 while len(running) >= 2 * self.workers:
@@ -201,8 +204,9 @@ class _Distributed:
             patience.look()
 
 
-def compute_part(compute: Callable[[Any], Any], part: Any) -> tuple[Any, bool]:
+def compute_part(compute: Callable[[Any], Any], part: Any, threads: int) -> tuple[Any, bool]:
     """One leaf, in a task: the result, and a small receipt that the driver can look at."""
+    set_compute_threads(threads)
     return compute(part), True
 
 

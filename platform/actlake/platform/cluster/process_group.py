@@ -39,6 +39,7 @@ from actlake.platform.cluster.process_options import bundle_of, process_options
 from actlake.platform.cluster.resources import Resources, check_demand
 from actlake.platform.cluster.session import Session
 from actlake.platform.cluster.stage_actor import portable
+from actlake.platform.compute_threads import set_compute_threads
 from actlake.storage.processes import is_gone, this_process
 
 logger = logging.getLogger(__name__)
@@ -272,7 +273,7 @@ class _Group:
             self._actors.append(
                 ray.remote(GroupActor)
                 .options(**options, scheduling_strategy=strategy)
-                .remote(rank, self._workers, 2 * self._hang_timeout_s)
+                .remote(rank, self._workers, self._threads, 2 * self._hang_timeout_s)
             )
         up = [actor.where.remote() for actor in self._actors]
         meeting = [self._actors[0].meet.remote()] if self._joined else []
@@ -341,7 +342,8 @@ class _Group:
 class GroupActor:
     """The process around a member. Made by `_Group`, used by nobody else."""
 
-    def __init__(self, rank: int, size: int, timeout_s: float) -> None:
+    def __init__(self, rank: int, size: int, threads: int, timeout_s: float) -> None:
+        set_compute_threads(threads)
         self._news: deque[Any] = deque(maxlen=1)
         self._member = Member(rank, size, report=self._news.append)
         # How long one exchange waits for the others. The driver notices much earlier when one is

@@ -3,12 +3,7 @@
 from typing import Any
 
 from actlake.platform.cluster.resources import Resources
-
-_THREAD_VARIABLES = (
-    "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS",
-    "RAYON_NUM_THREADS", "VECLIB_MAXIMUM_THREADS",
-)  # fmt: skip
-"""Threads by every name libraries know, since each reads its own when it is loaded."""
+from actlake.platform.compute_threads import thread_variables
 
 
 def process_options(resources: Resources, *, threads: int) -> dict[str, Any]:
@@ -38,7 +33,7 @@ def memory_bytes(resources: Resources) -> int:
 
 def environment(resources: Resources, *, threads: int) -> dict[str, str]:
     """Variables of the process: its threads, and no GPU where it reserves none."""
-    variables = dict.fromkeys(_THREAD_VARIABLES, str(threads))
+    variables = thread_variables(threads)
     if not resources.gpus:
         variables["CUDA_VISIBLE_DEVICES"] = ""  # Ray would leave all GPUs visible
     return variables

@@ -88,6 +88,7 @@ class Replica:
                 actor.start.remote(
                     stage.make,
                     dict(stage.kwargs),
+                    stage.threads,
                     code,
                     spec.transport,
                     group,

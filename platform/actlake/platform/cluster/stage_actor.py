@@ -29,6 +29,7 @@ from actlake.platform.cluster.job_start import code_hash
 from actlake.platform.cluster.losses import LOST, cause_of
 from actlake.platform.cluster.stage import Receipt, StageWorker, Transport
 from actlake.platform.cluster.wire import Wire, offers, open_wire
+from actlake.platform.compute_threads import set_compute_threads
 
 
 class StageActor:
@@ -55,6 +56,7 @@ class StageActor:
         self,
         make: Callable[..., StageWorker],
         kwargs: Mapping[str, Any],
+        threads: int,
         code: str,
         transport: Transport,
         group: str,
@@ -65,6 +67,7 @@ class StageActor:
         """Make the worker. Not in ``__init__``, where an exception would lose its type."""
         try:
             _check_code(code)
+            set_compute_threads(threads)
             self._worker = make(**kwargs)
             self._wire = open_wire(transport, offered, group, rank=rank, size=size)
         except Exception as error:

@@ -106,7 +106,7 @@ def load_chain(
     splits
         Layers of the stages; by default one stage of all.
     threads
-        Threads torch computes with, in the whole process; as they are if left out.
+        Compute threads of the whole process from now on; as they are if left out.
 
     Raises
     ------

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from actlake.platform.compute_threads import set_compute_threads
 from actlake.platform.models.anatomy import Anatomy, model_class
 from actlake.platform.models.errors import HubUnreachable, InvalidSplit, WeightsMismatch
 from actlake.platform.models.quiet import no_progress_bars
@@ -38,7 +39,7 @@ def load_stage(
         All sites of the harvest; the stage takes those that lie in its layers and learns
         from the others whether a later stage needs the hidden state.
     threads
-        Threads torch computes with, in the whole process; as they are if left out.
+        Compute threads of the whole process from now on; as they are if left out.
 
     Raises
     ------
@@ -55,7 +56,7 @@ def load_stage(
     model.check_sites(sites)
     _check_layers(model, layers, sites)
     if threads is not None:
-        torch.set_num_threads(threads)
+        set_compute_threads(threads)
     module = _load_module(model, layers)
     stage = ModelStage(module, model, layers, sites)
     check_sums(stage)
