@@ -65,7 +65,12 @@ def test_the_plan_says_what_stages_hold_send_and_how_long_they_wait(model, smoll
     schema = open_store(smollm2_store).schema
 
     planned = plan_harvest(
-        config(stages=2, batch_tokens=256), model, schema, pending_units=24, workers=WORKERS
+        config(stages=2, batch_tokens=256),
+        model,
+        schema,
+        pending_units=24,
+        workers=WORKERS,
+        beginning="every context begins with <bos> (asked for)",
     )
 
     # 23 batches of 256 tokens in 6,000 rows; stages of 4 and 12 layers out of 16.
@@ -82,6 +87,7 @@ def test_the_plan_says_what_stages_hold_send_and_how_long_they_wait(model, smoll
     )
     assert planned.stage_buffer_bytes == (0, 256 * 576 * 2 * 3)
     text = str(planned)
+    assert "text      every context begins with <bos> (asked for)\n" in text
     assert "layers 0–3: 169.9 MB of weights, up to 0 B of rows in flight" in text
     assert (
         "layers 4–15: 169.9 MB of weights, up to 884.7 kB of rows and 7.1 MB of hidden states in "

@@ -17,6 +17,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 import actlake.platform.corpus as face
 from actlake.platform.config import from_dict
 from actlake.platform.corpus import (
+    Beginning,
     Builtin,
     CorpusConfig,
     Documents,
@@ -611,10 +612,11 @@ def test_sizes_and_names_that_cannot_be_are_refused(make, message):
 def test_provenance_says_nothing_of_this_machine(tmp_path):
     (tmp_path / "a.txt").write_text("one")
     patterns = (f"{tmp_path}/**/*.txt", f"{tmp_path}/a.txt", str(tmp_path))
+    bos = Beginning("never", (), (), "asked for")
 
-    files = corpus_provenance(CorpusConfig(source=Files(path=patterns)))
-    data_set = corpus_provenance(CorpusConfig(source=HubDataset(dataset=str(tmp_path / "d"))))
-    demo = corpus_provenance(CorpusConfig())
+    files = corpus_provenance(CorpusConfig(source=Files(path=patterns)), bos)
+    data_set = corpus_provenance(CorpusConfig(source=HubDataset(dataset=str(tmp_path / "d"))), bos)
+    demo = corpus_provenance(CorpusConfig(), bos)
 
     assert files["source"]["path"] == ["**/*.txt", "a.txt", "**"]
     assert str(tmp_path) not in json.dumps([files, data_set, demo])

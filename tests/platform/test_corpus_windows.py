@@ -16,7 +16,8 @@ from actlake.platform.corpus.windows import Strand, Windows, fitting
 
 BOS = 99
 documents = st.lists(st.tuples(st.sampled_from(["train", "test"]), st.integers(1, 40)), max_size=12)
-lengths = st.integers(2, 17)
+lengths = st.integers(3, 17)
+begins = st.sampled_from([(), (BOS,), (BOS, BOS)])
 
 
 def strand(split, document, length, first=0):
@@ -33,7 +34,7 @@ def laid_out(docs, length, bos):
     return windows, contexts + list(windows.close_all())
 
 
-@given(documents, lengths, st.sampled_from([None, BOS]))
+@given(documents, lengths, begins)
 def test_every_token_of_every_document_stands_once_and_in_order_in_its_split(docs, length, bos):
     _, contexts = laid_out(docs, length, bos)
 
@@ -49,7 +50,7 @@ def test_every_token_of_every_document_stands_once_and_in_order_in_its_split(doc
     assert found == expected
 
 
-@given(documents, lengths, st.sampled_from([None, BOS]))
+@given(documents, lengths, begins)
 def test_only_the_last_context_of_a_split_is_short(docs, length, bos):
     windows, contexts = laid_out(docs, length, bos)
 
@@ -60,11 +61,11 @@ def test_only_the_last_context_of_a_split_is_short(docs, length, bos):
         assert all(size == length for size in sizes[:-1])
         assert 1 <= sizes[-1] <= length
     assert windows.rows == sum(map(len, contexts))
-    assert windows.bos_rows == (0 if bos is None else len(contexts))
+    assert windows.bos_rows == len(bos) * len(contexts)
 
 
 def test_a_context_bos_has_no_place_in_a_document_that_it_does_not_begin():
-    windows = Windows(4, bos=BOS)
+    windows = Windows(4, bos=(BOS,))
 
     contexts = [*windows.fill(strand("train", 0, 5)), *windows.close_all()]
 
@@ -78,7 +79,7 @@ def test_a_context_bos_has_no_place_in_a_document_that_it_does_not_begin():
     st.integers(0, 40),
     st.integers(0, 60),
     lengths,
-    st.sampled_from([None, BOS]),
+    begins,
     st.integers(1, 40),
 )
 def test_as_many_tokens_fit_as_the_budget_of_rows_allows(tokens, budget, length, bos, before):
@@ -92,7 +93,7 @@ def test_as_many_tokens_fit_as_the_budget_of_rows_allows(tokens, budget, length,
         list(trial.fill(strand("train", 1, n)))
         return trial.rows - rows_before
 
-    n = fitting(tokens, budget, room=room, context_length=length, bos_rows=int(bos is not None))
+    n = fitting(tokens, budget, room=room, context_length=length, bos_rows=len(bos))
 
     assert rows_for(n) <= budget
     assert n == tokens or rows_for(n + 1) > budget

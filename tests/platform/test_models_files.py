@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from actlake.platform.corpus.beginning import own_beginning
 from actlake.platform.models import (
     ModelConfig,
     convert_gguf,
@@ -36,7 +37,9 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache"
 
 
-def write_gguf(file: Path, architecture: str = "llama") -> dict[str, Any]:
+def write_gguf(
+    file: Path, architecture: str = "llama", *, add_bos: bool | None = None
+) -> dict[str, Any]:
     """A llama of two layers with 8-bit weights; what one of its matrices stands for."""
     import gguf
 
@@ -59,6 +62,8 @@ def write_gguf(file: Path, architecture: str = "llama") -> dict[str, Any]:
     writer.add_token_merges([f"{word[0]} {word[1]}" for word in words[29:]])
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
+    if add_bos is not None:
+        writer.add_add_bos_token(add_bos)
     kept: dict[str, Any] = {}
 
     def matrix(name: str, rows: int, columns: int) -> None:
@@ -100,6 +105,17 @@ def test_a_gguf_file_becomes_a_model_with_its_dequantised_weights(
     up = weights["layers.1.mlp.up_proj.weight"].numpy()
     assert np.array_equal(up, kept["blk.1.ffn_up.weight"])
     assert load_tokenizer(model).is_fast
+
+
+@pytest.mark.parametrize(("add_bos", "own"), [(True, (1,)), (False, ())])
+def test_a_gguf_files_metadata_says_whether_texts_begin_with_bos(
+    tmp_path: Path, cache: Path, add_bos: bool, own: tuple[int, ...]
+) -> None:
+    write_gguf(tmp_path / "tiny.gguf", add_bos=add_bos)
+
+    tokenizer = load_tokenizer(resolve_model(ModelConfig(name=str(tmp_path / "tiny.gguf"))))
+
+    assert own_beginning(tokenizer) == own
 
 
 def test_a_gguf_file_is_converted_once_and_found_by_its_content(

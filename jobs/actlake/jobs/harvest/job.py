@@ -28,7 +28,13 @@ from actlake.jobs.harvest.planning import (
     stored_sites,
     units_in_flight,
 )
-from actlake.jobs.harvest.preparation import harvest_request, prepare_store, scratch_store
+from actlake.jobs.harvest.preparation import (
+    Prepared,
+    harvest_request,
+    prepare_store,
+    scratch_store,
+    wanted_store,
+)
 from actlake.jobs.harvest.progress import HarvestProgress, Tally
 from actlake.jobs.harvest.worker import HarvestWorker, numerics_here
 from actlake.jobs.saying import say
@@ -93,9 +99,10 @@ def plan(config: HarvestConfig) -> HarvestPlan:
     model, workers = resolve(config)
     location = locate(config.store)
     if location.size(MANIFEST) is not None:
-        return _plan(config, model, open_store(location), workers)
-    with scratch_store(config, model, threads=workers.threads, progress=_silent) as store:
-        return _plan(config, model, store, workers)
+        beginning = wanted_store(config, model).beginning
+        return _plan(config, model, Prepared(open_store(location), beginning), workers)
+    with scratch_store(config, model, threads=workers.threads, progress=_silent) as prepared:
+        return _plan(config, model, prepared, workers)
 
 
 def harvest(
@@ -124,11 +131,14 @@ def harvest(
     threads = workers.threads
     with ExitStack() as stack:
         lease = stack.enter_context(Lease.acquire(locate(config.store)))
-        store = prepare_store(lease, config, model, threads=threads, progress=progress or _silent)
+        prepared = prepare_store(
+            lease, config, model, threads=threads, progress=progress or _silent
+        )
+        store = prepared.store
         add_sites(lease, store, config.sites, harvest_request(config, threads=threads))
         store.refresh()
         _revoke_undersized(lease, store)
-        planned = _plan(config, model, store, workers)
+        planned = _plan(config, model, prepared, workers)
         say(planned, console)
         if not any(_missing(store, config.sites).values()):
             logger.info("Nothing to do: all %d units are committed", store.schema.num_units)
@@ -298,13 +308,21 @@ def phases(missing: dict[Site, UnitSet]) -> Iterator[tuple[tuple[Site, ...], Uni
 
 
 def _plan(
-    config: HarvestConfig, model: ResolvedModel, store: ActivationStore, workers: WorkerPlan
+    config: HarvestConfig, model: ResolvedModel, prepared: Prepared, workers: WorkerPlan
 ) -> HarvestPlan:
+    store = prepared.store
     missing = _missing(store, config.sites)
     pending = UnitSet()
     for units in missing.values():
         pending.update(units)
-    return plan_harvest(config, model, store.schema, pending_units=len(pending), workers=workers)
+    return plan_harvest(
+        config,
+        model,
+        store.schema,
+        pending_units=len(pending),
+        workers=workers,
+        beginning=str(prepared.beginning),
+    )
 
 
 def _missing(store: ActivationStore, sites: Iterable[Site]) -> dict[Site, UnitSet]:

@@ -48,6 +48,8 @@ class HarvestPlan:
     replicas: int
     workers: WorkerPlan
     """Device, threads and reservation of each stage."""
+    beginning: str
+    """With what contexts begin, and why."""
     rows: int
     units: int
     pending_units: int
@@ -60,6 +62,7 @@ class HarvestPlan:
         """A few lines for a person."""
         lines = [
             f"sites     {', '.join(map(str, self.sites))}",
+            f"text      {self.beginning}",
             f"rows      {self.rows:,} tokens, {human_bytes(self.num_bytes)} of activations",
             f"units     {self.units:,} of {self.unit_rows:,} rows, {len(self.sites)} shard files "
             f"each; {self.pending_units:,} to do",
@@ -126,6 +129,7 @@ def plan_harvest(
     *,
     pending_units: int,
     workers: WorkerPlan,
+    beginning: str,
 ) -> HarvestPlan:
     """Put the numbers together."""
     stages = plan_stages(model, config)
@@ -158,6 +162,7 @@ def plan_harvest(
         idle_by_compute=_idle(model, by_compute, batches),
         replicas=config.replicas,
         workers=workers,
+        beginning=beginning,
         rows=schema.rows,
         units=schema.num_units,
         pending_units=pending_units,

@@ -10,7 +10,14 @@ from typing import Any
 from actlake.jobs.harvest.config import HarvestConfig
 from actlake.jobs.harvest.planning import unit_rows_at_most
 from actlake.platform.config import to_dict
-from actlake.platform.corpus import Packed, Progress, corpus_provenance, lay_out
+from actlake.platform.corpus import (
+    Beginning,
+    Packed,
+    Progress,
+    corpus_provenance,
+    lay_out,
+    resolve_beginning,
+)
 from actlake.platform.models import ResolvedModel, load_tokenizer, save_tokenizer
 from actlake.storage import (
     ActivationStore,
@@ -32,8 +39,18 @@ class Wanted:
 
     request: StoreRequest
     provenance: Provenance
+    beginning: Beginning
     tokenizer: Any
     tokenizer_files: dict[str, bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A store whose rows are fixed, and what is to be said of them."""
+
+    store: ActivationStore
+    beginning: Beginning
+    """With what its contexts begin, and why."""
 
 
 def wanted_store(config: HarvestConfig, model: ResolvedModel) -> Wanted:
@@ -41,6 +58,7 @@ def wanted_store(config: HarvestConfig, model: ResolvedModel) -> Wanted:
     tokenizer = load_tokenizer(model)
     files = _tokenizer_files(tokenizer)
     corpus = config.corpus
+    beginning = resolve_beginning(corpus.bos, tokenizer)
     request = StoreRequest(
         dim=model.dim,
         dtype=config.storage.dtype,
@@ -62,14 +80,14 @@ def wanted_store(config: HarvestConfig, model: ResolvedModel) -> Wanted:
             "class": type(tokenizer).__name__,
             "crc32c": {name: f"{crc32c(data):08x}" for name, data in sorted(files.items())},
         },
-        corpus=corpus_provenance(corpus),
+        corpus=corpus_provenance(corpus, beginning),
     )
-    return Wanted(request, provenance, tokenizer, files)
+    return Wanted(request, provenance, beginning, tokenizer, files)
 
 
 def prepare_store(
     lease: Lease, config: HarvestConfig, model: ResolvedModel, *, threads: int, progress: Progress
-) -> ActivationStore:
+) -> Prepared:
     """Open the store at the lease's location, laying the corpus down first where there is none.
 
     Raises
@@ -83,19 +101,19 @@ def prepare_store(
     if lease.location.size(MANIFEST) is not None:
         store = open_store(lease.location)
         check_same(store, wanted.request, wanted.provenance)
-        return store
+        return Prepared(store, wanted.beginning)
     with StoreBuilder(
         lease, wanted.request, wanted.provenance, tokenizer_files=wanted.tokenizer_files
     ) as builder:
         lay_out(config.corpus, wanted.tokenizer, builder, progress)
         builder.finish(unit_rows=unit_rows_at_most(config, model, threads=threads))
-    return open_store(lease.location)
+    return Prepared(open_store(lease.location), wanted.beginning)
 
 
 @contextmanager
 def scratch_store(
     config: HarvestConfig, model: ResolvedModel, *, threads: int, progress: Progress
-) -> Iterator[ActivationStore]:
+) -> Iterator[Prepared]:
     """The store of a config with its corpus but no activations, for a plan; gone afterwards."""
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="actlake-plan-"))

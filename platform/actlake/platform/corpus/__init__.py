@@ -7,6 +7,7 @@ an order that depends on nothing but config, text and tokenizer. A document's sp
 before it is laid out, and a context holds one split.
 """
 
+from actlake.platform.corpus.beginning import Beginning, resolve_beginning
 from actlake.platform.corpus.config import (
     Builtin,
     CorpusConfig,
@@ -29,6 +30,7 @@ __all__ = [
     "Files",
     "HubDataset",
     "Builtin",
+    "Beginning",
     "Packed",
     "Documents",
     "SplitByHash",
@@ -39,6 +41,7 @@ __all__ = [
     "Progress",
     "Tokenizer",
     "corpus_provenance",
+    "resolve_beginning",
     "split_of",
     "CorpusError",
 ]

@@ -18,7 +18,7 @@ from typing import Literal
 from actlake.platform.corpus.errors import InvalidCorpusConfig
 
 FileFormat = Literal["text", "jsonl", "parquet"]
-Bos = Literal["never", "context", "document"]
+Bos = Literal["auto", "never", "context", "document"]
 LongDocuments = Literal["split", "truncate", "refuse"]
 Undecodable = Literal["refuse", "skip"]
 
@@ -200,9 +200,10 @@ class CorpusConfig:
     context_length: int = 256
     """Most tokens the model sees at once, the beginning-of-text token included; at least 2."""
 
-    bos: Bos = "never"
-    """Where the tokenizer's beginning-of-text token is put: nowhere, at the start of every
-    context, or at the start of every document."""
+    bos: Bos = "auto"
+    """Where a beginning-of-text token is put: nowhere (`never`), at the start of every `context`,
+    or of every `document`. `auto`: at the start of every context where the model's tokenizer
+    begins a text with it by itself, as Gemma's and Llama 3's do, else nowhere."""
 
     splits: SplitByHash | SplitByColumn = field(default_factory=SplitByHash)
     """How documents are divided into splits; decided before they are laid out."""

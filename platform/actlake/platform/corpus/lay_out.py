@@ -13,11 +13,13 @@ from typing import Protocol
 
 import numpy as np
 
+from actlake.platform.corpus.beginning import Beginning, resolve_beginning
 from actlake.platform.corpus.columns import KeptColumns
 from actlake.platform.corpus.config import CorpusConfig, Documents, Packed, SplitByColumn
 from actlake.platform.corpus.errors import (
     CorpusEmpty,
     DocumentTooLong,
+    InvalidCorpusConfig,
     SplitEmpty,
 )
 from actlake.platform.corpus.identity import Identities
@@ -27,10 +29,10 @@ from actlake.platform.corpus.report import EXAMPLES_AT_MOST, CorpusReport
 from actlake.platform.corpus.splits import split_of_document
 from actlake.platform.corpus.tokenise import (
     Int32s,
-    JoiningTokens,
     Tokenised,
     Tokenizer,
-    joining_tokens,
+    check_fast,
+    separator_id,
     tokenise,
 )
 from actlake.platform.corpus.windows import Strand, Windows, fitting
@@ -87,7 +89,9 @@ def lay_out(
         A source, document or split that is refused (`actlake.platform.corpus.errors`). The sink
         may hold part of the corpus then and is to be thrown away.
     """
-    layout = _Layout(config, joining_tokens(config, tokenizer), sink)
+    check_fast(tokenizer)
+    beginning = resolve_beginning(config.bos, tokenizer)
+    layout = _Layout(config, beginning, separator_id(config, tokenizer), sink)
     for item in tokenise(read_corpus(config), tokenizer, batch_documents=batch_documents):
         layout.add(item)
         if progress is not None:
@@ -102,17 +106,26 @@ def lay_out(
 class _Layout:
     """Takes tokenised documents in order, and counts."""
 
-    def __init__(self, config: CorpusConfig, joining: JoiningTokens, sink: CorpusSink) -> None:
+    def __init__(
+        self,
+        config: CorpusConfig,
+        beginning: Beginning,
+        separator: int | None,
+        sink: CorpusSink,
+    ) -> None:
         self._config = config
-        self._joining = joining
+        self._separator = separator
         self._sink = sink
-        # A context begins with one BOS at most, whoever asks for it.
-        self._capacity = config.context_length - (joining.bos is not None)
-        self._document_bos = int(config.bos == "document")
-        self._context_bos = int(config.bos == "context")
-        self._windows = Windows(
-            config.context_length, bos=joining.bos if self._context_bos else None
-        )
+        # A context begins with one beginning at most, whoever asks for it.
+        self._capacity = config.context_length - len(beginning.ids)
+        if self._capacity < 1:
+            raise InvalidCorpusConfig(
+                f"A context of {config.context_length} tokens has no room for text: {beginning}\n"
+                "hint: raise corpus.context_length"
+            )
+        self._document_bos = beginning.ids if beginning.at == "document" else ()
+        self._context_bos = beginning.ids if beginning.at == "context" else ()
+        self._windows = Windows(config.context_length, bos=self._context_bos)
         self._identities = Identities()
         self._columns = KeptColumns(
             leave_out=config.splits.column if isinstance(config.splits, SplitByColumn) else None
@@ -152,7 +165,7 @@ class _Layout:
         num_kept = self._within_its_context(item)
         ids, chars = self._dressed(item, num_kept)
         num_rows = self._within_the_budget(len(ids), split)
-        num_text = min(num_kept, num_rows - self._document_bos)
+        num_text = min(num_kept, num_rows - len(self._document_bos))
         self.budget_reached = num_rows < len(ids)
         if num_text < 1:
             return
@@ -171,7 +184,7 @@ class _Layout:
         self._tally["documents"] += 1
         self._tally["repeated"] += identity.repeated
         self._tally["text"] += num_text
-        self._tally["separators"] += num_rows - self._document_bos - num_text
+        self._tally["separators"] += num_rows - len(self._document_bos) - num_text
         self._tally["cut"] += num_kept - num_text
         self._tally["truncated"] += len(item.ids) - num_kept
         self._tally["truncated documents"] += num_kept < len(item.ids)
@@ -194,8 +207,8 @@ class _Layout:
 
     def _dressed(self, item: Tokenised, num_kept: int) -> tuple[Int32s, Int32s]:
         """The document's tokens between what joins them."""
-        before = _given(self._joining.bos if self._document_bos else None)
-        after = _given(self._joining.separator)
+        before = list(self._document_bos)
+        after = [] if self._separator is None else [self._separator]
         ends = [len(item.passage.text)] * len(after)
         return (
             _joined(before, item.ids[:num_kept], after),
@@ -211,7 +224,7 @@ class _Layout:
             self._config.max_tokens - self.rows,
             room=self._windows.room(split),
             context_length=self._config.context_length,
-            bos_rows=self._context_bos,
+            bos_rows=len(self._context_bos),
         )
 
     def _place(self, strand: Strand) -> None:
@@ -239,7 +252,7 @@ class _Layout:
             contexts=tally["contexts"],
             text_tokens=tally["text"],
             separators=tally["separators"],
-            bos_tokens=self._windows.bos_rows + tally["documents"] * self._document_bos,
+            bos_tokens=self._windows.bos_rows + tally["documents"] * len(self._document_bos),
             truncated_tokens=tally["truncated"],
             cut_tokens=tally["cut"],
             rows_per_split=self._rows_per_split,
@@ -282,7 +295,3 @@ def _note(examples: list[str], example: str) -> None:
 
 def _joined(before: list[int], tokens: Int32s, after: list[int]) -> Int32s:
     return np.concatenate([np.array(before, np.int32), tokens, np.array(after, np.int32)])
-
-
-def _given(token: int | None) -> list[int]:
-    return [] if token is None else [token]

@@ -3,19 +3,21 @@
 from dataclasses import asdict
 from typing import Any
 
+from actlake.platform.corpus.beginning import Beginning
 from actlake.platform.corpus.config import Builtin, CorpusConfig, Files, HubDataset
 from actlake.platform.corpus.demo_text import demo_text_digest
 from actlake.platform.corpus.hub_dataset import dataset_name
 from actlake.platform.corpus.paths import portable
 
 
-def corpus_provenance(config: CorpusConfig) -> dict[str, Any]:
-    """The config as plain JSON; of a path only the part below its root.
+def corpus_provenance(config: CorpusConfig, beginning: Beginning) -> dict[str, Any]:
+    """The config as plain JSON; of a path only the part below its root, of ``bos`` what it is.
 
     The text itself is known by the checksums of the rows. The demo text has a hash here, since
     it differs between versions of Python.
     """
     plain: dict[str, Any] = asdict(config)
+    plain["bos"] = {"at": beginning.at, "ids": list(beginning.ids)}
     if isinstance(config.source, Files):
         plain["source"]["path"] = [portable(pattern) for pattern in config.source.paths]
     elif isinstance(config.source, HubDataset):

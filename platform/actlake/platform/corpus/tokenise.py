@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from actlake.platform.corpus.config import Bos, CorpusConfig, Packed
+from actlake.platform.corpus.config import CorpusConfig, Packed
 from actlake.platform.corpus.errors import CorpusError, TokenizerUnfit
 from actlake.platform.corpus.passages import Passage, Unreadable
 
@@ -46,14 +46,6 @@ class Tokenizer(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class JoiningTokens:
-    """The ids of the tokens that stand beside the text; None where none is wanted."""
-
-    bos: int | None
-    separator: int | None
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class Tokenised:
     """A passage and its tokens."""
@@ -65,22 +57,31 @@ class Tokenised:
     """(n,) start character of each in the text."""
 
 
-def joining_tokens(config: CorpusConfig, tokenizer: Tokenizer) -> JoiningTokens:
-    """Look up the separator and the beginning of text, where the config wants them.
+def check_fast(tokenizer: Tokenizer) -> None:
+    """Refuse a slow tokenizer, which does not know where in the text a token begins.
 
     Raises
     ------
     TokenizerUnfit
-        The tokenizer has no such token, or is a slow one, which does not know where in the text
-        a token begins.
+        It is one.
     """
     if not tokenizer.is_fast:
         raise TokenizerUnfit(
             f"{type(tokenizer).__name__} is a slow tokenizer and does not say where in the text a "
             "token begins\nhint: load the model's fast one (tokenizer.json)"
         )
-    separator = config.layout.separator if isinstance(config.layout, Packed) else "none"
-    return JoiningTokens(_bos(config.bos, tokenizer), _separator(separator, tokenizer))
+
+
+def separator_id(config: CorpusConfig, tokenizer: Tokenizer) -> int | None:
+    """The token that ends each document; None where the layout wants none.
+
+    Raises
+    ------
+    TokenizerUnfit
+        The tokenizer has no such token.
+    """
+    wanted = config.layout.separator if isinstance(config.layout, Packed) else "none"
+    return _separator(wanted, tokenizer)
 
 
 def tokenise(
@@ -141,17 +142,6 @@ def _encode(texts: list[str], tokenizer: Tokenizer) -> list[tuple[Int32s, Int32s
         )
         for ids, offsets in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
     ]
-
-
-def _bos(policy: Bos, tokenizer: Tokenizer) -> int | None:
-    if policy == "never":
-        return None
-    if tokenizer.bos_token_id is None:
-        raise TokenizerUnfit(
-            f"The tokenizer has no beginning-of-text token, which corpus.bos: {policy} needs\n"
-            "hint: set corpus.bos to never; the model was trained without one"
-        )
-    return tokenizer.bos_token_id
 
 
 def _separator(wanted: str, tokenizer: Tokenizer) -> int | None:

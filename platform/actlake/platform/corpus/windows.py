@@ -40,7 +40,7 @@ def fitting(num_tokens: int, budget: int, *, room: int, context_length: int, bos
     room
         Rows free in the context that is open; 0 if none is.
     bos_rows
-        1 if every context begins with a BOS, else 0.
+        Tokens with which every context begins; 0 if with none.
     """
     if budget <= room:
         return min(num_tokens, budget)
@@ -51,16 +51,16 @@ def fitting(num_tokens: int, budget: int, *, room: int, context_length: int, bos
 class Windows:
     """The open contexts, one a split; a full one is handed out and forgotten."""
 
-    def __init__(self, context_length: int, *, bos: int | None = None) -> None:
-        """`bos`: id of the token that begins every context; None for none."""
-        assert context_length > (bos is not None), (context_length, bos)
+    def __init__(self, context_length: int, *, bos: tuple[int, ...] = ()) -> None:
+        """`bos`: ids of the tokens that begin every context; mostly one or none."""
+        assert context_length > len(bos), (context_length, bos)
         self._length = context_length
         self._bos = bos
         self._open: dict[str, _Window] = {}
         self.rows = 0
         """Rows made so far, those in open contexts included."""
         self.bos_rows = 0
-        """How many of them begin a context."""
+        """How many of them are there only to begin a context."""
 
     def room(self, split: str) -> int:
         """Rows free in the split's open context; 0 if none is open."""
@@ -80,10 +80,9 @@ class Windows:
 
     def _begin(self, strand: Strand, at: int) -> "_Window":
         window = self._open[strand.split] = _Window(self._length)
-        if self._bos is not None:
-            window.put_bos(self._bos, strand.document, begins_document=at == 0)
-            self.rows += 1
-            self.bos_rows += 1
+        window.put_bos(self._bos, strand.document, begins_document=at == 0)
+        self.rows += len(self._bos)
+        self.bos_rows += len(self._bos)
         return window
 
     def close(self, split: str) -> Iterator[Context]:
@@ -119,13 +118,14 @@ class _Window:
         self._filled += n
         return n
 
-    def put_bos(self, bos: int, document: int, *, begins_document: bool) -> None:
+    def put_bos(self, bos: tuple[int, ...], document: int, *, begins_document: bool) -> None:
         """Begin with a BOS; within a document it has no place in the text."""
         assert self._filled == 0
-        self._ids[0] = bos
-        self._documents[0] = document
-        self._chars[0] = 0 if begins_document else UNKNOWN_CHARACTER
-        self._filled = 1
+        n = len(bos)
+        self._ids[:n] = bos
+        self._documents[:n] = document
+        self._chars[:n] = 0 if begins_document else UNKNOWN_CHARACTER
+        self._filled = n
 
     def context(self, split: str) -> Context:
         n = self._filled
