@@ -253,13 +253,15 @@ def test_positions_without_an_end_take_any_context(tiny_folder: Callable[..., Pa
 
 
 def hub_answers(error: Exception | Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
-    """The hub's client, with one answer; the requests it got."""
+    """The hub's client: an error, or a repository of one file; the requests it got."""
     asked: list[tuple[Any, ...]] = []
 
     def download(repository: str, file: str, revision: str | None = None) -> str:
         asked.append((repository, file, revision))
         if isinstance(error, Exception):
             raise error
+        if file != error.name:
+            raise hub_error("RemoteEntryNotFoundError")
         return str(error)
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
@@ -320,5 +322,8 @@ def test_the_exact_commit_of_a_hub_model_is_its_revision(
     model = resolve_model(ModelConfig(name="some/model", revision="main", device="cpu"))
 
     assert (model.revision, model.commit, model.location) == (commit, commit, "some/model")
-    assert asked == [("some/model", "config.json", "main")]
+    assert asked == [
+        ("some/model", "config.json", "main"),
+        ("some/model", "adapter_config.json", commit),
+    ]
     assert loaded == [("some/model", commit)]

@@ -55,7 +55,9 @@ class Anatomy:
         return sum(self.block_params[layers.start : layers.stop]) + embedding + self.shared_params
 
 
-def model_class(config: Any, *, location: str, trust_remote_code: bool) -> type[Any]:
+def model_class(
+    config: Any, *, location: str, commit: str | None, trust_remote_code: bool
+) -> type[Any]:
     """The class of the model without its head, for a decoder's configuration.
 
     Raises
@@ -74,7 +76,7 @@ def model_class(config: Any, *, location: str, trust_remote_code: bool) -> type[
     if trust_remote_code and reference:
         from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
-        trusted: type[Any] = get_class_from_dynamic_module(reference, location)
+        trusted: type[Any] = get_class_from_dynamic_module(reference, location, revision=commit)
         return trusted
     raise ModelNotSupported(
         f"transformers has no model for the family {config.model_type!r}\n"

@@ -88,7 +88,12 @@ def load_head(model: ResolvedModel) -> ModelHead:
         _leave_out_blocks(module, model)
 
     module = load_pretrained(
-        model, cls, leave_out, nested_keys=NESTED_DECODER_WITH_HEAD, what="the head"
+        model,
+        cls,
+        leave_out,
+        layers=range(0),
+        nested_keys=NESTED_DECODER_WITH_HEAD,
+        what="the head",
     )
     base = _base(module)
     blocks = base.get_submodule(model.anatomy.blocks)
@@ -113,7 +118,9 @@ def causal_class(model: ResolvedModel) -> type[Any]:
     if model.trust_remote_code and reference:
         from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
-        trusted: type[Any] = get_class_from_dynamic_module(reference, model.location)
+        trusted: type[Any] = get_class_from_dynamic_module(
+            reference, model.location, revision=model.commit
+        )
         return trusted
     raise ModelNotSupported(
         f"transformers has no causal model of the family {model.family!r}, so there is no head "

@@ -6,7 +6,10 @@ experts, keys of older releases) holds here too, and what has a stand-in is neve
 """
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,11 +17,14 @@ from torch import Tensor, nn
 
 from actlake.platform.compute_threads import set_compute_threads
 from actlake.platform.models.anatomy import Anatomy, model_class
+from actlake.platform.models.digest import file_digest
 from actlake.platform.models.errors import HubUnreachable, InvalidSplit, WeightsMismatch
+from actlake.platform.models.locate import find_file
 from actlake.platform.models.quiet import no_progress_bars
 from actlake.platform.models.source import ResolvedModel
 from actlake.platform.models.stage import ModelStage
 from actlake.platform.models.sums import check_sums
+from actlake.platform.models.weights import WeightFile, links_to, weight_files
 from actlake.storage.sites import Site
 
 logger = logging.getLogger(__name__)
@@ -85,11 +91,17 @@ def _check_layers(model: ResolvedModel, layers: range, sites: list[Site]) -> Non
 
 def _load_module(model: ResolvedModel, layers: range) -> nn.Module:
     config = model.hf_config
-    cls = model_class(config, location=model.location, trust_remote_code=model.trust_remote_code)
+    cls = model_class(
+        config,
+        location=model.location,
+        commit=model.commit,
+        trust_remote_code=model.trust_remote_code,
+    )
     return load_pretrained(
         model,
         cls,
         lambda module: _leave_out(module, model.anatomy, layers),
+        layers=layers,
         nested_keys=NESTED_DECODER,
         what=f"layers [{layers.start}, {layers.stop})",
     )
@@ -100,6 +112,7 @@ def load_pretrained(
     cls: type[Any],
     leave_out: Callable[[nn.Module], None],
     *,
+    layers: range,
     nested_keys: Mapping[str, str],
     what: str,
 ) -> nn.Module:
@@ -109,6 +122,8 @@ def load_pretrained(
     ----------
     leave_out
         Puts stand-ins where nothing is to be loaded, before any weight is read.
+    layers
+        The blocks that are not left out; files with other blocks only are not opened.
     nested_keys
         How keys are renamed where the decoder is part of a model with more than text.
     what
@@ -117,17 +132,20 @@ def load_pretrained(
     Raises
     ------
     WeightsMismatch, HubUnreachable
-        The weights do not fit, or cannot be had.
+        The weights do not fit, are others than when the model was resolved, or cannot be had.
     """
     from safetensors import SafetensorError
+    from transformers import GenerationConfig
 
     device = model.device.value
+    config = model.hf_config
+    config.transformers_weights = None  # the folder has them under the usual names
     try:
-        with no_progress_bars():
+        with weights_for(model, layers) as folder, no_progress_bars():
             module, info = _without(cls, leave_out).from_pretrained(
-                model.location,
-                config=model.hf_config,
-                revision=model.commit or "main",
+                folder,
+                config=config,
+                generation_config=GenerationConfig(),  # else it is looked for beside the weights
                 dtype=model.dtype.value,
                 attn_implementation=model.attention.value,
                 device_map=None if device == "cpu" else {"": torch.device(device)},
@@ -143,6 +161,41 @@ def load_pretrained(
         raise _mismatch(model, what, "missing: " + _some(info["missing_keys"]))
     assert isinstance(module, nn.Module)
     return module.requires_grad_(False)
+
+
+@contextmanager
+def weights_for(model: ResolvedModel, layers: range) -> Iterator[Path]:
+    """A folder with links to the files of weights that hold these layers, and no others.
+
+    Raises
+    ------
+    WeightsMismatch
+        A file is another than when the model was resolved, or holds what the index says is in
+        another.
+    HubUnreachable
+        It cannot be fetched.
+    """
+    find = partial(find_file, model.location, model.commit)
+    try:
+        weights = weight_files(find, of=model.name)
+        names = weights.read_by(layers, blocks=model.anatomy.blocks)
+        files = {name: _as_resolved(model, name, find(name)) for name in names}
+    except OSError as error:
+        raise _unfetched(model, error) from error
+    with links_to(files, weights) as folder:
+        yield folder
+
+
+def _as_resolved(model: ResolvedModel, name: str, file: Path | None) -> Path:
+    """The file, if it is still the one that was hashed; a commit's files never change."""
+    if file is None:
+        raise FileNotFoundError(f"there is no {name}")
+    if model.commit is None and WeightFile(name, file_digest(file)) not in model.weights:
+        raise WeightsMismatch(
+            f"{name} of {model.name} is another file than when the model was found\n"
+            f"hint: leave the folder alone while it is used, and give every node the same one"
+        )
+    return file
 
 
 class Absent(nn.Module):

@@ -6,15 +6,18 @@ weights are meant: the commit on the hub, or a hash of the files of a folder.
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from actlake.platform.models.digest import file_digest
-from actlake.platform.models.errors import HubUnreachable, ModelNotFound, WeightsMismatch
+from actlake.platform.models.errors import HubUnreachable, ModelNotFound, ModelNotSupported
 from actlake.platform.models.gguf import convert_gguf
+from actlake.platform.models.weights import WeightFile, hashed, weight_files
 
-WEIGHTS = "model.safetensors"
-WEIGHTS_INDEX = "model.safetensors.index.json"
+CONFIG = "config.json"
+ADAPTER = "adapter_config.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,13 +28,16 @@ class Located:
     """A folder, or an id of the hub."""
 
     revision: str
-    """The commit on the hub, or ``sha256:…`` of what lies on this machine."""
+    """The commit on the hub, or ``sha256:…`` of what is read on this machine."""
 
     commit: str | None
     """The commit to load from the hub; None for a folder."""
 
+    weights: tuple[WeightFile, ...] = ()
+    """The files of weights of a folder. Of a repository the commit says them."""
 
-def locate(name: str, revision: str) -> Located:
+
+def locate(name: str, revision: str, *, with_code: bool = False) -> Located:
     """Find what `ModelConfig.name` means.
 
     Parameters
@@ -40,11 +46,15 @@ def locate(name: str, revision: str) -> Located:
         A folder, a ``.gguf`` file, or an id of the hub such as ``EleutherAI/pythia-70m``.
     revision
         Branch, tag or commit on the hub; empty for its main branch.
+    with_code
+        Whether code that comes with the model is run, and so is part of what it is.
 
     Raises
     ------
     ModelNotFound
         There is nothing of that name, or no such revision of it.
+    ModelNotSupported
+        An adapter belongs to it, or code at no fixed revision.
     HubUnreachable
         It is neither here nor in the hub's cache, and the hub does not answer.
     WeightsMismatch
@@ -54,14 +64,14 @@ def locate(name: str, revision: str) -> Located:
     if path.is_file() or name.endswith(".gguf"):
         return _gguf(path, revision)
     if path.is_dir():
-        return _folder(path, revision)
+        return _folder(path, revision, with_code=with_code)
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise ModelNotFound(
             f"There is no folder {name!r}\n"
             f"hint: give an existing folder with a config.json, a .gguf file, or an id of the "
             f"Hugging Face hub such as EleutherAI/pythia-70m"
         )
-    return _hub(name, revision)
+    return _hub(name, revision, with_code=with_code)
 
 
 def _gguf(path: Path, revision: str) -> Located:
@@ -69,34 +79,96 @@ def _gguf(path: Path, revision: str) -> Located:
         raise ModelNotFound(f"There is no GGUF file {str(path)!r}\nhint: check the path")
     _refuse_revision(path, revision)
     folder, digest = convert_gguf(path)
-    return Located(str(folder), f"sha256:{digest}", commit=None)
+    # What is loaded is the conversion, which is transformers' and kept in a cache: both count.
+    return _hashed(folder, str(path), hashlib.sha256(f"gguf {digest}\n".encode()))
 
 
-def _folder(path: Path, revision: str) -> Located:
+def _folder(path: Path, revision: str, *, with_code: bool) -> Located:
     _refuse_revision(path, revision)
-    if not (path / "config.json").is_file():
+    if not (path / CONFIG).is_file():
         there = ", ".join(sorted(file.name for file in path.iterdir())[:10]) or "nothing"
         raise ModelNotFound(
             f"The folder {str(path)!r} has no config.json; it holds {there}\n"
             f"hint: give a folder written by save_pretrained, or the path of a .gguf file itself"
         )
-    digest = hashlib.sha256(_config_without_version(path / "config.json"))
-    for file in weight_files(path):
-        digest.update(f"{file.name} {file_digest(file)}\n".encode())
-    return Located(str(path.resolve()), f"sha256:{digest.hexdigest()}", commit=None)
+    if (path / ADAPTER).is_file():
+        raise _has_adapter(str(path))
+    settings = _read_settings(path / CONFIG)
+    for key in ("transformers_version", "_name_or_path"):  # others when it is saved again
+        settings.pop(key, None)
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    if with_code and "auto_map" in settings:
+        _check_code(settings, of=str(path))
+        for file in sorted(path.glob("*.py")):
+            digest.update(f"{file.name} {file_digest(file)}\n".encode())
+    return _hashed(path, str(path), digest)
 
 
-def _config_without_version(file: Path) -> bytes:
-    """The configuration less what changes when the same model is saved again."""
+def _hashed(folder: Path, name: str, digest: "hashlib._Hash") -> Located:
+    """The folder with its files of weights, its revision made of `digest` and theirs."""
+    files = weight_files(lambda file: _file_in(folder, file), of=name)
+    weights = hashed(folder, files.names)
+    for weight in weights:
+        digest.update(f"{weight.name} {weight.sha256}\n".encode())
+    return Located(str(folder.resolve()), f"sha256:{digest.hexdigest()}", None, weights)
+
+
+def _file_in(folder: Path, name: str) -> Path | None:
+    return folder / name if (folder / name).is_file() else None
+
+
+def find_file(location: str, commit: str | None, name: str) -> Path | None:
+    """A file of a located model, fetched if need be; None where there is none.
+
+    Raises
+    ------
+    OSError
+        The hub does not answer.
+    """
+    if commit is None:
+        return _file_in(Path(location), name)
+    from huggingface_hub import errors, hf_hub_download
+
+    try:
+        return Path(hf_hub_download(location, name, revision=commit))
+    except errors.EntryNotFoundError:  # also that it is not in the cache and the hub not reached
+        return None
+
+
+def _read_settings(file: Path) -> dict[str, Any]:
     try:
         settings = json.loads(file.read_text())
     except ValueError as error:
         raise ModelNotFound(
             f"{str(file)!r} is not JSON: {error}\nhint: copy the model's folder again"
         ) from error
-    for key in ("transformers_version", "_name_or_path"):
-        settings.pop(key, None)
-    return json.dumps(settings, sort_keys=True).encode()
+    if not isinstance(settings, dict):
+        raise ModelNotFound(
+            f"{str(file)!r} holds no settings but a {type(settings).__name__}\n"
+            f"hint: copy the model's folder again"
+        )
+    return settings
+
+
+def _check_code(settings: Mapping[str, Any], *, of: str) -> None:
+    """Refuse code of which nobody knows tomorrow which one it was."""
+    for named in settings["auto_map"].values():
+        for reference in named if isinstance(named, list) else [named]:
+            repository, elsewhere, _ = str(reference).partition("--")
+            if elsewhere:
+                raise ModelNotSupported(
+                    f"The code of {of} lies in repository {repository!r}, at no fixed revision\n"
+                    f"hint: copy its .py files beside config.json, and take {repository!r} and the "
+                    f"two dashes out of auto_map there"
+                )
+
+
+def _has_adapter(name: str) -> ModelNotSupported:
+    return ModelNotSupported(
+        f"{name} holds an adapter ({ADAPTER}), which changes what the model computes, and actlake "
+        f"loads whole models only\n"
+        f"hint: merge it: peft's merge_and_unload, then save_pretrained to another folder"
+    )
 
 
 def _refuse_revision(path: Path, revision: str) -> None:
@@ -107,37 +179,14 @@ def _refuse_revision(path: Path, revision: str) -> None:
         )
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a folder, in the order of their names.
-
-    Raises
-    ------
-    WeightsMismatch
-        There are none, or the index names some that are not there.
-    """
-    if (folder / WEIGHTS_INDEX).is_file():
-        index = json.loads((folder / WEIGHTS_INDEX).read_text())
-        files = [folder / name for name in sorted(set(index["weight_map"].values()))]
-    else:
-        files = [folder / WEIGHTS]
-    missing = [file.name for file in files if not file.is_file()]
-    if missing:
-        there = ", ".join(sorted(file.name for file in folder.iterdir())[:10])
-        raise WeightsMismatch(
-            f"Weights are missing from {str(folder)!r}: {', '.join(missing)}\n"
-            f"It holds {there}\n"
-            f"hint: copy the folder again; weights in other formats (.bin) are not read, load "
-            f"them with transformers and save_pretrained writes safetensors"
-        )
-    return files
-
-
-def _hub(name: str, revision: str) -> Located:
+def _hub(name: str, revision: str, *, with_code: bool) -> Located:
     from huggingface_hub import errors, hf_hub_download
 
     at = f" at revision {revision!r}" if revision else ""
     try:
-        config = Path(hf_hub_download(name, "config.json", revision=revision or None))
+        config = Path(hf_hub_download(name, CONFIG, revision=revision or None))
+        commit = config.parent.name  # …/snapshots/<commit>/config.json
+        adapter = find_file(name, commit, ADAPTER)
     except errors.GatedRepoError as error:
         raise ModelNotFound(
             f"Model {name!r} on the Hugging Face hub is gated and this account has no access\n"
@@ -167,5 +216,8 @@ def _hub(name: str, revision: str) -> Located:
             f"Face hub cannot be reached: {type(error).__name__}\n"
             f"hint: check the connection and HF_HUB_OFFLINE, or give a folder or a .gguf file"
         ) from error
-    commit = config.parent.name  # …/snapshots/<commit>/config.json
+    if adapter is not None:
+        raise _has_adapter(name)
+    if with_code and "auto_map" in (settings := _read_settings(config)):
+        _check_code(settings, of=name)
     return Located(name, commit, commit=commit)

@@ -36,6 +36,7 @@ from actlake.platform.models.numerics import (
     resolve_device,
     resolve_dtype,
 )
+from actlake.platform.models.weights import WeightFile
 from actlake.platform.models.wiring import STREAM, is_parallel
 from actlake.storage.sites import POINTS, Site
 
@@ -53,14 +54,18 @@ class ResolvedModel:
     """As it was asked for."""
 
     revision: str
-    """The commit on the hub, or ``sha256:…`` of a folder's configuration and weights, or of
-    a GGUF file. Equal revisions are equal models."""
+    """The commit on the hub, or ``sha256:…`` of the configuration and the weights that are
+    loaded. Equal revisions are equal models, whatever their names."""
 
     location: str
     """The folder, or the id of the hub, to load from. A machine's matter: not for records."""
 
     commit: str | None
     """The commit to load from the hub; None for a folder."""
+
+    weights: tuple[WeightFile, ...]
+    """The files of weights of a folder, which are compared again when they are loaded. Empty
+    for the hub, where the commit says them."""
 
     nested: bool
     """Whether it is the decoder of a model that also reads images or sound."""
@@ -190,13 +195,16 @@ def resolve_model(config: ModelConfig, *, here: bool = True) -> ResolvedModel:
     WeightsMismatch
         The folder's weights are not all there.
     """
-    located = locate(config.name, config.revision)
+    located = locate(config.name, config.revision, with_code=config.trust_remote_code)
     device = resolve_device(config.device, here=here)
     dtype = resolve_dtype(config.dtype, device.value)
     whole = _read_config(located.location, located.commit, config.trust_remote_code)
     decoder = whole.get_text_config(decoder=True)
     cls = model_class(
-        decoder, location=located.location, trust_remote_code=config.trust_remote_code
+        decoder,
+        location=located.location,
+        commit=located.commit,
+        trust_remote_code=config.trust_remote_code,
     )
     attention = resolve_attention(config.attention, decoder.model_type, cls)
     decoder._attn_implementation = attention.value
@@ -205,6 +213,7 @@ def resolve_model(config: ModelConfig, *, here: bool = True) -> ResolvedModel:
         revision=located.revision,
         location=located.location,
         commit=located.commit,
+        weights=located.weights,
         nested=decoder is not whole,
         family=decoder.model_type,
         num_layers=num_layers_of(decoder),
