@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+import torch
 from ray import cloudpickle
 
 from actlake.platform.cluster import (
@@ -112,6 +113,20 @@ class Layers:
                 raise StoreNotWritable("No space left\nhint: make room")
             case "stubborn":
                 raise Stubborn(1, 2)
+            case "launch failure":
+                raise torch.AcceleratorError("CUDA error: unspecified launch failure")
+            case "ECC":
+                raise torch.AcceleratorError("CUDA error: uncorrectable ECC error encountered")
+            case "cuBLAS":
+                raise RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling …")
+            case "NCCL":
+                raise torch.distributed.DistBackendError("NCCL error in: ProcessGroupNCCL.cpp:27")
+            case "out of memory":
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+            case "cuBLAS out of memory":
+                raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling …")
+            case "a bug":
+                raise RuntimeError("The size of tensor a (3) must match the size of tensor b (4)")
 
     def note(self, name: str, words: str) -> None:
         with (self.folder / name).open("a") as file:
@@ -135,6 +150,22 @@ def refuse_second(folder: Path) -> Layers:
     if len(list(folder.glob("asked-*"))) == 2:
         return refuse()
     return Layers(folder, 0, NUM_LAYERS, Mishap("pause", unit=None, always=True))
+
+
+def lacks_a_package() -> Layers:
+    raise ModuleNotFoundError("No module named 'gptqmodel'")
+
+
+def has_a_wrong_option() -> Layers:
+    raise TypeError("unexpected keyword 'attn'")
+
+
+def full_at_first(folder: Path) -> Layers:
+    """Somebody else is on the device when the first worker comes."""
+    worker = Layers(folder, 0, NUM_LAYERS)
+    if len(pids(folder)) == 1:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+    return worker
 
 
 def die_at_start() -> Layers:
@@ -390,6 +421,129 @@ def test_replicas_that_die_at_the_start_end_the_run_with_the_cause(
 
     assert "ActorDiedError" in str(raised.value)
     assert commits.kinds()["replica_lost"] == 3
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["launch failure", "ECC", "cuBLAS", "NCCL", "out of memory", "cuBLAS out of memory"],
+)
+@pytest.mark.parametrize(("num_stages", "layer"), [(1, 0), (2, 2)])
+def test_a_fault_of_a_device_costs_its_replica_and_no_unit(
+    ray_session: Session,
+    folder: Path,
+    commits: Commits,
+    expected: Callable[[Path, int], None],
+    kind: str,
+    num_stages: int,
+    layer: int,
+) -> None:
+    result = run_units(
+        ray_session,
+        range(8),
+        replica(folder, num_stages, Mishap(kind, unit=3, layer=layer)),
+        replicas=2 // num_stages,
+        on_done=commits.done,
+        on_event=commits.events.append,
+    )
+
+    assert result.complete
+    assert sorted(commits.units) == list(range(8))
+    assert result.replicas_lost == 1
+    lost = next(event for event in commits.events if event.kind == "replica_lost")
+    says = "Out of memory" if "memory" in kind else "The accelerator failed"
+    assert lost.reason.startswith(says)
+    assert "hint: is there enough memory" not in str(lost)
+    expected(folder, 8)
+
+
+def test_a_unit_that_breaks_every_device_is_set_aside_with_the_reason(
+    ray_session: Session, folder: Path, commits: Commits
+) -> None:
+    result = run_units(
+        ray_session,
+        range(5),
+        replica(folder, 1, Mishap("out of memory", unit=2, always=True)),
+        replicas=2,
+        max_attempts=2,
+        on_done=commits.done,
+        on_event=commits.events.append,
+    )
+
+    assert sorted(commits.units) == [0, 1, 3, 4]
+    assert list(result.failed) == [2]
+    assert all("CUDA out of memory. Tried to allocate 2.00 GiB." in why for why in result.failed[2])
+    assert commits.kinds()["node_avoided"] == 1  # the only node: it is used all the same
+
+
+def test_a_device_that_fails_at_every_unit_ends_the_run_and_is_named(
+    ray_session: Session, folder: Path, commits: Commits
+) -> None:
+    with pytest.raises(ReplicasKeepDying) as raised:
+        run_units(
+            ray_session,
+            range(40),
+            replica(folder, 1, Mishap("ECC", unit=None, always=True)),
+            replicas=1,
+            max_attempts=1,
+            on_done=commits.done,
+        )
+
+    assert "uncorrectable ECC error encountered" in str(raised.value)
+    assert str(raised.value).count("hint: ") == 1
+    assert "nvidia-smi" in str(raised.value)
+
+
+def test_an_error_that_is_no_fault_of_a_device_is_raised_and_not_retried(
+    ray_session: Session, folder: Path, commits: Commits
+) -> None:
+    spec = replica(folder, 1, Mishap("a bug", unit=1, always=True))
+
+    with pytest.raises(RuntimeError, match="The size of tensor a"):
+        run_units(ray_session, range(4), spec, replicas=1, on_done=commits.done)
+
+    assert (folder / "executed").read_text().split().count("1") == 1
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lacks_a_package, "ModuleNotFoundError: No module named 'gptqmodel'"),
+        (has_a_wrong_option, "TypeError: unexpected keyword 'attn'"),
+    ],
+)
+def test_a_worker_that_can_never_be_made_is_tried_once_and_not_blamed_on_memory(
+    ray_session: Session, commits: Commits, make: Callable[[], Layers], words: str
+) -> None:
+    with pytest.raises(WorkerFailed, match=words) as raised:
+        run_units(
+            ray_session,
+            range(2),
+            ReplicaSpec(stages=(StageSpec(make=make),)),
+            replicas=1,
+            on_done=commits.done,
+            on_event=commits.events.append,
+        )
+
+    assert commits.kinds() == {"replica_starting": 1}
+    assert "memory" not in str(raised.value)
+
+
+def test_a_device_that_is_full_at_the_start_is_tried_again(
+    ray_session: Session, folder: Path, commits: Commits
+) -> None:
+    stage = StageSpec(make=full_at_first, kwargs={"folder": folder})
+
+    result = run_units(
+        ray_session,
+        range(3),
+        ReplicaSpec(stages=(stage,)),
+        replicas=1,
+        on_done=commits.done,
+        on_event=commits.events.append,
+    )
+
+    assert result.complete
+    assert commits.kinds()["replica_lost"] == 1
 
 
 def test_a_unit_that_hangs_loses_its_replica_and_is_done_by_the_next(

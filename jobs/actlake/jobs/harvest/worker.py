@@ -7,6 +7,8 @@ stage writes its own sites straight to the store, and only receipts go to the dr
 
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from torch import Tensor
 from actlake.jobs.harvest.batches import Batch, unit_batches
 from actlake.jobs.harvest.buffers import UnitBuffers
 from actlake.jobs.harvest.metering import Meter, StageUse
-from actlake.platform.cluster import Send
+from actlake.platform.cluster import DeviceOutOfMemory, Send, device_fault
 from actlake.platform.models import ResolvedModel, load_stage
 from actlake.storage import Extent, Site, Token, open_store, write_unit
 from actlake.storage.ledger import ShardRecord
@@ -144,7 +146,7 @@ class HarvestWorker:
 
     def _compute(self, work: _Open, batch: Batch, inputs: Tensor) -> Tensor | None:
         started = time.monotonic()
-        with self._meter.doing("compute"):
+        with self._meter.doing("compute"), self._saying_what_fits():
             if work.buffers is None:
                 leaving_BLD = self._stage.run(inputs, _nothing)
             else:
@@ -152,6 +154,22 @@ class HarvestWorker:
                 leaving_BLD = self._stage.run(inputs, work.buffers.put)
         work.compute_s += time.monotonic() - started
         return leaving_BLD
+
+    @contextmanager
+    def _saying_what_fits(self) -> Iterator[None]:
+        """Where a batch does not fit into memory, say which setting makes batches smaller."""
+        try:
+            yield
+        except (RuntimeError, MemoryError) as error:
+            fault = device_fault(error)
+            if not isinstance(fault, DeviceOutOfMemory):
+                raise
+            raise DeviceOutOfMemory(
+                f"{fault}\nhint: batches of {self._batch_tokens:,} tokens are too large here; with "
+                f"`batch_tokens: {max(1, self._batch_tokens // 2)}` they need about half (part of "
+                "the numerics: a store that has units already says so and wants to be told that "
+                "others are allowed)"
+            ) from error
 
     def _write(self, unit: int, work: _Open) -> UnitReceipt:
         started = time.monotonic()

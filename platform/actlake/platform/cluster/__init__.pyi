@@ -1,8 +1,11 @@
 from .config import ClusterConfig, ResourcesConfig
+from .device_faults import device_fault
 from .errors import (
     ClusterError,
     ClusterMismatch,
     ClusterUnreachable,
+    DeviceFailed,
+    DeviceOutOfMemory,
     InvalidClusterConfig,
     JobExists,
     JobNotFound,
@@ -62,6 +65,9 @@ __all__ = [
     "UnitTiming",
     "ClusterError",
     "ClusterUnreachable",
+    "DeviceFailed",
+    "DeviceOutOfMemory",
+    "device_fault",
     "InvalidClusterConfig",
     "NotEnoughResources",
     "ReplicaStartFailed",

@@ -6,6 +6,8 @@
     ├── NotEnoughResources      the work can never be placed      (RuntimeError)
     ├── ReplicaStartFailed      replicas die before they work     (RuntimeError)
     ├── ReplicasKeepDying       replicas die without a result     (RuntimeError)
+    ├── DeviceFailed            an accelerator or its driver failed            (RuntimeError)
+    ├── DeviceOutOfMemory       a batch does not fit where it is computed      (MemoryError)
     ├── WorkerFailed            a worker's error that cannot travel as itself  (RuntimeError)
     ├── WorkStopped             ended early, on request           (RuntimeError)
     ├── ClusterMismatch         other code or versions there      (RuntimeError)
@@ -53,6 +55,20 @@ class ReplicaStartFailed(ClusterError, RuntimeError):
 
 class ReplicasKeepDying(ClusterError, RuntimeError):
     """Replica after replica was lost and not one unit was finished in between."""
+
+
+class DeviceFailed(ClusterError, RuntimeError):
+    """An accelerator failed under a worker: a launch, its memory (ECC), its link, its driver."""
+
+    node = ""
+    """Ray's id of the node, where that is known."""
+
+
+class DeviceOutOfMemory(ClusterError, MemoryError):
+    """A worker's device, or the host's memory, is too small for what it was asked to compute."""
+
+    node = ""
+    """Ray's id of the node, where that is known."""
 
 
 class WorkerFailed(ClusterError, RuntimeError):

@@ -8,6 +8,7 @@ import re
 
 from ray import exceptions
 
+from actlake.platform.cluster.device_faults import device_fault
 from actlake.platform.cluster.errors import ClusterError, ReplicasKeepDying
 
 LOST = (
@@ -46,6 +47,8 @@ def in_our_words(error: Exception, *, what: str) -> Exception:
         What has failed, as a sentence begins: ``A part of the sum``.
     """
     cause = cause_of(error)
+    if (fault := device_fault(cause)) is not None:
+        return fault
     if isinstance(cause, LOST):
         return ReplicasKeepDying(
             f"{what} lost its process, at every attempt\n{reason(cause)}\n"

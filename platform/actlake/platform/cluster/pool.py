@@ -12,6 +12,8 @@ actors as one. So the driver owns the list of what is to be done:
 5. A replica that cannot work *where it is* (it cannot write, or start, or computes other bits) is
    given up while there are others, and none is put on its nodes again. The last one's error is
    the run's.
+6. A device that fails, or has too little memory, costs its replica; a node where that happens
+   again is avoided as well.
 
 A unit may be *executed* more than once, so executing it twice must leave what once leaves.
 If the driver dies, Ray ends its actors; what was counted is the caller's to remember.
@@ -19,6 +21,7 @@ If the driver dies, Ray ends its actors; what was counted is the caller's to rem
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
@@ -28,9 +31,13 @@ import ray
 from actlake.platform.cluster import interrupts
 from actlake.platform.cluster.errors import (
     ClusterError,
+    DeviceFailed,
+    DeviceOutOfMemory,
     InvalidClusterConfig,
     ReplicasKeepDying,
     ReplicaStartFailed,
+    WorkerFailed,
+    first_line,
 )
 from actlake.platform.cluster.job_start import code_hash
 from actlake.platform.cluster.losses import LOST, cause_of, reason
@@ -42,6 +49,10 @@ from actlake.platform.cluster.stage import UNIT_TIMEOUT_S, Receipt, ReplicaSpec
 from actlake.storage.errors import ActlakeError, StoreMismatch, StoreNotWritable
 
 logger = logging.getLogger(__name__)
+
+DEVICE_FAULTS = 2
+"""Faults of devices on one node after which no replica is put there while there are others: one
+may be a unit's, two in one place are the place's."""
 
 STARTS_IN_A_ROW = 3
 """Replicas that may fail to start, one after another, before the run gives up; or, while
@@ -59,6 +70,7 @@ EventKind = Literal[
     "replica_up",
     "replica_slow",
     "replica_lost",
+    "node_avoided",
     "nodes_too_few",
     "unit_requeued",
     "unit_failed",
@@ -66,7 +78,7 @@ EventKind = Literal[
 ]
 
 
-_BAD = ("replica_slow", "replica_lost", "nodes_too_few", "unit_failed")
+_BAD = ("replica_slow", "replica_lost", "node_avoided", "nodes_too_few", "unit_failed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,14 +201,17 @@ def run_units(
     NotEnoughResources
         The cluster can never hold these replicas, or has lost the nodes that could.
     ReplicaStartFailed
-        Replicas failed to start three times in a row and none works. An `ActlakeError` from a
-        worker's constructor is raised as it is, at the first time, unless there are other replicas.
+        Replicas failed to start three times in a row and none works: their processes died, or
+        were not ready in time, or their devices failed.
+    WorkerFailed
+        A worker's constructor raised an exception that another attempt would raise as well, such
+        as an `ImportError`, and there is no other replica. An `ActlakeError` is raised as it is.
     ClusterMismatch
         A node that came late has other code than this process, and there is no other replica.
     StoreNotWritable
         The last replica cannot write. Of several, one that cannot is given up.
     ReplicasKeepDying
-        Many replicas were lost in a row without one unit finished.
+        Many replicas were lost in a row without one unit finished; the last reason is in its words.
     Exception
         Whatever a worker raised while doing a unit: bad data, or a bug. It is not retried.
     """
@@ -278,6 +293,8 @@ class _Pool:
     without_room_since: float | None = None
     avoided: set[str] = field(default_factory=set)
     """Nodes on which a replica could not work."""
+    device_faults: Counter[str] = field(default_factory=Counter)
+    """How often a device has failed, by the id of its node."""
     given_up: list[str] = field(default_factory=list)
     lost: int = 0
     lost_in_a_row: int = 0
@@ -399,10 +416,15 @@ class _Pool:
             ray.get(ref)
         except ray.exceptions.RayError as error:
             cause = cause_of(error)
-            if isinstance(cause, ActlakeError):
-                self.give_up(member, cause)
-            else:
+            if isinstance(cause, DeviceFailed | DeviceOutOfMemory):
+                self.count_device_fault(member, cause)
                 self.start_failed(member, cause)
+            elif isinstance(cause, ActlakeError):
+                self.give_up(member, cause)
+            elif isinstance(cause, ray.exceptions.RayError | OSError):
+                self.start_failed(member, cause)  # a process, a place or a disk: may come right
+            else:  # a missing package, a wrong option: the same at every attempt
+                self.give_up(member, _cannot_be_made(cause))
             return
         member.starting.remove(ref)
         if member.up:
@@ -420,6 +442,10 @@ class _Pool:
             return
         except ray.exceptions.RayError as error:
             cause = _as_ours(error)
+            if isinstance(cause, DeviceFailed | DeviceOutOfMemory):
+                self.count_device_fault(flight.member, cause)
+                self.lose(flight.member, str(cause))
+                return
             if not isinstance(cause, StoreNotWritable):
                 raise cause from None
             self.give_up(flight.member, cause)
@@ -455,6 +481,19 @@ class _Pool:
         self.given_up.append(f"replica {member.replica.number}, {why}")
         self.lose(member, why, blame=False)
 
+    def count_device_fault(self, member: _Member, fault: DeviceFailed | DeviceOutOfMemory) -> None:
+        """Remember where a device failed; avoid a place where that happens again."""
+        for node in {fault.node} if fault.node else member.replica.nodes():
+            self.device_faults[node] += 1
+            if self.device_faults[node] == DEVICE_FAULTS:
+                self.avoided.add(node)
+                self.room_known_until = 0.0
+                self.tell(
+                    "node_avoided",
+                    replica=member.replica.number,
+                    reason=f"{DEVICE_FAULTS} faults of its devices, the last one: {fault}",
+                )
+
     def start_failed(self, member: _Member, cause: Exception) -> None:
         self.starts_failed_in_a_row += 1
         self.lose(member, f"did not start: {reason(cause)}")
@@ -467,8 +506,7 @@ class _Pool:
                 f"Replicas failed to start {self.starts_failed_in_a_row} times in a row, the "
                 f"last one with\n  {reason(cause)}\n"
                 f"each asks for {' then '.join(map(str, self.spec.demand))}; free now is "
-                f"{self.session.free()}\n"
-                "hint: is there enough memory for a worker, and is the cluster's other work done?"
+                f"{self.session.free()}\n{_hint_of_start(cause)}"
             ) from cause
 
     def refs_of(self, member: _Member) -> list[Ref]:
@@ -500,9 +538,8 @@ class _Pool:
             raise ReplicasKeepDying(
                 f"{self.lost_in_a_row} replicas were lost in a row and not one unit was finished "
                 f"in between, the last one by\n  {why}\n"
-                f"set aside so far: {len(self.schedule.failed)} units\n"
-                "hint: this is the machines, the memory or the code rather than single units; "
-                "run one unit in one process to see"
+                f"set aside so far: {len(self.schedule.failed)} units"
+                + ("" if "hint: " in why else f"\n{_HINT_OF_DEATHS}")
             )
 
     def check_clocks(self) -> None:
@@ -555,6 +592,36 @@ class _Pool:
         logger.log(level, "%s", event)
         if self.on_event is not None:
             self.on_event(event)
+
+
+_HINT_OF_DEATHS = (
+    "hint: this is the machines, the memory or the code rather than single units; run one unit in "
+    "one process to see"
+)
+
+
+def _hint_of_start(cause: Exception) -> str:
+    """What to do about replicas that do not come up, by why they do not."""
+    if isinstance(cause, DeviceFailed | DeviceOutOfMemory):
+        return "hint: look at what else is on these devices; `actlake doctor` lists them"
+    if isinstance(cause, TimeoutError):
+        return "hint: is the cluster's other work done? `actlake doctor` looks at the cluster"
+    if isinstance(cause, LOST):
+        return "hint: a process that dies at once was often out of memory: has a worker enough?"
+    return "hint: `actlake doctor` looks at the cluster, its disks and its memory"
+
+
+def _cannot_be_made(cause: Exception) -> WorkerFailed:
+    """A worker whose constructor fails whenever and wherever it is called, in our words."""
+    failure = WorkerFailed(
+        f"A worker cannot be made: {type(cause).__name__}: {first_line(cause)}\n"
+        "hint: this is the same at every attempt, so look at the packages and options that it "
+        "names; every node needs the same ones"
+    )
+    failure.__cause__ = cause
+    for note in getattr(cause, "__notes__", ()):
+        failure.add_note(note)
+    return failure
 
 
 def _as_ours(error: Exception) -> Exception:

@@ -24,6 +24,7 @@ from typing import Any
 import ray
 from ray import cloudpickle
 
+from actlake.platform.cluster.device_faults import device_fault
 from actlake.platform.cluster.errors import ClusterMismatch, WorkerFailed
 from actlake.platform.cluster.job_start import code_hash
 from actlake.platform.cluster.losses import LOST, cause_of
@@ -221,10 +222,15 @@ def portable(error: Exception) -> Exception:
     """The error as it can be sent to another process, with its traceback as a note.
 
     An exception whose class cannot be rebuilt from its `args` would arrive as something else
-    altogether; then its words are sent in a `WorkerFailed`.
+    altogether; then its words are sent in a `WorkerFailed`. A fault of the device, which torch
+    raises as a dozen different things, is sent as ours, with the node it happened on.
     """
     if isinstance(error, ray.exceptions.RayError):
         return error  # type: ignore[no-any-return]
+    if (fault := device_fault(error)) is not None:
+        fault.node = fault.node or ray.get_runtime_context().get_node_id()
+        fault.add_note("Raised by a worker:\n" + "".join(traceback.format_exception(error)))
+        return fault
     sent: Exception | None = None
     with suppress(Exception):  # whatever a foreign class does when it is taken apart and rebuilt
         sent = cloudpickle.loads(cloudpickle.dumps(error))  # as Ray will do
