@@ -18,6 +18,7 @@ from rich.console import Console
 from actlake.jobs.sae import encode as module
 from actlake.jobs.sae.encode import encode_store
 from actlake.jobs.sae.errors import AlreadyTraining, ConfigChanged, DictionaryMismatch, InvalidSAE
+from actlake.jobs.sae.file_fields import ARCHITECTURES
 from actlake.jobs.sae.publish import write_sae
 from actlake.jobs.sae.trained import TrainedSAE, read_sae
 from actlake.platform.cluster import ClusterConfig
@@ -41,10 +42,13 @@ def make_sae(architecture: str = "topk", *, width: int = 16, hook: str = HOOK) -
         "r_mag": torch.zeros(D_SAE),
         "threshold": torch.rand(D_SAE, generator=made),
     }
+    tensors = {name: tensors[name] for name in ARCHITECTURES[architecture]}
     about = {
-        "architecture": architecture, "k": 5, "apply_b_dec_to_input": sites != 2,
+        "architecture": architecture, "apply_b_dec_to_input": sites != 2,
         "normalize_activations": "none", "metadata": {"hook_name": hook},
     }  # fmt: skip
+    if "topk" in architecture:
+        about["k"] = 5
     if sites == 2:
         about |= {"num_sites": 2, "metadata": {"sites": ["resid_post.0", "resid_post.2"]}}
     if architecture == "matching_pursuit":

@@ -4,10 +4,10 @@
     latents_BF = sae.encode(rows_BD)
     reconstruction_BD = sae(rows_BD)
 
-A folder holds ``cfg.json`` and ``sae_weights.safetensors``, as SAELens writes them for inference,
-or as we do for crosscoders (``docs/sae-format.md``). Latents are computed as in sae_lens 6, in
-float32. Rows may be torch tensors, on the weights' device, or NumPy arrays; what comes back is of
-the same kind.
+A folder holds ``cfg.json`` and ``sae_weights.safetensors``, as SAELens 1 to 6 write them for
+inference, or as we do for crosscoders (``docs/sae-format.md``). Latents are computed as in
+sae_lens 6, in float32. Rows may be torch tensors, on the weights' device, or NumPy arrays; what
+comes back is of the same kind.
 
 Shapes:  B rows   D width in   O width out   S sites   F latents   N active pairs
 """
@@ -26,10 +26,10 @@ from torch import Tensor
 
 from actlake.jobs.sae.choosing import Encoder, Kept, choose_by_row
 from actlake.jobs.sae.errors import DictionaryMismatch
+from actlake.jobs.sae.file_fields import understood_fields, understood_tensors
 from actlake.jobs.sae.matching_pursuit import pursue
 from actlake.jobs.sae.scaling import Scaling
 from actlake.jobs.sae.sparse import starts_of, weighted_sums
-from actlake.storage.errors import nearest
 from actlake.storage.sites import Site
 
 __all__ = ["CONFIG", "WEIGHTS", "Scaling", "TrainedSAE", "read_sae"]
@@ -38,30 +38,14 @@ Rows = TypeVar("Rows", Tensor, np.ndarray[Any, Any])
 
 CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
 
-_PAIR = ("W_enc", "b_enc", "W_dec", "b_dec")
-NEEDED: Mapping[str, tuple[str, ...]] = {
-    "standard": _PAIR,
-    "topk": _PAIR,
-    "abstopk": _PAIR,
-    "jumprelu": (*_PAIR, "threshold"),
-    "gated": ("W_enc", "W_dec", "b_dec", "b_gate", "b_mag", "r_mag"),
-    "matching_pursuit": ("W_dec", "b_dec"),
-    "transcoder": _PAIR,
-    "skip_transcoder": (*_PAIR, "W_skip"),
-    "jumprelu_transcoder": (*_PAIR, "threshold"),
-    "jumprelu_skip_transcoder": (*_PAIR, "threshold", "W_skip"),
-    "topk_crosscoder": _PAIR,
-    "jumprelu_crosscoder": (*_PAIR, "threshold"),
-}
-"""The tensors of each architecture."""
-
 
 @dataclass(frozen=True, eq=False)
 class TrainedSAE:
     """An SAE, transcoder or crosscoder as it is used."""
 
     config: Mapping[str, Any]
-    """What ``cfg.json`` holds; ``rescale_acts_by_decoder_norm`` is folded into the weights."""
+    """``cfg.json`` as SAELens 6 writes it; ``rescale_acts_by_decoder_norm`` is folded into the
+    weights."""
 
     tensors: Mapping[str, Tensor]
     """float32, by SAELens' names; of a crosscoder with the sites side by side in each row."""
@@ -117,7 +101,7 @@ class TrainedSAE:
     @property
     def hook(self) -> str | None:
         """The place it was trained on, as it says itself; None of a crosscoder."""
-        found = self.config.get("hook_name") or self.metadata.get("hook_name")
+        found = self.metadata.get("hook_name")
         return None if found is None else str(found)
 
     @property
@@ -287,8 +271,8 @@ def read_sae(path: str) -> TrainedSAE:
         ) from error
     except (ValueError, SafetensorError) as error:
         raise DictionaryMismatch(f"The SAE in {path} cannot be read: {error}") from error
-    check_kind(path, config, tensors)
-    tensors = in_rows(config, tensors)
+    config = understood_fields(path, config)
+    tensors = in_rows(config, understood_tensors(path, config, tensors))
     if config.get("rescale_acts_by_decoder_norm"):
         config["rescale_acts_by_decoder_norm"] = False
         _fold_norms(tensors)
@@ -297,7 +281,7 @@ def read_sae(path: str) -> TrainedSAE:
 
 def _fold_norms(tensors: dict[str, Tensor]) -> None:
     """Latents times the decoder's norms: what is compared, and what SAELens' encode gives."""
-    norms = tensors["W_dec"].norm(dim=1)
+    norms = tensors["W_dec"].norm(dim=1).clamp(min=1e-8)  # a row of zeros stays one
     tensors["W_dec"] = tensors["W_dec"] / norms[:, None]
     tensors["W_enc"] = tensors["W_enc"] * norms
     tensors["b_enc"] = tensors["b_enc"] * norms
@@ -323,36 +307,6 @@ def in_rows(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[st
         for name, change in reshape.items():
             flat[name] = change(flat[name])
     return flat
-
-
-def check_kind(path: str, config: Mapping[str, Any], tensors: Mapping[str, Any]) -> None:
-    """Refuse what cannot be computed here; `path` is for the message.
-
-    Raises
-    ------
-    DictionaryMismatch
-        An unknown architecture, tensors that lack, or inputs that must be normalised first.
-    """
-    architecture = config.get("architecture", "standard")
-    if architecture not in NEEDED:
-        raise DictionaryMismatch(
-            f"The SAE in {path} is of architecture {architecture!r}\n"
-            f"{nearest(str(architecture), NEEDED)}; a training checkpoint becomes one of these "
-            "with SAELens' save_inference_model"
-        )
-    missing = [name for name in NEEDED[architecture] if name not in tensors]
-    if missing:
-        raise DictionaryMismatch(
-            f"The SAE in {path} lacks {', '.join(missing)}; it has {', '.join(sorted(tensors))}\n"
-            "hint: save it again with SAELens' save_inference_model"
-        )
-    normalised = config.get("normalize_activations", "none")
-    if normalised not in ("none", None):
-        raise DictionaryMismatch(
-            f"The SAE in {path} expects inputs normalised by {normalised!r}\n"
-            "hint: fold the normalisation into the weights before saving "
-            "(fold_activation_norm_scaling_factor)"
-        )
 
 
 def _fetch(repository: str, folder: str) -> Path:
