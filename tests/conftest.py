@@ -1,6 +1,8 @@
 """What tests of several packages share: one real model, fetched once; real harvests of it."""
 
+import multiprocessing
 import os
+import queue
 import re
 import shutil
 import socket
@@ -9,6 +11,7 @@ import sys
 import tempfile
 import threading
 import time
+import warnings
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
@@ -117,6 +120,37 @@ def pool_threads() -> dict[str, int]:
 @pytest.fixture
 def pools() -> Callable[[], dict[str, int]]:
     return pool_threads
+
+
+@pytest.fixture
+def in_a_fork() -> Callable[[Callable[[], object]], object]:
+    """``in_a_fork(deed)``: what the deed returns, or raises, in a forked copy of this process."""
+
+    def run(deed: Callable[[], object]) -> object:
+        context = multiprocessing.get_context("fork")
+        answers = context.Queue()
+
+        def answer() -> None:
+            try:
+                answers.put(deed())
+            except Exception as error:
+                answers.put(error)
+
+        child = context.Process(target=answer)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # that of forking with threads
+            child.start()
+        try:
+            found = answers.get(timeout=30)
+        except queue.Empty:
+            pytest.fail("the forked process hangs")
+        finally:
+            child.join(5)
+            child.kill()
+        assert child.exitcode == 0, "the forked process does not end"
+        return found
+
+    return run
 
 
 @pytest.fixture

@@ -226,3 +226,14 @@ def test_a_data_set_resumes_as_a_stateful_loader_asks_it_to(half):
     rest = [batch.rows.tolist() for batch in islice(second, 14)]
 
     assert begun + rest == whole
+
+
+@pytest.mark.parametrize("threads", [0, 2])
+def test_a_reader_that_stayed_behind_in_a_fork_is_not_waited_for(half, in_a_fork, threads):
+    with TorchBatches(open_store(half).batches(SITES[0], 16, threads=threads)) as batches:
+        next(batches)
+
+        answer = in_a_fork(lambda: [next(batches) for _ in range(9)])
+
+        assert isinstance(answer, InvalidBatches)
+        assert "made in another process" in str(answer)

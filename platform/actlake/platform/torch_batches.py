@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from actlake.storage import Site, open_store
+from actlake.storage.ahead import check_threads_are_here
 from actlake.storage.errors import InvalidBatches
 from actlake.storage.reading.batches import Batch, Batches
 from actlake.storage.reading.many import open_stores
@@ -200,6 +201,7 @@ class _Reader:
     def __init__(self, batches: Batches, convert: _ToDevice | None, prefetch: int) -> None:
         self._ready: queue.Queue[Any] = queue.Queue(prefetch)
         self._stopped = threading.Event()
+        self._made_in = os.getpid()
         self._batches = batches
         self._convert = convert
         self._thread = threading.Thread(target=self._run, name="actlake-torch", daemon=True)
@@ -207,6 +209,7 @@ class _Reader:
 
     def get(self) -> tuple[TorchBatch, int]:
         """The next batch, and how many steps are done after it."""
+        check_threads_are_here(self._made_in)
         item = self._ready.get()
         if isinstance(item, BaseException):  # the end, or what went wrong
             self._ready.put(item)  # for whoever asks again

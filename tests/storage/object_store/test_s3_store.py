@@ -1,10 +1,10 @@
 """A store in a bucket is the store in a folder: the same bytes, batches, answers."""
 
 import asyncio
-import multiprocessing
 import os
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -233,20 +233,24 @@ def test_a_store_is_opened_where_an_event_loop_runs_as_in_notebooks(remote, loca
     assert "complete" in page
 
 
-def _read_in_a_child(url, answers):
-    try:
-        answers.put(open_store(url)[SITE][:3].tobytes())
-    except Exception as error:
-        answers.put(error)
+@pytest.mark.parametrize(
+    "deed",
+    [
+        lambda store: open_store(store.url),
+        lambda store: store[SITE][:3],
+        lambda store: store[SITE][:],
+        lambda store: store[SITE].take([0, 100, 200]),
+        lambda store: store.location.read_all(["store.json"] * 9),
+        lambda store: store.location.write_all([("a", [b""]), ("b", [b""])]),
+        lambda store: pq.read_table(store.location.file("documents.parquet")),
+    ],
+    ids=["open", "a chunk", "chunks", "rows", "files", "writes", "a seekable file"],
+)
+def test_a_forked_process_is_refused_since_its_threads_stayed_behind(remote, deed, in_a_fork):
+    remote[SITE][:]  # many chunks at once, so that all pools of this process have threads
+    remote.location.read_all(["store.json"] * 9)
 
-
-def test_a_forked_process_is_refused_since_its_threads_stayed_behind(remote):
-    context = multiprocessing.get_context("fork")
-    answers = context.Queue()
-    child = context.Process(target=_read_in_a_child, args=(remote.url, answers))
-    child.start()
-    answer = answers.get(timeout=60)
-    child.join()
+    answer = in_a_fork(lambda: deed(remote))
 
     assert isinstance(answer, StoreUnreachable)
     assert "hint: start workers by spawning" in str(answer)

@@ -616,3 +616,26 @@ def test_the_pool_gives_out_each_row_once_and_holds_few(counts, pool_rows, seed,
     if batch_rows <= min(np.diff(plan.round_edges)):
         assert most <= plan.num_parts + 2
         assert most * plan.block_sizes.max() <= max(pool_rows, 3 * largest) + most * largest
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_threads_that_stayed_behind_in_a_fork_are_not_waited_for(store, in_a_fork, begun):
+    batches = store.batches(SITE, 8, threads=2)
+    if begun:
+        next(batches)
+
+    answer = in_a_fork(lambda: next(batches))
+
+    assert isinstance(answer, InvalidBatches)
+    assert "made in another process" in str(answer)
+    assert "hint: " in str(answer)
+    assert len(next(batches)) == 8
+
+
+def test_batches_without_threads_go_on_in_a_fork(store, in_a_fork):
+    batches = store.batches(SITE, 8)
+    next(batches)
+
+    rows = in_a_fork(lambda: next(batches).rows)
+
+    np.testing.assert_array_equal(rows, next(batches).rows)

@@ -13,6 +13,7 @@ import copy
 import logging
 import math
 import operator
+import os
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -23,6 +24,7 @@ from typing import Any, Literal, Self, TypedDict, get_args
 
 import numpy as np
 
+from actlake.storage.ahead import check_threads_are_here
 from actlake.storage.errors import InvalidBatches, nearest
 from actlake.storage.extents import Extent, UnitSet
 from actlake.storage.moments import Moments
@@ -284,6 +286,7 @@ class Batches(Iterator[Batch]):
         self._fixed = what_is_read(stores, order, reason, committed, rows)
         self._finish: Callable[[Batch], Any] = _as_it_is
         self._executor = None
+        self._made_in = os.getpid()
         if threads:
             self._executor = ThreadPoolExecutor(threads, thread_name_prefix="actlake-batches")
             weakref.finalize(self, self._executor.shutdown, wait=False, cancel_futures=True)
@@ -315,6 +318,8 @@ class Batches(Iterator[Batch]):
                 "These batches were closed\nhint: make others that go on where they were, "
                 "store.batches(…, state=batches.state_dict())"
             )
+        if self._executor is not None:
+            check_threads_are_here(self._made_in)
         step = self._next_step(self._done)
         if step is None:
             raise StopIteration
