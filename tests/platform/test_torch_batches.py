@@ -31,6 +31,8 @@ from actlake.storage.location import LocalFolder
 
 SITES = (Site(0), Site(3))
 ROWS, DIM = 240, 6
+# Torch warns of two workers there.
+ON_ONE_CORE = pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
 
 
 def make_store(folder, dtype, dim=DIM):
@@ -175,6 +177,7 @@ def test_no_thread_is_left_behind(half):
     assert threading.active_count() == before
 
 
+@ON_ONE_CORE
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("shuffle", ["exact", "pool"])
 def test_a_data_loader_gives_the_same_batches_whatever_its_workers(half, workers, shuffle):
@@ -195,6 +198,7 @@ def test_a_data_loader_gives_the_same_batches_whatever_its_workers(half, workers
         np.testing.assert_array_equal(one.acts.numpy(), two.acts.astype(np.float32))
 
 
+@ON_ONE_CORE
 @pytest.mark.filterwarnings("ignore:'set_vital' is deprecated:UserWarning")
 @pytest.mark.parametrize("workers", [0, 2])
 def test_torchdatas_stateful_loader_goes_on_in_the_middle(half, workers):
