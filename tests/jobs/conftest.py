@@ -1,11 +1,76 @@
 """A whole pipeline that takes a minute: harvest, maps, an autoencoder and probes."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 import yaml
+
+LINES = (
+    "The river ran past the mill and the miller counted sacks.",
+    "Rain fell on the harbour all night, and the boats filled.",
+    "A class may inherit from several bases, in order.",
+    "To bake bread, mix flour and water, then wait.",
+)
+
+
+def save_tiny_model(
+    folder: Path, *, seed: int = 0, added: Sequence[str] = (), vocab_size: int | None = None
+) -> Path:
+    """A llama of three layers with random weights and a byte-level tokenizer of 320 tokens.
+
+    `added` are further tokens of the tokenizer; `vocab_size` are the rows of the embedding, as
+    many as the tokenizer has tokens if it is left out.
+    """
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
+
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=320,
+        special_tokens=["<|endoftext|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    bpe.train_from_iterator(LINES * 20, trainer)
+    end = "<|endoftext|>"
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token=end, bos_token=end)
+    tokenizer.add_tokens(list(added))
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=vocab_size or len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        initializer_range=0.2,
+    )
+    AutoModelForCausalLM.from_config(config).float().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def tiny_model(tmp_path: Path) -> Callable[..., Path]:
+    """``tiny_model("m1", seed=1)``: the folder of a tiny model with its tokenizer."""
+    return lambda name="model", **how: save_tiny_model(tmp_path / name, **how)
+
+
+@pytest.fixture
+def texts(tmp_path: Path) -> Path:
+    """A folder of thirty short texts."""
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for number in range(30):
+        (folder / f"{number:02d}.txt").write_text(f"{LINES[number % 4]} Item {number}.")
+    return folder
+
 
 TEXTS = {
     "sea": "the grey water broke on the rocks while a small boat with torn sails came home",

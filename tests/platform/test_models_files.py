@@ -1,5 +1,6 @@
 """GGUF files, the demo model, tokenizers and the cache they are kept in."""
 
+import json
 import shutil
 import sys
 import threading
@@ -18,8 +19,9 @@ from actlake.platform.models import (
     load_stage,
     load_tokenizer,
     resolve_model,
-    save_tokenizer,
     smollm2,
+    tokenizer_digest,
+    tokenizer_file,
 )
 from actlake.platform.models.cache import cached_folder
 from actlake.platform.models.errors import (
@@ -238,8 +240,8 @@ def test_without_the_package_index_the_demo_model_says_what_it_needs(
     assert [path.suffix for path in cache.iterdir()] == [".lock"]
 
 
-def test_the_tokenizer_is_fast_and_what_is_saved_needs_no_transformers(
-    tmp_path: Path, smollm2_folder: Path
+def test_the_tokenizer_is_fast_and_what_is_kept_of_it_needs_no_transformers(
+    smollm2_folder: Path,
 ) -> None:
     from tokenizers import Tokenizer
 
@@ -247,14 +249,40 @@ def test_the_tokenizer_is_fast_and_what_is_saved_needs_no_transformers(
     tokenizer = load_tokenizer(model)
     text = "The capital of France is Paris."
 
-    save_tokenizer(tokenizer, tmp_path / "tokenizer")
+    kept = tokenizer_file(tokenizer)
 
     encoded = tokenizer(text, return_offsets_mapping=True)
-    plain = Tokenizer.from_file(str(tmp_path / "tokenizer" / "tokenizer.json"))
+    plain = Tokenizer.from_str(kept.decode())
     assert plain.encode(text).ids == encoded["input_ids"]
     assert plain.decode(encoded["input_ids"]) == text
     assert encoded["offset_mapping"][1] == (3, 11)
-    assert (tmp_path / "tokenizer" / "tokenizer_config.json").is_file()
+
+
+def test_a_tokenizer_is_known_by_what_it_makes_of_a_text_and_by_nothing_else(
+    smollm2_folder: Path, tmp_path: Path
+) -> None:
+    from transformers import PreTrainedTokenizerFast
+
+    def known(**settings: Any) -> tuple[str, bytes]:
+        (tmp_path / "tokenizer.json").write_text(json.dumps(original | settings))
+        tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "tokenizer.json"))
+        return tokenizer_digest(tokenizer), tokenizer_file(tokenizer)
+
+    original = json.loads((smollm2_folder / "tokenizer.json").read_text())
+    model = original["model"]
+    tokenizer = load_tokenizer(resolve_model(ModelConfig(name=str(smollm2_folder), device="cpu")))
+    digest, file = known()
+    old_merges = [" ".join(merge) for merge in model["merges"]]
+    tokenizer(["cut to a few tokens"], truncation=True, max_length=3, padding="max_length")
+
+    assert known(model=model | {"merges": old_merges, "ignore_merges": False}) == (digest, file)
+    assert known(truncation=None, post_processor=None)[0] == digest
+    assert (tokenizer_digest(tokenizer), len(digest)) == (digest, 64)
+    assert json.loads(tokenizer_file(tokenizer))["truncation"] is None
+    assert known(normalizer={"type": "Lowercase"})[0] != digest
+    assert known(added_tokens=original["added_tokens"][:-1])[0] != digest
+    assert known(model=model | {"merges": model["merges"][:-1]})[0] != digest
+    assert known(model=model | {"ignore_merges": True})[0] != digest
 
 
 def test_a_model_without_a_tokenizer_says_so(tiny_folder: Callable[..., Path]) -> None:

@@ -111,7 +111,7 @@ def test_an_export_has_the_sites_asked_for_and_names_its_parent(full, tmp_path):
 
     assert copy.sites == (SITE,)
     assert copy.schema.splits == ("train",)
-    assert copy.provenance.corpus["exported_from"]["fingerprint"] == parent.fingerprint
+    assert copy.provenance.corpus["exported_from"] == parent.fingerprint
     assert copy.fingerprint != parent.fingerprint
     assert copy.moments(SITE).count == parent.moments(SITE, split="train").count
     np.testing.assert_allclose(
@@ -138,7 +138,7 @@ def test_another_export_to_the_same_place_is_refused(full, tmp_path):
         export_store(open_store(full), tmp_path / "copy", splits=["test"])
 
 
-DIFFERENT_CONTEXTS = r"another than was asked for:\n(.*\n)*  corpus\.contexts\.crc32c: stored"
+DIFFERENT_CONTEXTS = r"another than was asked for:\n(.*\n)*  corpus\.contexts\.sha256: stored"
 
 
 def test_a_killed_export_does_not_go_on_once_its_labels_are_others(parent, tmp_path):
@@ -171,6 +171,28 @@ def test_one_document_by_id_and_by_ordinal_is_one_export(full, tmp_path):
     again = export_store(open_store(full), tmp_path / "copy", documents=3)
 
     assert again.units_done == 0
+
+
+def test_other_words_that_choose_the_same_contexts_are_one_export(parent, tmp_path):
+    export_store(parent, tmp_path / "copy", documents="doc-3")
+
+    again = export_store(parent, tmp_path / "copy", where="document = 3")
+
+    assert again.units_done == 0
+
+
+def test_what_was_chosen_is_kept_as_a_count_and_a_hash_however_much_it_is(full, tmp_path):
+    store = open_store(full)
+    names = store.documents(["id"])["id"].to_pylist()
+
+    few = export_store(store, tmp_path / "few", documents=names[:2]).store.provenance.corpus
+    many = export_store(store, tmp_path / "many", documents=names[:6]).store.provenance.corpus
+
+    for chosen in (few["source"]["documents"], few["contexts"], many["contexts"]):
+        assert chosen.keys() == {"count", "sha256"}
+        assert len(chosen["sha256"]) == 64
+    assert [kept["source"]["documents"]["count"] for kept in (few, many)] == [2, 6]
+    assert not any(name in str(kept) for name in names for kept in (few, many))
 
 
 def test_however_few_contexts_are_read_at_once_the_copy_is_the_same(

@@ -52,7 +52,7 @@ def test_files_have_the_sizes_and_checksums_that_corpus_json_says(full):
     )
 
 
-def test_the_fingerprint_is_of_provenance_and_contents(full, known, manifest):
+def test_the_fingerprint_is_of_the_models_revision_and_the_contents(full, known, manifest):
     contents = unsealed(full / "corpus.json")["sha256"]
     lines = [
         json.dumps(
@@ -65,8 +65,10 @@ def test_the_fingerprint_is_of_provenance_and_contents(full, known, manifest):
     assert contents["tokens/id"] == hashlib.sha256(known.ids.astype("<i4").tobytes()).hexdigest()
     joined = "".join(f"{line}\n" for line in lines).encode()
     assert contents["documents"] == hashlib.sha256(joined).hexdigest()
-    payload = json.dumps([manifest["provenance"], contents], sort_keys=True).encode()
-    assert manifest["fingerprint"] == hashlib.sha256(payload).hexdigest()[:16]
+    identity = {"model": {"revision": "0"}, "tokenizer": {}}
+    payload = json.dumps([identity, contents], sort_keys=True).encode()
+    assert manifest["provenance"]["model"] == {"name": "none", "revision": "0"}
+    assert manifest["fingerprint"] == hashlib.sha256(payload).hexdigest()
 
 
 def number_of(data, *, chunks, chunk_bytes, index_bytes):

@@ -47,6 +47,40 @@ def test_another_model_on_the_same_path_is_refused_with_the_difference(full):
         check_same(open_store(full), REQUEST, asked)
 
 
+RENAMED = Provenance(
+    model={"name": "renamed", "family": "another", "revision": "0"},
+    tokenizer={"class": "OfAnotherRelease"},
+    corpus={"source": {"path": "/nowhere"}},
+)
+
+
+def test_names_are_not_compared_where_a_hash_says_what_it_is(full):
+    check_same(open_store(full), REQUEST, RENAMED)
+
+
+def test_names_are_told_where_something_else_differs(full):
+    other = replace(RENAMED, model=RENAMED.model | {"revision": "1"})
+    words = (
+        r'model.revision: stored "0", asked "1"\n.*path.*\n.*\n  model.name: stored "none", asked'
+    )
+
+    with pytest.raises(StoreMismatch, match=words):
+        check_same(open_store(full), REQUEST, other)
+
+
+def test_without_a_revision_a_model_is_known_by_its_name(full):
+    with pytest.raises(StoreMismatch, match=r'model.name: stored "\(nothing\)", asked "none"'):
+        check_same(open_store(full), REQUEST, Provenance(model={"name": "none"}))
+
+
+def test_a_fingerprint_is_whole_and_is_shown_shortened(full):
+    store = open_store(full)
+
+    assert len(store.fingerprint) == 64
+    assert store.fingerprint[:12] in repr(store)
+    assert store.fingerprint[:13] not in repr(store)
+
+
 def test_a_store_is_not_built_over_another(full):
     with (
         Lease.acquire(locate(full)) as lease,

@@ -9,6 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemaining
 from actlake.jobs.saying import say
 from actlake.storage import open_store
 from actlake.storage.export import export_store
+from actlake.storage.provenance import shortened
 
 _EXAMPLES = (
     "actlake export runs/smollm2 runs/layer9 --sites resid_post.9",
@@ -54,7 +55,7 @@ def main(arguments: Sequence[str]) -> int:
     store = result.store
     said = (
         f"{store.url} holds {result.rows:,} rows in {result.contexts:,} contexts, "
-        f"fingerprint {store.fingerprint}"
+        f"fingerprint {shortened(store.fingerprint)}"
         if result.units_done
         else f"{store.url} is complete already; nothing was done"
     )

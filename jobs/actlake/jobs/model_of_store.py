@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from actlake.platform.config import from_dict
 from actlake.platform.models import ModelChain, ModelHead, load_chain, load_head, resolve_model
 from actlake.platform.models.config import ModelConfig
+from actlake.platform.models.errors import ModelError
 from actlake.platform.models.source import ResolvedModel
 from actlake.storage import ActivationStore, Site
 from actlake.storage.errors import ActlakeError
@@ -24,16 +25,23 @@ def model_of_store(store: ActivationStore, asked: ModelConfig | None) -> Resolve
     ModelError
         It cannot be found.
     """
-    if asked is None:
-        recorded = [
-            group.request["model"] for group in store.ledger.groups if "model" in group.request
-        ]
-        if not recorded:
-            raise NotTheModel(
-                f"{store.url} does not say how its model was loaded\nhint: give it as model.name"
-            )
-        asked = from_dict(ModelConfig, recorded[0])
-    model = resolve_model(asked)
+    if asked is not None:
+        return _of_store(store, resolve_model(asked))
+    recorded = [group.request["model"] for group in store.ledger.groups if "model" in group.request]
+    if not recorded:
+        raise NotTheModel(
+            f"{store.url} does not say how its model was loaded\nhint: give it as model.name"
+        )
+    refused: list[ActlakeError] = []
+    for written in reversed(recorded):  # its folder may have been renamed between two harvests
+        try:
+            return _of_store(store, resolve_model(from_dict(ModelConfig, written)))
+        except (ModelError, NotTheModel) as error:
+            refused.append(error)
+    raise refused[0]
+
+
+def _of_store(store: ActivationStore, model: ResolvedModel) -> ResolvedModel:
     revision = store.provenance.model.get("revision")
     if model.revision != revision:
         raise NotTheModel(

@@ -7,6 +7,7 @@ all that came before it in its context: whoever chooses rows gets the contexts t
 A killed export goes on where it stopped, and ends in the same bytes.
 """
 
+import hashlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -26,7 +27,6 @@ from actlake.storage.provenance import Provenance
 from actlake.storage.querying.document_table import document_batches, document_schema
 from actlake.storage.reading.predicates import Predicate
 from actlake.storage.resume import check_same, use_numerics
-from actlake.storage.sealed import crc32c
 from actlake.storage.sites import Site
 from actlake.storage.store import ActivationStore, open_store
 from actlake.storage.writer import add_sites, write_unit
@@ -141,8 +141,7 @@ class _Contexts:
 
     def identity(self) -> dict[str, Any]:
         """Which they are, in few words; JSON."""
-        crc = crc32c(self.numbers.astype("<i8"))
-        return {"count": len(self), "crc32c": f"{crc:08x}"}
+        return _selection(self.numbers.astype("<i8").tobytes(), len(self))
 
     def parent_rows(self, rows: Extent) -> Array:
         """(n,) int64: the parent's row of each of these rows of the copy."""
@@ -259,27 +258,35 @@ def _provenance(
     where: Predicate | None,
     contexts: _Contexts,
 ) -> Provenance:
-    """What was asked for, and which contexts that chose.
+    """Which contexts of which store; in ``source`` the words that chose them.
 
-    The words alone do not say it: a predicate on labels chooses others once the labels are
-    replaced, and two functions may have one name.
+    The words do not decide: a predicate on labels chooses other contexts once the labels are
+    replaced, two functions may have one name, and other words may choose the same contexts.
     """
     return Provenance(
         model=parent.provenance.model,
         tokenizer=parent.provenance.tokenizer,
         corpus={
-            "exported_from": {
-                "fingerprint": parent.fingerprint,
+            "source": {
                 "corpus": dict(parent.provenance.corpus),
+                "splits": list(splits),
+                "documents": None if documents is None else _named(parent, documents),
+                "where": None if where is None else str(where),
             },
-            "splits": list(splits),
-            "documents": None
-            if documents is None
-            else sorted(parent.lookup.document_ids[documents].tolist()),
-            "where": None if where is None else str(where),
+            "exported_from": parent.fingerprint,
             "contexts": contexts.identity(),
         },
     )
+
+
+def _named(parent: ActivationStore, documents: Array) -> dict[str, Any]:
+    names = sorted(parent.lookup.document_ids[documents].tolist())
+    return _selection("".join(f"{name}\n" for name in names).encode(), len(names))
+
+
+def _selection(numbers_or_names: bytes, count: int) -> dict[str, Any]:
+    """Which ones were chosen, in few words; JSON."""
+    return {"count": count, "sha256": hashlib.sha256(numbers_or_names).hexdigest()}
 
 
 def _lay_out(

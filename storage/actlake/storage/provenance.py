@@ -8,20 +8,25 @@ from typing import Any, Self
 
 JSON = Any
 
+_SHOWN = {"model": ("name", "family"), "tokenizer": ("class",), "corpus": ("source",)}
+"""Fields that tell people where something came from; another name is no other thing."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Provenance:
-    """What decides the rows of a store: three JSON objects, each written by its owner.
+    """What the rows of a store come from: three JSON objects, each written by its owner.
 
-    Nothing of the machine belongs here: not the path, not the number of workers, not the time.
+    Some of it is only to be shown: the names of model and family, the tokenizer's class, the
+    corpus' source. Nothing of the machine belongs here: not the path, not the number of workers,
+    not the time.
     """
 
     model: Mapping[str, JSON] = field(default_factory=dict)
     """Name, exact revision, compute dtype."""
     tokenizer: Mapping[str, JSON] = field(default_factory=dict)
-    """Name and content hash."""
+    """Class, and the hash of what it does."""
     corpus: Mapping[str, JSON] = field(default_factory=dict)
-    """Sources, layout, context length, splits: the corpus config as given."""
+    """Source, layout, context length, splits: the corpus config as given."""
 
     def as_json(self) -> dict[str, JSON]:
         """Plain JSON; `from_json` reads it back."""
@@ -36,20 +41,50 @@ class Provenance:
         """Read what `as_json` wrote."""
         return cls(**{name: dict(data[name]) for name in ("model", "tokenizer", "corpus")})
 
+    def decisive(self) -> dict[str, JSON]:
+        """What is compared: all but what is only shown.
+
+        A model without a revision is known by nothing but its name, which then counts.
+        """
+        kept = {
+            part: {name: value for name, value in values.items() if name not in _SHOWN[part]}
+            for part, values in self.as_json().items()
+        }
+        return kept if "revision" in self.model else kept | {"model": dict(self.model)}
+
+    def shown(self) -> dict[str, JSON]:
+        """The rest, which is told where something else differs."""
+        compared = self.decisive()
+        return {
+            part: {name: value for name, value in values.items() if name not in compared[part]}
+            for part, values in self.as_json().items()
+        }
+
+    def model_identity(self) -> dict[str, JSON]:
+        """What decides a row beside its context: the model and the meaning of token ids."""
+        decisive = self.decisive()
+        return {part: decisive[part] for part in ("model", "tokenizer")}
+
 
 def fingerprint(provenance: Provenance, *, contents: Mapping[str, str]) -> str:
-    """Short hash of everything that changes the rows, and of nothing else.
+    """Hash of everything that changes the rows, and of nothing else: 64 hex digits.
 
     Two stores with one fingerprint hold the same tokens in the same order, seen by the same
-    model. Sites, element type, chunk sizes, workers and the URL are left out on purpose.
+    model. Names, the words that the text was asked for with, sites, element type, chunk sizes,
+    workers and the URL are left out on purpose.
 
     Parameters
     ----------
     contents
-        SHA-256 of the tokens, contexts and documents, as in ``corpus.json``.
+        SHA-256 of the tokens, contexts and documents.
     """
-    payload = json.dumps([provenance.as_json(), contents], sort_keys=True)
-    return hashlib.sha256(payload.encode()).hexdigest()[:16]
+    payload = json.dumps([provenance.model_identity(), contents], sort_keys=True)
+    return hashlib.sha256(payload.encode()).hexdigest()
+
+
+def shortened(fingerprint: str) -> str:
+    """The beginning of a fingerprint, or of each of several joined by ``+``, for people."""
+    return "+".join(part[:12] for part in fingerprint.split("+"))
 
 
 def differences(stored: JSON, asked: JSON, *, path: str = "") -> list[str]:

@@ -12,16 +12,16 @@ from typing import Any
 from actlake.storage.create import StoreRequest
 from actlake.storage.errors import StoreMismatch
 from actlake.storage.lease import Lease
-from actlake.storage.provenance import Provenance, differences
+from actlake.storage.provenance import Provenance, differences, shortened
 from actlake.storage.store import ActivationStore
 
 
 def check_same(store: ActivationStore, request: StoreRequest, provenance: Provenance) -> None:
     """Refuse to go on with a store that holds other rows than are asked for.
 
-    Compared are the request (width, element type, layout, splits, …) and the provenance (model,
-    tokenizer, corpus); not the sites, which may be added, and not how the rows are cut into
-    files, which was settled when the store was made.
+    Compared are the request (width, element type, layout, splits, …) and what decides of the
+    provenance (`Provenance.decisive`: hashes, not names); not the sites, which may be added, and
+    not how the rows are cut into files, which was settled when the store was made.
 
     Raises
     ------
@@ -32,13 +32,16 @@ def check_same(store: ActivationStore, request: StoreRequest, provenance: Proven
     stored = {name: schema[name] for name in asdict(request)}
     lines = [
         *differences(stored, asdict(request)),
-        *differences(store.provenance.as_json(), provenance.as_json()),
+        *differences(store.provenance.decisive(), provenance.decisive()),
     ]
     if lines:
+        lines += differences(store.provenance.shown(), provenance.shown())
         raise StoreMismatch(
-            f"The store at {store.url} (fingerprint {store.fingerprint}) is another than was "
-            "asked for:\n" + "\n".join(lines) + "\nhint: give another path for the new store, or "
-            "the settings of this one to go on with it"
+            f"The store at {store.url} (fingerprint {shortened(store.fingerprint)}) is another "
+            "than was asked for:\n"
+            + "\n".join(lines)
+            + "\nhint: give another path for the new store, or the settings of this one to go on "
+            "with it"
         )
 
 

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from actlake.storage.provenance import shortened
 from actlake.storage.querying.labels import attached_names
 from actlake.storage.querying.parts import parts_of
 from actlake.storage.sites import Site
@@ -130,7 +131,7 @@ def _facts(stores: Sequence["ActivationStore"]) -> tuple[tuple[str, str], ...]:
     schemas = [store.schema for store in stores]
     first = schemas[0]
     model = stores[0].provenance.model.get("name", "unknown model")
-    revision = str(stores[0].provenance.model.get("revision", ""))[:12]
+    revision = str(stores[0].provenance.model.get("revision", "")).removeprefix("sha256:")[:12]
     labels = sorted({name for store in stores for name in attached_names(store)})
     unit_rows = _listed(f"{s.geometry.unit_rows:,}" for s in schemas)
     chunk_rows = _listed(f"{s.geometry.chunk_rows:,}" for s in schemas)
@@ -144,7 +145,7 @@ def _facts(stores: Sequence["ActivationStore"]) -> tuple[tuple[str, str], ...]:
         "stored as": f"{first.dtype} × {first.dim}, {sum(s.num_units for s in schemas):,} units of "
         f"{unit_rows} rows, chunks of {chunk_rows}",
         "labels": ", ".join(labels),
-        "fingerprint": _listed(store.fingerprint for store in stores),
+        "fingerprint": _listed(shortened(store.fingerprint) for store in stores),
     }
     return tuple((name, value) for name, value in facts.items() if value)
 

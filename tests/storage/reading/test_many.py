@@ -87,7 +87,7 @@ def test_stores_show_themselves_together(pair):
         assert f"381 tokens in {contexts} contexts of up to 16, 18 documents" in shown
         assert f"{norm:,.2f}" in shown
         assert "marks" in shown
-        assert stores.stores[0].fingerprint in shown
+        assert stores.stores[0].fingerprint[:12] in shown
     assert "17 of 17 units committed" in repr(stores)
     assert "100%" in page
 
@@ -213,12 +213,28 @@ def test_stores_of_another_model_are_refused_with_the_difference(
 ):
     folders, _, _ = pair
     monkeypatch.setattr(
-        f"{make_known.__module__}.Provenance", lambda model: Provenance(model={"name": "gpt2"})
+        f"{make_known.__module__}.Provenance",
+        lambda model: Provenance(model={"name": "none", "revision": "1"}),
     )
-    make_known(seed=7).build(tmp_path / "gpt2")
+    make_known(seed=7).build(tmp_path / "later")
 
-    with pytest.raises(StoreMismatch, match=r'model\.name: stored "none", asked "gpt2"'):
-        open_stores([folders[0], tmp_path / "gpt2"])
+    with pytest.raises(StoreMismatch, match=r'model\.revision: stored "0", asked "1"'):
+        open_stores([folders[0], tmp_path / "later"])
+
+
+def test_stores_of_one_model_under_two_names_are_read_as_one(
+    pair, make_known, tmp_path, monkeypatch
+):
+    folders, _, _ = pair
+    monkeypatch.setattr(
+        f"{make_known.__module__}.Provenance",
+        lambda model: Provenance(model={"name": "renamed", "family": "new", "revision": "0"}),
+    )
+    make_known(seed=7).build(tmp_path / "renamed")
+
+    stores = open_stores([folders[0], tmp_path / "renamed"])
+
+    assert len(stores) == sum(map(len, stores.stores))
 
 
 def test_one_store_twice_is_refused(pair):

@@ -33,7 +33,7 @@ from actlake.jobs.harvest.preparation import (
     harvest_request,
     prepare_store,
     scratch_store,
-    wanted_store,
+    store_as_found,
 )
 from actlake.jobs.harvest.progress import HarvestProgress, Tally
 from actlake.jobs.harvest.worker import HarvestWorker, numerics_here
@@ -99,8 +99,8 @@ def plan(config: HarvestConfig) -> HarvestPlan:
     model, workers = resolve(config)
     location = locate(config.store)
     if location.size(MANIFEST) is not None:
-        beginning = wanted_store(config, model).beginning
-        return _plan(config, model, Prepared(open_store(location), beginning), workers)
+        prepared = store_as_found(open_store(location), config, model, progress=_silent)
+        return _plan(config, model, prepared, workers)
     with scratch_store(config, model, threads=workers.threads, progress=_silent) as prepared:
         return _plan(config, model, prepared, workers)
 

@@ -2,7 +2,7 @@
 
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,19 @@ from actlake.jobs.harvest.planning import unit_rows_at_most
 from actlake.platform.config import to_dict
 from actlake.platform.corpus import (
     Beginning,
+    CorpusError,
     Packed,
     Progress,
     corpus_provenance,
     lay_out,
     resolve_beginning,
 )
-from actlake.platform.models import ResolvedModel, load_tokenizer, save_tokenizer
+from actlake.platform.models import (
+    ResolvedModel,
+    load_tokenizer,
+    tokenizer_digest,
+    tokenizer_file,
+)
 from actlake.storage import (
     ActivationStore,
     Lease,
@@ -28,9 +34,10 @@ from actlake.storage import (
     open_store,
 )
 from actlake.storage.create import MANIFEST
+from actlake.storage.errors import StoreMismatch
 from actlake.storage.location import LocalFolder
+from actlake.storage.provenance import differences
 from actlake.storage.resume import check_same
-from actlake.storage.sealed import crc32c
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +48,6 @@ class Wanted:
     provenance: Provenance
     beginning: Beginning
     tokenizer: Any
-    tokenizer_files: dict[str, bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +62,6 @@ class Prepared:
 def wanted_store(config: HarvestConfig, model: ResolvedModel) -> Wanted:
     """Work out what the store at the path should be; reads the tokenizer, no text."""
     tokenizer = load_tokenizer(model)
-    files = _tokenizer_files(tokenizer)
     corpus = config.corpus
     beginning = resolve_beginning(corpus.bos, tokenizer)
     request = StoreRequest(
@@ -76,13 +81,10 @@ def wanted_store(config: HarvestConfig, model: ResolvedModel) -> Wanted:
             "family": model.family,
             "dtype": model.dtype_name,
         },
-        tokenizer={
-            "class": type(tokenizer).__name__,
-            "crc32c": {name: f"{crc32c(data):08x}" for name, data in sorted(files.items())},
-        },
+        tokenizer={"class": type(tokenizer).__name__, "sha256": tokenizer_digest(tokenizer)},
         corpus=corpus_provenance(corpus, beginning),
     )
-    return Wanted(request, provenance, beginning, tokenizer, files)
+    return Wanted(request, provenance, beginning, tokenizer)
 
 
 def prepare_store(
@@ -100,14 +102,26 @@ def prepare_store(
     wanted = wanted_store(config, model)
     if lease.location.size(MANIFEST) is not None:
         store = open_store(lease.location)
-        check_same(store, wanted.request, wanted.provenance)
-        return Prepared(store, wanted.beginning)
-    with StoreBuilder(
-        lease, wanted.request, wanted.provenance, tokenizer_files=wanted.tokenizer_files
-    ) as builder:
-        lay_out(config.corpus, wanted.tokenizer, builder, progress)
-        builder.finish(unit_rows=unit_rows_at_most(config, model, threads=threads))
-    return Prepared(open_store(lease.location), wanted.beginning)
+        _check_same(store, config, wanted, progress)
+    else:
+        rows = unit_rows_at_most(config, model, threads=threads)
+        store = _lay_down(lease, config, wanted, progress, unit_rows=rows)
+    return Prepared(store, wanted.beginning)
+
+
+def store_as_found(
+    store: ActivationStore, config: HarvestConfig, model: ResolvedModel, *, progress: Progress
+) -> Prepared:
+    """A store that is there already, if it is the one that a config asks for.
+
+    Raises
+    ------
+    StoreMismatch
+        It holds other rows; the differences are in the message.
+    """
+    wanted = wanted_store(config, model)
+    _check_same(store, config, wanted, progress)
+    return Prepared(store, wanted.beginning)
 
 
 @contextmanager
@@ -115,10 +129,65 @@ def scratch_store(
     config: HarvestConfig, model: ResolvedModel, *, threads: int, progress: Progress
 ) -> Iterator[Prepared]:
     """The store of a config with its corpus but no activations, for a plan; gone afterwards."""
-    with ExitStack() as stack:
-        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="actlake-plan-"))
-        lease = stack.enter_context(Lease.acquire(LocalFolder(Path(folder))))
+    with _scratch_lease() as lease:
         yield prepare_store(lease, config, model, threads=threads, progress=progress)
+
+
+@contextmanager
+def _scratch_lease() -> Iterator[Lease]:
+    with (
+        tempfile.TemporaryDirectory(prefix="actlake-plan-") as folder,
+        Lease.acquire(LocalFolder(Path(folder))) as lease,
+    ):
+        yield lease
+
+
+def _lay_down(
+    lease: Lease, config: HarvestConfig, wanted: Wanted, progress: Progress, *, unit_rows: int
+) -> ActivationStore:
+    files = {"tokenizer.json": tokenizer_file(wanted.tokenizer)}
+    with StoreBuilder(lease, wanted.request, wanted.provenance, tokenizer_files=files) as builder:
+        lay_out(config.corpus, wanted.tokenizer, builder, progress)
+        builder.finish(unit_rows=unit_rows)
+    return open_store(lease.location)
+
+
+def _check_same(
+    store: ActivationStore, config: HarvestConfig, wanted: Wanted, progress: Progress
+) -> None:
+    """Refuse a store that holds other rows than are asked for.
+
+    The rows of a store are fixed, so its text is not needed any more: where the source is asked
+    for in words that its harvest recorded, nothing is read. Where it is not, the text decides.
+    """
+    check_same(store, wanted.request, wanted.provenance)
+    source = to_dict(config.corpus)["source"]
+    requests = [group.request for group in store.ledger.groups]
+    recorded = [request["corpus"]["source"] for request in requests if "corpus" in request]
+    if any(not differences(words, source) for words in recorded):
+        return
+    if why := _why_another_text(store, config, wanted, progress):
+        known = recorded[-1] if recorded else store.provenance.corpus.get("source", {})
+        lines = differences(known, source, path="corpus.source")
+        raise StoreMismatch(
+            f"The source of {store.url} was given in other words, and {why}\n"
+            + "\n".join(lines)
+            + "\nhint: give another path for a new store; in the words of its own harvest a store "
+            "is gone on with, also where its text is no longer there"
+        )
+
+
+def _why_another_text(
+    store: ActivationStore, config: HarvestConfig, wanted: Wanted, progress: Progress
+) -> str:
+    """Lay the text down elsewhere, and compare: what is wrong, or nothing."""
+    try:
+        with _scratch_lease() as lease:
+            again = _lay_down(lease, config, wanted, progress, unit_rows=store.schema.rows)
+            return "" if again.fingerprint == store.fingerprint else "its text is another:"
+    except CorpusError as error:
+        problem, _, _ = str(error).partition("\nhint:")
+        return f"its text cannot be compared: {problem}"
 
 
 def harvest_request(config: HarvestConfig, *, threads: int) -> dict[str, Any]:
@@ -126,13 +195,3 @@ def harvest_request(config: HarvestConfig, *, threads: int) -> dict[str, Any]:
     asked = to_dict(config)
     kept = ("model", "corpus", "storage", "batch_tokens", "stages", "pipeline")
     return {key: asked[key] for key in kept} | {"threads": threads}
-
-
-def _tokenizer_files(tokenizer: Any) -> dict[str, bytes]:
-    with tempfile.TemporaryDirectory(prefix="actlake-tokenizer-") as folder:
-        save_tokenizer(tokenizer, Path(folder))
-        return {
-            path.name: path.read_bytes()
-            for path in sorted(Path(folder).iterdir())
-            if path.is_file()
-        }

@@ -62,6 +62,7 @@ from actlake.platform.runs import RunRecord, whole_folder
 from actlake.platform.tracking import Tracker, open_tracker
 from actlake.storage import Site
 from actlake.storage.location import LocalFolder
+from actlake.storage.provenance import shortened
 
 logger = logging.getLogger(__name__)
 
@@ -294,7 +295,7 @@ def _facts(config: ProbeConfig, opened: Opened) -> dict[str, str]:
         for one in opened.sets
     )
     return {
-        "Store": f"{Path(config.store).name} ({opened.store.fingerprint})",
+        "Store": f"{Path(config.store).name} ({shortened(opened.store.fingerprint)})",
         "Sites": f"{len(opened.sites)}: {opened.sites[0]} to {opened.sites[-1]}",
         "Examples": sets,
         "Logistic penalties": ", ".join(f"{one:g}" for one in config.penalties),

@@ -38,6 +38,7 @@ from actlake.platform.runs import FILE, Input, RunRecord, code_version
 from actlake.platform.tracking import TrackedRun, Tracker, read_metrics
 from actlake.storage import ActivationStore, Site
 from actlake.storage.errors import ActlakeError
+from actlake.storage.provenance import shortened
 
 logger = logging.getLogger(__name__)
 JOB = "sae"
@@ -238,7 +239,7 @@ def _shown_lineage(store: ActivationStore, folder: Path) -> Mapping[str, str]:
     model, code = store.provenance.model, code_version()
     return {
         "store": store.url,
-        "fingerprint": store.fingerprint,
+        "fingerprint": shortened(store.fingerprint),
         "model": f"{model.get('name')} {model.get('revision', '')}".strip(),
         "code": f"actlake {code.actlake}, commit {code.commit or 'unknown'}"
         + (", with changes" if code.dirty else ""),

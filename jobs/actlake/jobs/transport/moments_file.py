@@ -31,6 +31,7 @@ from actlake.jobs.transport.moments import RELATIVE_NOISE, PairMoments, PairSums
 from actlake.jobs.transport.pairs import Pair
 from actlake.jobs.transport.parts import FIT, TEST, VALIDATE
 from actlake.storage import ActivationStore
+from actlake.storage.provenance import shortened
 
 Array = np.ndarray[Any, Any]
 
@@ -181,8 +182,8 @@ class StoredMoments:
         if asked != self.request.fingerprints:
             raise MomentsMismatch(
                 f"The moments in {self.folder} are of the store with fingerprint "
-                f"{', '.join(self.request.fingerprints)}\n"
-                f"The fit is about {', '.join(asked)}\n"
+                f"{', '.join(map(shortened, self.request.fingerprints))}\n"
+                f"The fit is about {', '.join(map(shortened, asked))}\n"
                 "hint: leave the folder out; moments of this store are then computed"
             )
 

@@ -41,6 +41,7 @@ from actlake.jobs.whole_contexts import contexts_of_split
 from actlake.platform.seeds import Seeds
 from actlake.platform.tracking import Tracker
 from actlake.storage import ActivationStore, Site
+from actlake.storage.provenance import shortened
 
 
 @dataclass
@@ -258,7 +259,7 @@ class ResultWriter:
         stores, moments = self.opened.stores, self.moments
         return {
             "model": " → ".join(str(store.provenance.model.get("name", "")) for store in stores),
-            "store": " → ".join(store.fingerprint for store in stores),
+            "store": " → ".join(shortened(store.fingerprint) for store in stores),
             "rows": f"{moments.count('fit'):,} to fit, {moments.count('validate'):,} to choose α"
             + (" (then fitted on both)" if moments.held_out else "")
             + f", {moments.count(TEST):,} to test",

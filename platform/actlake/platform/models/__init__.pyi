@@ -17,7 +17,7 @@ from .split import (
     stage_bytes,
 )
 from .stage import Capture, ModelStage
-from .tokenizer import load_tokenizer, save_tokenizer
+from .tokenizer import load_tokenizer, tokenizer_digest, tokenizer_file
 
 __all__ = [
     "Capture",
@@ -39,10 +39,11 @@ __all__ = [
     "num_layers_needed",
     "replace_with",
     "resolve_model",
-    "save_tokenizer",
     "smollm2_folder",
     "split_layers",
     "stage_bytes",
     "token_cross_entropy",
     "token_divergence",
+    "tokenizer_digest",
+    "tokenizer_file",
 ]

@@ -1,7 +1,8 @@
-"""The tokenizer of a model: load it, and save its files beside a store's rows."""
+"""The tokenizer of a model: loaded, known by what it does, and kept beside a store's rows."""
 
+import hashlib
+import json
 import logging
-from pathlib import Path
 from typing import Any
 
 from actlake.platform.models.errors import TokenizerNotSupported
@@ -67,15 +68,42 @@ def _begin_with_bos(tokenizer: Any) -> None:
     logger.info("The tokenizer begins texts with %s, as its add_bos_token says", bos)
 
 
-def save_tokenizer(tokenizer: Any, folder: Path) -> None:
-    """Write ``tokenizer.json``, ``tokenizer_config.json`` and what belongs to them.
+def tokenizer_file(tokenizer: Any) -> bytes:
+    """The ``tokenizer.json`` of a tokenizer: enough for the tokenizers library, and all of it.
 
-    Parameters
-    ----------
-    tokenizer
-        From `load_tokenizer`.
-    folder
-        Made if it is not there. ``tokenizer.json`` alone is enough for the tokenizers library.
+    What cuts and pads is left out, which whoever tokenises says each time. transformers' own
+    files beside it are not kept: they tell of the machine, such as whether it was offline.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    tokenizer.save_pretrained(folder)
+    settings = json.loads(tokenizer.backend_tokenizer.to_str())
+    settings["truncation"] = settings["padding"] = None
+    return json.dumps(settings, ensure_ascii=False, indent=1).encode()
+
+
+def tokenizer_digest(tokenizer: Any) -> str:
+    """SHA-256, in hex, of what a tokenizer makes of a text.
+
+    Of tokenizer.json the parts that text goes through, in a form of our own: how a release of
+    the library writes a setting that is off, or a merge, does not enter.
+    """
+    settings = json.loads(tokenizer.backend_tokenizer.to_str())
+    parts = {part: settings.get(part) for part in _TOKENISING}
+    merges = (parts["model"] or {}).get("merges")
+    if merges:
+        parts["model"]["merges"] = [m.split(" ") if isinstance(m, str) else m for m in merges]
+    canonical = json.dumps(_without_unset(parts), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+_TOKENISING = ("added_tokens", "normalizer", "pre_tokenizer", "model")
+
+
+def _without_unset(value: Any) -> Any:
+    """Plain JSON without the settings that are null, false or empty."""
+    if isinstance(value, list):
+        return [_without_unset(item) for item in value]
+    if isinstance(value, dict):
+        kept = {key: _without_unset(item) for key, item in value.items()}
+        return {
+            key: item for key, item in kept.items() if item or (item == 0 and item is not False)
+        }
+    return value

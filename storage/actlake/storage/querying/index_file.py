@@ -8,7 +8,6 @@ store's folder ``index/``, or, where that cannot be written or mapped, in the us
 names the corpus it was made from, and one of another corpus is not read.
 """
 
-import hashlib
 import json
 import logging
 import os
@@ -20,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from actlake.storage.create import CORPUS
 from actlake.storage.errors import StoreNotWritable
 from actlake.storage.location import LocalFolder
 
@@ -79,9 +77,7 @@ def open_index(
 
 def corpus_key(store: "ActivationStore") -> str:
     """Names the tokens, documents and their order; changes when any of them does."""
-    digest = hashlib.sha256(store.fingerprint.encode())
-    digest.update(store.location.read(CORPUS))
-    return digest.hexdigest()[:32]
+    return store.fingerprint
 
 
 def cache_folder() -> Path:

@@ -16,7 +16,7 @@ from actlake.storage.errors import StoreMismatch, site_not_stored, unknown_split
 from actlake.storage.extents import UnitSet
 from actlake.storage.location import Location
 from actlake.storage.moments import Moments
-from actlake.storage.provenance import differences
+from actlake.storage.provenance import differences, shortened
 from actlake.storage.sites import Site
 from actlake.storage.store import ActivationStore, Coverage, open_store
 
@@ -309,7 +309,7 @@ def check_one_model(stores: Sequence[ActivationStore]) -> None:
         if store.fingerprint in seen:
             raise StoreMismatch(
                 f"{seen[store.fingerprint]} and {store.url} hold the same rows (fingerprint "
-                f"{store.fingerprint})\nhint: give each store once"
+                f"{shortened(store.fingerprint)})\nhint: give each store once"
             )
         seen[store.fingerprint] = store.url
 
@@ -317,8 +317,7 @@ def check_one_model(stores: Sequence[ActivationStore]) -> None:
 def _what_must_agree(store: ActivationStore) -> Mapping[str, Any]:
     schema = store.schema
     return {
-        "model": store.provenance.model,
-        "tokenizer": store.provenance.tokenizer,
+        **store.provenance.model_identity(),
         "dim": schema.dim,
         "dtype": schema.dtype,
         "special_ids": list(schema.special_ids),
