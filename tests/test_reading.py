@@ -5,6 +5,7 @@ from pathlib import Path
 
 from actlake.jobs.cli import run
 from actlake.storage import open_store, verify
+from actlake.storage.provenance import shortened
 
 GUIDE = Path(__file__).parent.parent / "docs" / "reading.md"
 
@@ -36,7 +37,7 @@ def test_export_on_the_command_line_makes_a_store_and_says_when_it_is_there(
 
     copy, parent = open_store(tmp_path / "copy"), open_store(smollm2_store)
     assert first[0] == again[0] == 0
-    assert copy.fingerprint in first[1]
+    assert shortened(copy.fingerprint) in first[1]
     assert "complete already" in again[1]
     assert verify(copy).is_whole
     counts = [s.moments("resid_post.9", split="train").count for s in (copy, parent)]

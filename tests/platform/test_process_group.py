@@ -224,7 +224,7 @@ def test_a_group_whose_nodes_are_gone_does_not_wait_for_ever(
     place: list[object] = []
     with pytest.raises(NotEnoughResources, match="room for 1"):
         run_group(
-            ray_session, tell_pid_and_wait, workers=2, joined=False, start_timeout_s=5.0,
+            ray_session, tell_pid_and_wait, workers=2, joined=False, start_timeout_s=15.0,
             on_report=lambda rank, news: None if place else lose_the_node(rank, news),
         )  # fmt: skip
 

@@ -4,7 +4,6 @@ The *geometry* (rows per chunk and unit) is part of the schema: it decides which
 in, not what the row says, so the fingerprint leaves it out.
 """
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, Self
@@ -238,7 +237,7 @@ def plan_geometry(
 
     Both lengths are multiples of `context_length`. A unit is at most `shard_bytes` (or one
     chunk, or `unit_rows_at_most` for slow models), and less in a small store, so that it has
-    about 16 units.
+    at least 16 units as far as it has that many contexts.
 
     Raises
     ------
@@ -259,7 +258,7 @@ def plan_geometry(
     chunk_rows = max(1, chunk_bytes // row_bytes // context_length) * context_length
     most = min(
         shard_bytes // row_bytes,
-        math.ceil(rows / LEAST_UNITS),
+        rows // LEAST_UNITS,
         rows if unit_rows_at_most is None else unit_rows_at_most,
     )
     if most < chunk_rows:  # a store this small has smaller chunks, never less than a context
