@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 from actlake.jobs import harvest as face
-from actlake.jobs.harvest.job import phases
+from actlake.jobs.harvest.replicas import phases
 
 HEAVY = "{'torch', 'ray', 'transformers', 'wandb'} & set(sys.modules)"
 
@@ -41,5 +41,4 @@ def test_a_wrong_key_is_refused_without_torch_and_ray():
 def test_functions_are_not_hidden_by_modules_of_their_name():
     assert callable(phases)
     assert callable(face.plan)
-    assert callable(face.repair)
     assert all(hasattr(face, name) for name in face.__all__)

@@ -9,7 +9,15 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from actlake.storage import Lease, Site, add_sites, open_store, revoke, verify, write_unit
+from actlake.storage import (
+    Lease,
+    Site,
+    add_sites,
+    open_store,
+    restore_unit,
+    verify,
+    write_unit,
+)
 from actlake.storage.location import STAGING, LocalFolder, locate
 
 SITES = [Site(0), Site(3), Site(5, "mlp_out")]
@@ -106,8 +114,11 @@ class StoreMachine(RuleBasedStateMachine):
         path.write_bytes(bytes(content))
 
         store = open_store(self.folder)
-        assert revoke(self.lease, store, verify(store)) == 1
-        self.committed[site].remove(unit)
+        (damage,) = verify(store).damaged
+        record = damage.record
+        assert (record.site, record.unit, damage.rows_are_whole) == (site, unit, False)
+        rows = self.rows_of(unit, [site])
+        assert restore_unit(store, unit, rows, [record], token=self.lease.token) == [record]
 
     @rule()
     def merge(self):

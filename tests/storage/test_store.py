@@ -13,7 +13,7 @@ import tensorstore
 import xarray
 import zarr
 
-from actlake.storage import Lease, Site, open_store, write_unit
+from actlake.storage import Site, open_store, write_unit
 from actlake.storage.dtypes import ACTIVATION_DTYPES, numpy_dtype
 from actlake.storage.errors import (
     InvalidSite,
@@ -155,14 +155,14 @@ def test_a_shard_without_its_ledger_record_is_not_served(known, full, path):
     np.testing.assert_array_equal(by_zarr, known_rows)  # whole, so no foreign reader is misled
 
 
-def test_a_broken_file_of_a_unit_that_is_not_committed_is_never_looked_at(known, full, path):
-    shard = full / "rows.zarr/acts/resid_post.3/c.1.0"
-    shard.write_bytes(bytes(len(shard.read_bytes())))
-    with Lease.acquire(locate(full)) as lease:
-        lease.ledger.revoke([(SITE, 1)])
+def test_a_broken_file_of_a_unit_that_is_not_committed_is_never_looked_at(known, folder, path):
+    known.build(folder)
+    known.fill(folder, skip=(1,))
+    whole = folder / "rows.zarr/acts/resid_post.3/c.0.0"
+    whole.with_name("c.1.0").write_bytes(bytes(len(whole.read_bytes())))
     expected = known.acts[SITE].copy()
     expected[24:48] = np.nan
-    store = open_store(full, path=path)
+    store = open_store(folder, path=path)
 
     np.testing.assert_array_equal(store[SITE].read(0, 250, missing="nan"), expected)
     np.testing.assert_array_equal(store[SITE].take(range(250), missing="nan"), expected)

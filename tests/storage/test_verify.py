@@ -1,13 +1,15 @@
-"""A single wrong byte anywhere is found, named, and mended where it can be."""
+"""A single wrong byte anywhere is found and named."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from actlake.storage import Lease, Site, open_store, revoke, verify
+from actlake.storage import Lease, Site, open_store, verify, write_unit
 from actlake.storage.errors import ActlakeError, StoreDamaged
+from actlake.storage.ledger import read_shards
 from actlake.storage.location import locate
 from actlake.storage.verify import undersized
 
@@ -141,30 +143,39 @@ def test_a_damaged_table_of_the_ledger_is_found(full, cut):
     assert table.name in words
 
 
-def test_damaged_units_are_taken_back_and_written_again_to_the_same_bytes(full, known, tree):
-    whole = tree(full)
-    damaged = [name for name in ONE_OF_EACH if name in SHARDS]
-    for name in damaged:
+def test_each_damaged_shard_is_named_once_with_what_it_must_be_again(full):
+    records = {(r.site, r.unit): r for r in read_shards(locate(full))}
+    for name in SHARDS:
         flip(full / name)
-    (full / "rows.zarr/acts/resid_post.3/zarr.json").unlink()
-    flip(full / "rows.zarr/tokens/id/zarr.json")
 
-    with Lease.acquire(locate(full)) as lease:
-        store = open_store(full)
-        report = verify(store)
-        assert revoke(lease, store, report) == len({place(name) for name in damaged})
-        store.refresh()
-        assert {place(name) for name in damaged} == {
-            f"{site}, unit {unit}"
-            for site in store.sites
-            for unit in store.committed([site]).missing(11)
-        }
-        for site in store.sites:
-            for unit in list(store.committed([site]).missing(11)):
-                known.write(lease, store, unit, (site,))
+    damaged = verify(open_store(full)).damaged
 
-    assert tree(full) == whole
-    assert verify(open_store(full)).is_whole
+    assert {f"{d.record.site}, unit {d.record.unit}" for d in damaged} == set(map(place, SHARDS))
+    assert len(damaged) == len(set(map(place, SHARDS)))
+    for damage in damaged:
+        record = damage.record
+        assert record == records[record.site, record.unit]
+        of_rows = f"rows.zarr/acts/{record.site}/c.{record.unit}.0" in SHARDS
+        assert damage.rows_are_whole == (not of_rows)
+
+
+def test_files_that_are_what_was_committed_and_contradict_each_other_are_not_called_damaged(
+    known, folder
+):
+    known.build(folder)
+    known.fill(folder, skip=(3,))
+    with Lease.acquire(locate(folder)) as lease:
+        store = open_store(folder)
+        extent = store.schema.unit_extent(3).slice()
+        rows = {site: acts[extent] for site, acts in known.acts.items()}
+        records = write_unit(store, 3, rows, token=lease.token)
+        lease.ledger.commit([replace(record, infinite=1) for record in records])
+
+    report = verify(open_store(folder))
+
+    assert report.damaged == ()
+    assert {problem.kind for problem in report.problems} == {"contents"}
+    assert "the ledger says 1" in str(report.problems[0])
 
 
 def test_units_that_are_not_committed_are_no_problem_but_are_listed(known, folder):

@@ -95,18 +95,6 @@ def test_a_committed_unit_is_never_written_again(make_store, folder, tree):
     assert tree(folder) == before
 
 
-def test_a_unit_that_was_taken_back_may_be_written_by_a_worker_that_was_not_told(
-    make_store, folder
-):
-    workers_view = make_store()
-    with Lease.acquire(locate(folder)) as lease:
-        lease.ledger.revoke([(SITE, 1)])
-
-        lease.ledger.commit(write_unit(workers_view, 1, {SITE: np.full((24, 6), 3.0)}))
-
-    np.testing.assert_array_equal(open_store(folder)[SITE][24:48], 3)
-
-
 def test_sites_are_written_under_their_stored_names(make_store):
     (record,) = write_unit(make_store(), 0, {Site(4, "resid_pre"): np.ones((24, 6))})
 

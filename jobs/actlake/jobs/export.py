@@ -56,7 +56,7 @@ def main(arguments: Sequence[str]) -> int:
     said = (
         f"{store.url} holds {result.rows:,} rows in {result.contexts:,} contexts, "
         f"fingerprint {shortened(store.fingerprint)}"
-        if result.units_done
+        if result.units_done or result.restored
         else f"{store.url} is complete already; nothing was done"
     )
     say(said)

@@ -26,7 +26,7 @@ def model_of_store(store: ActivationStore, asked: ModelConfig | None) -> Resolve
         It cannot be found.
     """
     if asked is not None:
-        return _of_store(store, resolve_model(asked))
+        return _checked(store, resolve_model(asked))
     recorded = [group.request["model"] for group in store.ledger.groups if "model" in group.request]
     if not recorded:
         raise NotTheModel(
@@ -35,20 +35,31 @@ def model_of_store(store: ActivationStore, asked: ModelConfig | None) -> Resolve
     refused: list[ActlakeError] = []
     for written in reversed(recorded):  # its folder may have been renamed between two harvests
         try:
-            return _of_store(store, resolve_model(from_dict(ModelConfig, written)))
+            return _checked(store, resolve_model(from_dict(ModelConfig, written)))
         except (ModelError, NotTheModel) as error:
             refused.append(error)
     raise refused[0]
 
 
-def _of_store(store: ActivationStore, model: ResolvedModel) -> ResolvedModel:
+def _checked(store: ActivationStore, model: ResolvedModel) -> ResolvedModel:
+    check_model(store, model)
+    return model
+
+
+def check_model(store: ActivationStore, model: ResolvedModel) -> None:
+    """Refuse a model that the rows of a store are not of.
+
+    Raises
+    ------
+    NotTheModel
+        Its weights are others.
+    """
     revision = store.provenance.model.get("revision")
     if model.revision != revision:
         raise NotTheModel(
             f"{store.url} holds rows of revision {revision} of its model; {model.name} is "
             f"{model.revision}\nhint: give the model of the store as model.name"
         )
-    return model
 
 
 def chain_of_store(

@@ -32,12 +32,25 @@ def verify(arguments: Sequence[str]) -> int:
         "verify",
         "Read every byte of a store and check it: checksums, non-finite values, statistics, "
         "tokens against documents. Names the site and unit of what is damaged.",
-        ("actlake verify runs/smollm2", "actlake verify runs/smollm2 --repair"),
+        (
+            "actlake verify runs/smollm2",
+            "actlake verify runs/smollm2 --repair",
+            "actlake verify runs/test-only --repair --parent s3://my-activations/smollm2",
+        ),
     )
     parser.add_argument(
-        "--repair", action="store_true", help="compute damaged units again, with the same model"
+        "--repair",
+        action="store_true",
+        help="make damaged files again what they were: statistics from whole rows, rows with the "
+        "same model, an exported store's from its parent; nothing else is ever written",
     )
+    parser.add_argument(
+        "--parent", help="where the store is now that this one was exported from, if it has moved"
+    )
+    parser.add_argument("--model", help="where the model is now, if it has moved")
     options = parser.parse_args(arguments)
+    if not options.repair and (options.parent or options.model):
+        parser.error("--parent and --model say from what to repair: give --repair too")
     store = open_store(options.store)
     bar = Console(stderr=True)
     with Progress(
@@ -53,11 +66,15 @@ def verify(arguments: Sequence[str]) -> int:
     if report.is_whole or not options.repair:
         return 0 if report.is_whole else 1
 
-    from actlake.jobs.harvest import repair
+    from actlake.jobs.repair import plan_repair, repair
 
-    results = repair(store, report)
+    planned = plan_repair(store, report, parent=options.parent, model=options.model)
+    say(str(planned))
+    if planned.is_empty:
+        return 1
+    say(str(repair(planned)))
     again = verify_store(open_store(options.store))
-    say(f"Repaired {sum(r.units_done for r in results)} units. " + report_text(again))
+    say(report_text(again))
     return 0 if again.is_whole else 1
 
 

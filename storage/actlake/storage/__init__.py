@@ -26,8 +26,8 @@ from actlake.storage.reading.shuffle_quality import ShuffleQuality, shuffle_qual
 from actlake.storage.schema import Geometry, StoreSchema, plan_geometry
 from actlake.storage.sites import Site
 from actlake.storage.store import ActivationStore, Coverage, open_store
-from actlake.storage.verify import Problem, VerifyReport, revoke, verify
-from actlake.storage.writer import add_sites, write_unit
+from actlake.storage.verify import Damage, Problem, VerifyReport, verify
+from actlake.storage.writer import add_sites, restore_unit, write_unit
 
 __all__ = [
     # reading
@@ -56,6 +56,7 @@ __all__ = [
     "Context",
     "add_sites",
     "write_unit",
+    "restore_unit",
     "export_store",
     "ExportResult",
     # what it is
@@ -69,7 +70,7 @@ __all__ = [
     "verify",
     "VerifyReport",
     "Problem",
-    "revoke",
+    "Damage",
     # what goes wrong
     "ActlakeError",
     "StoreError",

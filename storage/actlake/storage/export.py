@@ -18,17 +18,27 @@ import pyarrow as pa
 
 from actlake.storage.corpus import Context, Document
 from actlake.storage.create import TOKENIZER, StoreBuilder, StoreRequest
-from actlake.storage.errors import EmptySelection, InvalidQuery, RowsNotCommitted, StoreExists
+from actlake.storage.errors import (
+    EmptySelection,
+    InvalidQuery,
+    RowsNotCommitted,
+    StoreDamaged,
+    StoreExists,
+)
 from actlake.storage.extents import Extent
 from actlake.storage.layout import MANIFEST
 from actlake.storage.lease import Lease
+from actlake.storage.ledger import ShardRecord
 from actlake.storage.location import Location, locate
+from actlake.storage.parent import Origin
 from actlake.storage.provenance import Provenance
 from actlake.storage.querying.document_table import document_batches, document_schema
 from actlake.storage.reading.predicates import Predicate
+from actlake.storage.repair import restore_shards
 from actlake.storage.resume import check_same, use_numerics
 from actlake.storage.sites import Site
 from actlake.storage.store import ActivationStore, open_store
+from actlake.storage.verify import undersized
 from actlake.storage.writer import add_sites, write_unit
 
 Array = np.ndarray[Any, Any]
@@ -45,6 +55,8 @@ class ExportResult:
     rows: int
     units_done: int
     """Units written by this call; 0 when the store was complete already."""
+    restored: int = 0
+    """Shards that were missing or cut short, and were copied again."""
 
 
 def export_store(
@@ -99,7 +111,8 @@ def export_store(
     provenance = _provenance(parent, chosen, ordinals, predicate, contexts)
     with Lease.acquire(location) as lease:
         store = _lay_out(lease, parent, contexts, chosen, provenance)
-        add_sites(lease, store, tuple(wanted), {"exported_from": parent.fingerprint})
+        origin = Origin(parent.fingerprint, parent.url)
+        add_sites(lease, store, tuple(wanted), {"exported_from": origin.as_json()})
         numerics = use_numerics(
             lease,
             {"exported_from": parent.fingerprint, "numerics": list(parent.ledger.numerics)},
@@ -114,9 +127,9 @@ def export_store(
                 write_unit(store, unit, values, token=lease.token, numerics=numerics)
             )
             progress(done + 1, len(missing))
-        store.refresh()
+        restored = _restore_lost(lease, store.refresh(), parent, contexts, wanted)
     logger.info("Exported %d contexts, %d rows to %s", len(contexts), len(store), store.url)
-    return ExportResult(store, len(contexts), len(store), len(missing))
+    return ExportResult(store, len(contexts), len(store), len(missing), restored)
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,6 +300,34 @@ def _named(parent: ActivationStore, documents: Array) -> dict[str, Any]:
 def _selection(numbers_or_names: bytes, count: int) -> dict[str, Any]:
     """Which ones were chosen, in few words; JSON."""
     return {"count": count, "sha256": hashlib.sha256(numbers_or_names).hexdigest()}
+
+
+def _restore_lost(
+    lease: Lease,
+    store: ActivationStore,
+    parent: ActivationStore,
+    contexts: _Contexts,
+    sites: Sequence[Site],
+) -> int:
+    """Copy again what the ledger has and the disk has not; how many shards.
+
+    Raises
+    ------
+    StoreDamaged
+        The parent's rows are damaged, or others than were copied.
+    """
+
+    def rows_of(record: ShardRecord) -> Array:
+        rows = contexts.parent_rows(store.schema.unit_extent(record.unit))
+        return parent[record.site].take(rows, check=True)
+
+    lost = [record for record in undersized(store) if record.site in sites]
+    for record, why in restore_shards(lease, store, lost, rows_of).items():
+        raise StoreDamaged(
+            f"{record.site}, unit {record.unit} of {store.url} is missing or cut short, and cannot "
+            f"be copied again from {parent.url}: {why}\nhint: export to another path"
+        )
+    return len(lost)
 
 
 def _lay_out(

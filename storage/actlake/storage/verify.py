@@ -1,7 +1,7 @@
 """Is a store whole: every file, every checksum, every number that can be checked twice.
 
-Reads every byte once. What is found wrong is named by site and unit, and `revoke` hands
-exactly that back to the harvest.
+Reads every byte once. What is found wrong is named by site and unit, with the checksums that
+its files must have again: `actlake.storage.repair` says how they get them.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -15,7 +15,6 @@ from actlake.storage.ahead import map_ahead
 from actlake.storage.create import CORPUS, DOCUMENTS
 from actlake.storage.errors import StoreDamaged, StoreNotFound
 from actlake.storage.extents import UnitSet, block_extent, num_blocks
-from actlake.storage.lease import Lease
 from actlake.storage.ledger import ShardRecord, read_shards, read_state
 from actlake.storage.moments import moments_by_group
 from actlake.storage.sealed import crc32c, unseal
@@ -29,14 +28,28 @@ _ROWS_AT_ONCE = 2**20
 
 
 @dataclass(frozen=True, slots=True)
+class Damage:
+    """A committed shard of which some file is not what was committed."""
+
+    record: ShardRecord
+    """What its files must be again."""
+    rows_are_whole: bool
+    """Whether only its moments are damaged, which its rows give again."""
+
+
+@dataclass(frozen=True, slots=True)
 class Problem:
     """One thing that is wrong, and where."""
 
-    kind: Literal["corpus", "metadata", "shard", "ledger"]
-    """``shard`` and ``metadata`` can be repaired; ``corpus`` and ``ledger`` cannot."""
+    kind: Literal["corpus", "metadata", "shard", "contents", "ledger"]
+    """``metadata`` and ``shard`` (files are not what was committed) can be repaired; not
+    ``corpus``, ``ledger`` and ``contents`` (files are what was committed, and contradict each
+    other)."""
     message: str
     site: Site | None = None
     unit: int | None = None
+    damage: Damage | None = None
+    """Of a ``shard``."""
 
     def __str__(self) -> str:
         if self.site is None:
@@ -63,13 +76,9 @@ class VerifyReport:
         return not self.problems
 
     @property
-    def damaged(self) -> dict[Site, UnitSet]:
-        """The units to compute again, per site."""
-        damaged: dict[Site, UnitSet] = {}
-        for problem in self.problems:
-            if problem.site is not None and problem.unit is not None:
-                damaged.setdefault(problem.site, UnitSet()).add(problem.unit)
-        return damaged
+    def damaged(self) -> tuple[Damage, ...]:
+        """The shards that can be repaired, each once."""
+        return tuple(problem.damage for problem in self.problems if problem.damage is not None)
 
 
 def verify(
@@ -88,7 +97,7 @@ def verify(
     if not problems:
         problems += _corpus_contents(store)
     corpus_is_whole = not problems
-    problems += _metadata(store)
+    problems += [problem for problem, *_ in metadata_problems(store)]
     shards, seen = 0, {site: UnitSet() for site in store.sites}
     try:
         for record, files in _fetched(store):
@@ -118,28 +127,8 @@ def stored_bytes(store: ActivationStore) -> int:
     return sum(r.rows_bytes + r.moments_bytes for r in read_shards(store.location))
 
 
-def revoke(lease: Lease, store: ActivationStore, report: VerifyReport) -> int:
-    """Take damaged units out of the ledger and write damaged metadata again.
-
-    The units are then missing, and the next harvest computes exactly them. Returns how many
-    (site, unit) were revoked.
-    """
-    for problem in report.problems:
-        if problem.kind == "metadata":
-            for key, data in _metadata_files(store, problem.site).items():
-                lease.location.write(key, [data])
-    shards = [(site, unit) for site, units in report.damaged.items() for unit in units]
-    revoke_shards(lease, shards)
-    return len(shards)
-
-
-def revoke_shards(lease: Lease, shards: Iterable[tuple[Site, int]]) -> None:
-    """Take these (site, unit) out of the ledger; the next harvest computes them again."""
-    lease.ledger.revoke(shards)
-
-
 def undersized(store: ActivationStore) -> Iterator[ShardRecord]:
-    """Committed shards whose file is missing or has another size; cheap, for every resume."""
+    """Committed shards whose rows are missing or cut short; cheap, for every resume."""
     sizes: dict[Site, dict[str, int]] = {}
     for record in read_shards(store.location):
         spec = store.schema.activations(record.site)
@@ -229,21 +218,16 @@ def _corpus_contents(store: ActivationStore) -> Iterator[Problem]:
         yield Problem("corpus", f"Contexts span rows {edges}, the store [0, {schema.rows}]")
 
 
-def _metadata(store: ActivationStore) -> Iterator[Problem]:
+def metadata_problems(store: ActivationStore) -> Iterator[tuple[Problem, str, bytes]]:
+    """Every ``zarr.json`` that is not what the schema says: what is wrong, its key and bytes."""
     for site in (None, *store.sites):
-        for key, expected in _metadata_files(store, site).items():
-            try:
-                found = store.location.read(key)
-            except StoreNotFound:
-                yield Problem("metadata", f"{key} is missing", site)
-            else:
-                if found != expected:
-                    yield Problem("metadata", f"{key} is not what the schema says", site)
-
-
-def _metadata_files(store: ActivationStore, site: Site | None) -> dict[str, bytes]:
-    """Every ``zarr.json`` of a site, or of all that is not a site's."""
-    return store.schema.common_metadata() if site is None else store.schema.site_metadata(site)
+        schema = store.schema
+        files = schema.common_metadata() if site is None else schema.site_metadata(site)
+        for key, expected in files.items():
+            found = _read(store, key)
+            if found != expected:
+                wrong = "is missing" if found is None else "is not what the schema says"
+                yield Problem("metadata", f"{key} {wrong}", site), key, expected
 
 
 def _fetched(store: ActivationStore) -> Iterator[tuple[ShardRecord, _Files]]:
@@ -276,16 +260,19 @@ def _shard(
     *,
     with_moments: bool,
 ) -> Iterator[Problem]:
+    rows_are_whole = False
     try:
         rows = _checked_rows(store, record, files, counted)
+        rows_are_whole = True
         stored = _checked_moments(store, record, files, counted)
     except (StoreDamaged, StoreNotFound) as error:
-        yield Problem("shard", str(error), record.site, record.unit)
+        damage = Damage(record, rows_are_whole)
+        yield Problem("shard", str(error), record.site, record.unit, damage)
         return
     bad = (int(np.isinf(rows).sum()), int(np.isnan(rows).sum()))
     if bad != (record.infinite, record.nan):
         yield Problem(
-            "shard",
+            "contents",
             f"holds {bad[0]} infinities and {bad[1]} NaNs, the ledger says {record.infinite} "
             f"and {record.nan}",
             record.site,
@@ -300,7 +287,10 @@ def _shard(
         expected = np.array([getattr(group, name) for group in again])
         if not np.allclose(values.reshape(expected.shape), expected, rtol=1e-9, equal_nan=True):
             yield Problem(
-                "shard", f"its moments ({name}) are not those of its rows", record.site, record.unit
+                "contents",
+                f"its moments ({name}) are not those of its rows",
+                record.site,
+                record.unit,
             )
 
 

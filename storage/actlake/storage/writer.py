@@ -3,15 +3,19 @@
 The order is: check the values, write the moments, write the rows, all on the disk, and only
 then does the driver commit the records in the ledger. A writer that dies anywhere in between
 leaves files that nobody reads, and that the next attempt writes again, byte for byte.
+
+Committed files are written once more only where they are damaged, and only with the bytes that
+were committed (`restore_unit`).
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from actlake.storage.dtypes import LARGEST_FINITE
-from actlake.storage.errors import InvalidSchema, NonFiniteActivations
+from actlake.storage.errors import InvalidSchema, NonFiniteActivations, StoreNotFound
 from actlake.storage.lease import Lease, Token
 from actlake.storage.ledger import ShardRecord, already_committed
 from actlake.storage.moments import Moments, moments_by_group
@@ -20,6 +24,7 @@ from actlake.storage.sites import Site
 from actlake.storage.store import ActivationStore
 
 Array = np.ndarray[Any, Any]
+_Files = list[tuple[str, Sequence[Any]]]
 
 
 def add_sites(
@@ -84,72 +89,140 @@ def write_unit(
         )
     by_site = {site.stored: values for site, values in rows.items()}
     _refuse_committed(store, unit, by_site)
-    extent = store.schema.unit_extent(unit)
-    groups = store.groups_of(extent)
-    prepared: list[tuple[Site, Array, list[Moments], tuple[int, int]]] = []
-    for site, values in by_site.items():
-        if values.shape != (len(extent), store.schema.dim):
-            raise InvalidSchema(
-                f"Unit {unit} of {site} has shape {(len(extent), store.schema.dim)}, "
-                f"and {values.shape} was given"
-            )
-        with np.errstate(over="ignore"):  # counted below
-            stored = np.ascontiguousarray(values, store.schema.activations(site).numpy_dtype)
-        with np.errstate(invalid="ignore"):
-            moments = moments_by_group(stored, groups, num_groups=store.schema.num_groups)
-        bad = _count_nonfinite(stored, moments)
-        if any(bad) and store.schema.nonfinite == "refuse":
-            raise _nonfinite(store, site, unit, bad)
+    prepared = [_prepare(store, unit, site, values) for site, values in by_site.items()]
+    for site_rows in prepared:
+        if any(site_rows.nonfinite) and store.schema.nonfinite == "refuse":
+            raise _nonfinite(store, unit, site_rows)
         if on_moments is not None:
-            on_moments(site, moments)
-        prepared.append((site, stored, moments, bad))
+            on_moments(site_rows.site, site_rows.moments)
     records = []
-    for parts in prepared:
+    for site_rows in prepared:
         if token is not None:
             token.check(store.location)
-        records.append(_write_site(store, unit, *parts, numerics))
+        record, files = _encode(store, unit, site_rows, numerics)
+        store.location.write_all(files)
+        records.append(record)
     return records
 
 
+def restore_unit(
+    store: ActivationStore,
+    unit: int,
+    rows: Mapping[Site, Array],
+    records: Iterable[ShardRecord],
+    *,
+    token: Token,
+) -> list[ShardRecord]:
+    """Write damaged files of a committed unit again, where `rows` give what was committed.
+
+    Files that are whole are left as they are, and so is everything of a site whose rows come
+    out otherwise: to the bit, or not at all.
+
+    Parameters
+    ----------
+    rows
+        As for `write_unit`.
+    records
+        What the ledger says of the unit, of each site in `rows`.
+
+    Returns
+    -------
+    list of ShardRecord
+        Of the sites whose files are now what was committed; of the others nothing was written.
+
+    Raises
+    ------
+    LeaseLost
+        Another driver has taken over.
+    StoreNotWritable
+        No space, or no permission.
+    """
+    committed = {record.site: record for record in records}
+    restored = []
+    for site, values in rows.items():
+        expected = committed[site.stored]
+        site_rows = _prepare(store, unit, site.stored, values)
+        record, files = _encode(store, unit, site_rows, expected.numerics)
+        if record == expected:
+            token.check(store.location)
+            store.location.write_all(
+                (key, parts) for key, parts in files if not _holds(store, key, parts)
+            )
+            restored.append(record)
+    return restored
+
+
 def _refuse_committed(store: ActivationStore, unit: int, sites: Iterable[Site]) -> None:
-    """Committed files are never written again, but for those that `revoke` took out."""
+    """Committed files are never written again; see `restore_unit` for damaged ones."""
     for site in sites:
         committed = store.ledger.covered.get(site, ())
         if unit in committed and unit in store.refresh().ledger.covered.get(site, ()):
             raise already_committed(site, unit, store.url)
 
 
-def _write_site(
-    store: ActivationStore,
-    unit: int,
-    site: Site,
-    rows: Array,
-    moments: list[Moments],
-    bad: tuple[int, int],
-    numerics: int,
-) -> ShardRecord:
-    files: list[tuple[str, Iterable[Any]]] = []
+@dataclass(frozen=True, slots=True, eq=False)
+class _SiteRows:
+    """A unit's rows of one site as they are stored, with what is told of them."""
+
+    site: Site
+    rows: Array
+    moments: list[Moments]
+    nonfinite: tuple[int, int]
+    """How many values are infinite, and how many NaN."""
+
+
+def _prepare(store: ActivationStore, unit: int, site: Site, values: Array) -> _SiteRows:
+    extent = store.schema.unit_extent(unit)
+    if values.shape != (len(extent), store.schema.dim):
+        raise InvalidSchema(
+            f"Unit {unit} of {site} has shape {(len(extent), store.schema.dim)}, "
+            f"and {values.shape} was given"
+        )
+    groups = store.groups_of(extent)
+    with np.errstate(over="ignore"):  # counted below
+        rows = np.ascontiguousarray(values, store.schema.activations(site).numpy_dtype)
+    with np.errstate(invalid="ignore"):
+        moments = moments_by_group(rows, groups, num_groups=store.schema.num_groups)
+    return _SiteRows(site, rows, moments, _count_nonfinite(rows, moments))
+
+
+def _encode(
+    store: ActivationStore, unit: int, site_rows: _SiteRows, numerics: int
+) -> tuple[ShardRecord, _Files]:
+    """The files of one unit of one site, moments first, and what the ledger will say of them."""
+    site = site_rows.site
+    files: _Files = []
     moments_bytes, checksums = 0, []
     for name, spec in sorted(store.schema.moments(site).items()):
-        values = np.array([getattr(group, name) for group in moments], spec.numpy_dtype)
+        values = np.array([getattr(group, name) for group in site_rows.moments], spec.numpy_dtype)
         shard = encode_shard(spec, unit, np.ascontiguousarray(values.reshape(1, *spec.shape[1:])))
         files.append((spec.shard_key(unit), shard.parts))
         moments_bytes += shard.num_bytes
         checksums.append(shard.crc32c)
     spec = store.schema.activations(site)
-    shard = encode_shard(spec, unit, rows)
-    store.location.write_all([*files, (spec.shard_key(unit), shard.parts)])
-    return ShardRecord(
+    shard = encode_shard(spec, unit, site_rows.rows)
+    files.append((spec.shard_key(unit), shard.parts))
+    infinite, nan = site_rows.nonfinite
+    record = ShardRecord(
         site=site,
         unit=unit,
         rows_bytes=shard.num_bytes,
         rows_crc32c=shard.crc32c,
         moments_bytes=moments_bytes,
         moments_crc32c=combined_crc32c(checksums),
-        infinite=bad[0],
-        nan=bad[1],
+        infinite=infinite,
+        nan=nan,
         numerics=numerics,
     )
+    return record, files
+
+
+def _holds(store: ActivationStore, key: str, parts: Iterable[Any]) -> bool:
+    """Whether a file holds exactly these bytes."""
+    try:
+        return store.location.read(key) == b"".join(parts)
+    except StoreNotFound:
+        return False
 
 
 def _count_nonfinite(rows: Array, moments: list[Moments]) -> tuple[int, int]:
@@ -159,10 +232,8 @@ def _count_nonfinite(rows: Array, moments: list[Moments]) -> tuple[int, int]:
     return int(np.isinf(rows).sum()), int(np.isnan(rows).sum())
 
 
-def _nonfinite(
-    store: ActivationStore, site: Site, unit: int, bad: tuple[int, int]
-) -> NonFiniteActivations:
-    infinite, nan = bad
+def _nonfinite(store: ActivationStore, unit: int, site_rows: _SiteRows) -> NonFiniteActivations:
+    infinite, nan = site_rows.nonfinite
     dtype = store.schema.dtype
     if nan:
         hint = "NaN comes from the model: look at its weights, or compute in float32"
@@ -171,7 +242,7 @@ def _nonfinite(
     else:
         hint = "infinities come from the model: compute in float32 or bfloat16"
     return NonFiniteActivations(
-        f"Unit {unit} of {site} holds {infinite:,} infinite values and {nan:,} NaNs; "
+        f"Unit {unit} of {site_rows.site} holds {infinite:,} infinite values and {nan:,} NaNs; "
         f"{dtype} holds numbers up to {LARGEST_FINITE[dtype]:.6g}\nhint: {hint}; or set "
         "nonfinite to 'count' to store them and have them counted"
     )

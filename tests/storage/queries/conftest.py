@@ -99,8 +99,12 @@ def tell(
     length: int = 16,
     dtype: str = "float32",
     keep_tokenizer: bool = True,
+    skip: tuple[int, ...] = (),
 ) -> Told:
-    """Build and fill a store of `TEXTS`, packed, the last document cut after `cut` tokens."""
+    """Build and fill a store of `TEXTS`, packed, the last document cut after `cut` tokens.
+
+    Units to `skip` are not committed.
+    """
     end = tokenizer.token_to_id(END)
     rows: list[tuple[int, int, int, int, str]] = []  # id, document, start, stop, split
     open_contexts: dict[str, list[tuple[int, int, int, int, str]]] = {}
@@ -159,7 +163,7 @@ def tell(
         store = open_store(folder)
         add_sites(lease, store, (SITE,), {})
         store.refresh()
-        for unit in range(store.schema.num_units):
+        for unit in set(range(store.schema.num_units)) - set(skip):
             part = acts[store.schema.unit_extent(unit).slice()]
             lease.ledger.commit(write_unit(store, unit, {SITE: part}, token=lease.token))
     return Told(

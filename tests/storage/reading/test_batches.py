@@ -526,11 +526,11 @@ def test_a_predicate_that_answers_otherwise_on_resume_is_noticed(full):
         store.batches(SITE, 8, where=later, state=state)
 
 
-def test_units_that_were_revoked_since_are_named(known, full):
+def test_units_whose_records_were_lost_since_are_named(known, full):
     store = open_store(full)
     state = store.batches(SITE, 8).state_dict()
-    with Lease.acquire(LocalFolder(full)) as lease:
-        lease.ledger.revoke([(SITE, 2), (SITE, 7)])
+    for entry in sorted((full / "ledger").glob("*.json"))[-2:]:  # an older copy was restored
+        entry.unlink()
 
     with pytest.raises(StateMismatch, match=r"2 units of .* not committed any more"):
         open_store(full).batches(SITE, 8, state=state)

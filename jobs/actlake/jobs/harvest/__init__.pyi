@@ -1,7 +1,6 @@
 from .config import HarvestConfig, StagesConfig, StorageConfig
 from .job import HarvestResult, harvest, plan
 from .planning import HarvestPlan
-from .repair import repair
 
 __all__ = [
     "HarvestConfig",
@@ -9,7 +8,6 @@ __all__ = [
     "StorageConfig",
     "harvest",
     "plan",
-    "repair",
     "HarvestPlan",
     "HarvestResult",
 ]

@@ -56,6 +56,16 @@ def closing_line(result: "harvest.HarvestResult") -> str:
         )
     if result.stopped:
         return f"Stopped; {result.store} is valid, and the same command goes on from here"
+    if result.damaged:
+        (site, unit), why = next(iter(result.damaged.items()))
+        return (
+            f"{len(result.damaged)} committed shards of {result.store} are missing or cut short, "
+            f"and could not be computed again; {site}, unit {unit}: {why}\n"
+            "hint: repair them where and how the store was begun (`actlake verify --repair`), or "
+            "harvest to another path"
+        )
+    if result.restored and not result.units_done:
+        return f"{result.store} is complete: {result.restored:,} damaged shards were computed again"
     if not result.units_done:
         return f"{result.store} is complete already; nothing was done"
     rate = result.rows / result.seconds if result.seconds else 0.0

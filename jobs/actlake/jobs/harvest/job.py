@@ -12,9 +12,9 @@ numerics the finished store is the same to the byte. A finished store is left as
 
 import hashlib
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from rich.console import Console
 
@@ -24,7 +24,6 @@ from actlake.jobs.harvest.machines import resolve
 from actlake.jobs.harvest.planning import (
     HarvestPlan,
     plan_harvest,
-    plan_stages,
     stored_sites,
     units_in_flight,
 )
@@ -36,15 +35,15 @@ from actlake.jobs.harvest.preparation import (
     store_as_found,
 )
 from actlake.jobs.harvest.progress import HarvestProgress, Tally
-from actlake.jobs.harvest.worker import HarvestWorker, numerics_here
+from actlake.jobs.harvest.recompute import recompute
+from actlake.jobs.harvest.replicas import phases, replica_spec
+from actlake.jobs.harvest.worker import numerics_here
 from actlake.jobs.saying import say
 from actlake.platform.cluster import (
     Gauges,
     PoolEvent,
     PoolResult,
-    ReplicaSpec,
     Session,
-    StageSpec,
     run_units,
     session,
 )
@@ -55,11 +54,12 @@ from actlake.platform.models import ResolvedModel
 from actlake.platform.tracking import TrackedRun, Tracker, open_tracker
 from actlake.storage import ActivationStore, Lease, Site, UnitSet, add_sites, open_store
 from actlake.storage.create import MANIFEST
+from actlake.storage.ledger import ShardRecord
 from actlake.storage.location import locate
 from actlake.storage.querying.index_file import cache_folder
 from actlake.storage.resume import use_numerics
 from actlake.storage.summary import summarize
-from actlake.storage.verify import revoke_shards, undersized
+from actlake.storage.verify import undersized
 
 logger = logging.getLogger(__name__)
 
@@ -81,11 +81,15 @@ class HarvestResult:
     seconds: float
     given_up: tuple[str, ...] = ()
     """Copies of the model that could not work where they were, with the reason."""
+    restored: int = 0
+    """Committed shards that were missing or cut short, and were computed again."""
+    damaged: Mapping[tuple[Site, int], str] = field(default_factory=dict)
+    """Those that could not be, with the reason."""
 
     @property
     def complete(self) -> bool:
         """Whether all sites that were asked for are whole."""
-        return not (self.failed or self.stopped)
+        return not (self.failed or self.stopped or self.damaged)
 
 
 def plan(config: HarvestConfig) -> HarvestPlan:
@@ -137,10 +141,10 @@ def harvest(
         store = prepared.store
         add_sites(lease, store, config.sites, harvest_request(config, threads=threads))
         store.refresh()
-        _revoke_undersized(lease, store)
-        planned = _plan(config, model, prepared, workers)
+        lost = _lost(store, config.sites)
+        planned = _plan(config, model, prepared, workers, lost=lost)
         say(planned, console)
-        if not any(_missing(store, config.sites).values()):
+        if not lost and not any(_missing(store, config.sites).values()):
             logger.info("Nothing to do: all %d units are committed", store.schema.num_units)
             lease.ledger.merge_all()
             return HarvestResult(store.url, store.schema.rows, 0, {}, False, 0.0)
@@ -150,7 +154,7 @@ def harvest(
         cluster = stack.enter_context(session(config.cluster))
         tracker = stack.enter_context(_tracker(config, store))
         run = _Run(config, model, workers, lease, store, cluster, tracker, console)
-        return run.run()
+        return run.run(lost)
 
 
 class _Run:
@@ -195,7 +199,8 @@ class _Run:
             tracker=tracker,
         )
 
-    def run(self) -> HarvestResult:
+    def run(self, lost: Sequence[ShardRecord]) -> HarvestResult:
+        """Compute what is missing, then `lost`, which is committed and damaged."""
         results: list[PoolResult] = []
         with self._progress.showing():
             for sites, units in phases(_missing(self._store, self._config.sites)):
@@ -208,6 +213,11 @@ class _Run:
         complete = all(result.complete for result in results)
         if complete:
             self._lease.ledger.merge_all()
+        damaged = dict.fromkeys(lost, "the harvest was stopped before")
+        if lost and not any(result.stopped for result in results):
+            damaged = recompute(
+                self._cluster, self._config, self._model, self._workers, self._lease, lost
+            )
         self._tracker.summary(
             {
                 "rows": self._store.schema.rows,
@@ -227,13 +237,15 @@ class _Run:
             stopped=any(result.stopped for result in results),
             seconds=tally.seconds,
             given_up=tuple(why for result in results for why in result.given_up),
+            restored=len(lost) - len(damaged),
+            damaged={(record.site, record.unit): why for record, why in damaged.items()},
         )
 
     def _run_phase(self, sites: tuple[Site, ...], units: UnitSet) -> PoolResult:
         return run_units(
             self._cluster,
             iter(units),
-            self._replica(sites),
+            replica_spec(self._config, self._model, self._workers, self._lease, sites),
             replicas=min(self._config.replicas, len(units)),
             on_done=self._commits.commit,
             at_least=min(
@@ -245,35 +257,6 @@ class _Run:
             max_attempts=self._config.max_attempts,
             unit_timeout_s=self._config.unit_timeout_s,
             on_event=self._hear,
-        )
-
-    def _replica(self, sites: tuple[Site, ...]) -> ReplicaSpec:
-        layers_of_stages = [
-            layers
-            for layers in plan_stages(self._model, self._config)
-            if any(site.layer >= layers.start for site in sites)
-        ]
-        return ReplicaSpec(
-            stages=tuple(
-                StageSpec(
-                    make=HarvestWorker,
-                    kwargs={
-                        "store_url": self._store.url,
-                        "token": self._lease.token,
-                        "model": self._model,
-                        "layers": layers,
-                        "sites": sites,
-                        "batch_tokens": self._config.batch_tokens,
-                        "threads": self._workers.threads,
-                    },
-                    resources=self._workers.resources,
-                    threads=self._workers.threads,
-                )
-                for layers in layers_of_stages
-            ),
-            placement=self._config.pipeline.placement,
-            transport=self._config.pipeline.transport,
-            messages_in_flight=self._config.pipeline.batches_in_flight,
         )
 
     def _hear(self, event: PoolEvent) -> None:
@@ -288,31 +271,17 @@ class _Run:
         self._progress.update()
 
 
-def phases(missing: dict[Site, UnitSet]) -> Iterator[tuple[tuple[Site, ...], UnitSet]]:
-    """Cut what is missing into runs of the same sites: usually one, more after a repair.
-
-    First the units that all sites lack, with all sites at once; then what each site lacks
-    alone. So no committed shard is ever written again.
-    """
-    sites = tuple(sorted(missing))
-    together = UnitSet(missing[sites[0]].runs())
-    for site in sites[1:]:
-        together = together.intersection(missing[site])
-    if together:
-        yield sites, together
-    for site in sites:
-        alone = UnitSet(missing[site].runs())
-        alone.difference_update(together)
-        if alone:
-            yield (site,), alone
-
-
 def _plan(
-    config: HarvestConfig, model: ResolvedModel, prepared: Prepared, workers: WorkerPlan
+    config: HarvestConfig,
+    model: ResolvedModel,
+    prepared: Prepared,
+    workers: WorkerPlan,
+    *,
+    lost: Iterable[ShardRecord] = (),
 ) -> HarvestPlan:
     store = prepared.store
     missing = _missing(store, config.sites)
-    pending = UnitSet()
+    pending = UnitSet((record.unit, record.unit + 1) for record in lost)
     for units in missing.values():
         pending.update(units)
     return plan_harvest(
@@ -332,16 +301,17 @@ def _missing(store: ActivationStore, sites: Iterable[Site]) -> dict[Site, UnitSe
     return {site: UnitSet(covered.get(site, UnitSet()).gaps(total)) for site in stored}
 
 
-def _revoke_undersized(lease: Lease, store: ActivationStore) -> None:
-    """Take back what the ledger has and the disk has not: a file lost or cut short."""
-    lost = [(record.site, record.unit) for record in undersized(store)]
+def _lost(store: ActivationStore, sites: Iterable[Site]) -> list[ShardRecord]:
+    """What the ledger has and the disk has not, of these sites: rows lost or cut short."""
+    lost = list(undersized(store))
     if lost:
         logger.warning(
-            "%d committed shards are missing or cut short and are computed again, the first: "
-            "%s, unit %d", len(lost), *lost[0],
+            "The rows of %d committed shards are missing or cut short, the first: %s, unit %d; "
+            "those of the sites asked for are computed again",
+            len(lost), lost[0].site, lost[0].unit,
         )  # fmt: skip
-        revoke_shards(lease, lost)
-        store.refresh()
+    asked = stored_sites(tuple(sites))
+    return [record for record in lost if record.site in asked]
 
 
 def _rows_of(store: ActivationStore, units: UnitSet) -> int:

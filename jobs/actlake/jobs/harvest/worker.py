@@ -21,7 +21,7 @@ from actlake.jobs.harvest.buffers import UnitBuffers
 from actlake.jobs.harvest.metering import Meter, StageUse
 from actlake.platform.cluster import DeviceOutOfMemory, Send, device_fault
 from actlake.platform.models import ResolvedModel, load_stage
-from actlake.storage import Extent, Site, Token, open_store, write_unit
+from actlake.storage import Extent, Site, Token, open_store, restore_unit, write_unit
 from actlake.storage.ledger import ShardRecord
 from actlake.storage.moments import Moments
 
@@ -31,7 +31,7 @@ class UnitReceipt:
     """What one stage did for one unit."""
 
     records: list[ShardRecord]
-    """To be committed by the driver."""
+    """To be committed by the driver; of a committed unit, the shards that were restored."""
     num_bytes: int
     """Bytes written."""
     num_tokens: int
@@ -62,6 +62,9 @@ class _Open:
 class HarvestWorker:
     """One stage of a harvest; see `actlake.platform.cluster.StageWorker`.
 
+    With `damaged`, the records of committed shards, it is asked for the units of those only, and
+    their files are written again instead (`restore_unit`).
+
     Computing is locked, writing is not: while one unit is written, the next is computed.
     """
 
@@ -75,7 +78,11 @@ class HarvestWorker:
         sites: tuple[Site, ...],
         batch_tokens: int,
         threads: int,
+        damaged: tuple[ShardRecord, ...] = (),
     ) -> None:
+        self._damaged: dict[tuple[Site, int], ShardRecord] = {
+            (record.site, record.unit): record for record in damaged
+        }
         self._store = open_store(store_url)
         self._token = token
         token.check(self._store.location)
@@ -185,9 +192,13 @@ class HarvestWorker:
             with self._meter.doing("write"):
                 rows = work.buffers.to_host()
                 work.buffers = None
-                records = write_unit(
-                    self._store, unit, rows, token=self._token, on_moments=keep_norm
-                )
+                if self._damaged:
+                    expected = [self._damaged[site.stored, unit] for site in rows]
+                    records = restore_unit(self._store, unit, rows, expected, token=self._token)
+                else:
+                    records = write_unit(
+                        self._store, unit, rows, token=self._token, on_moments=keep_norm
+                    )
         return UnitReceipt(
             records=records,
             num_bytes=sum(record.rows_bytes + record.moments_bytes for record in records),
