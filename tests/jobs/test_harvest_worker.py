@@ -8,8 +8,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from actlake.jobs.harvest.worker import HarvestWorker
-from actlake.platform.cluster import run_chain
+from actlake.platform.cluster import DeviceOutOfMemory, run_chain
 from actlake.platform.models import ModelConfig, resolve_model
+from actlake.platform.models.stage import ModelStage
 from actlake.storage import (
     Context,
     Document,
@@ -208,3 +209,41 @@ def test_receipts_tell_the_norms_that_the_stores_moments_have(tmp_path, tiny_lla
     for (unit, name), norm in told.items():
         moments = store.moments(name.removeprefix("norm/"), units=[unit])
         assert norm == pytest.approx(moments.mean_norm, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4 bytes."),
+    ],
+)
+def test_a_batch_that_does_not_fit_says_which_setting_makes_it_smaller(
+    tmp_path, tiny_llama, monkeypatch, error
+):
+    def full(stage, inputs, capture):
+        raise error
+
+    build(tmp_path)
+    model = resolve_model(ModelConfig(name=str(tiny_llama)))
+    monkeypatch.setattr(ModelStage, "run", full)
+
+    with pytest.raises(DeviceOutOfMemory) as raised:
+        fill(tmp_path, model, stages=[range(4)], batch_tokens=48)
+
+    assert str(error) in str(raised.value)
+    assert "`batch_tokens: 24`" in str(raised.value)
+
+
+def test_a_bug_in_a_stage_is_not_taken_for_a_lack_of_memory(tmp_path, tiny_llama, monkeypatch):
+    def wrong(stage, inputs, capture):
+        raise RuntimeError("The size of tensor a (3) must match the size of tensor b (4)")
+
+    build(tmp_path)
+    model = resolve_model(ModelConfig(name=str(tiny_llama)))
+    monkeypatch.setattr(ModelStage, "run", wrong)
+
+    with pytest.raises(RuntimeError, match="The size of tensor a") as raised:
+        fill(tmp_path, model, stages=[range(4)])
+
+    assert type(raised.value) is RuntimeError

@@ -172,10 +172,10 @@ class HarvestWorker:
             if not isinstance(fault, DeviceOutOfMemory):
                 raise
             raise DeviceOutOfMemory(
-                f"{fault}\nhint: batches of {self._batch_tokens:,} tokens are too large here; with "
-                f"`batch_tokens: {max(1, self._batch_tokens // 2)}` they need about half (part of "
-                "the numerics: a store that has units already says so and wants to be told that "
-                "others are allowed)"
+                f"{fault}\nhint: batches of {self._batch_tokens:,} tokens are too large here; give "
+                f"`batch_tokens: {max(1, self._batch_tokens // 2)}` (no batch is smaller than one "
+                "context). Last bits may depend on it: a store that has units goes on with another "
+                "number only with `allow_other_numerics: true`"
             ) from error
 
     def _write(self, unit: int, work: _Open) -> UnitReceipt:
