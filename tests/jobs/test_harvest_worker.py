@@ -211,6 +211,18 @@ def test_receipts_tell_the_norms_that_the_stores_moments_have(tmp_path, tiny_lla
         assert norm == pytest.approx(moments.mean_norm, rel=1e-12)
 
 
+def fail_at_batches(monkeypatch, error):
+    """Let stages raise at every batch, but not where they are checked with a few tokens first."""
+    run = ModelStage.run
+
+    def failing(stage, inputs, capture):
+        if inputs.numel() > 8:
+            raise error
+        return run(stage, inputs, capture)
+
+    monkeypatch.setattr(ModelStage, "run", failing)
+
+
 @pytest.mark.parametrize(
     "error",
     [
@@ -221,29 +233,21 @@ def test_receipts_tell_the_norms_that_the_stores_moments_have(tmp_path, tiny_lla
 def test_a_batch_that_does_not_fit_says_which_setting_makes_it_smaller(
     tmp_path, tiny_llama, monkeypatch, error
 ):
-    def full(stage, inputs, capture):
-        raise error
-
     build(tmp_path)
-    model = resolve_model(ModelConfig(name=str(tiny_llama)))
-    monkeypatch.setattr(ModelStage, "run", full)
+    fail_at_batches(monkeypatch, error)
 
     with pytest.raises(DeviceOutOfMemory) as raised:
-        fill(tmp_path, model, stages=[range(4)], batch_tokens=48)
+        fill(tmp_path, resolve_model(ModelConfig(name=str(tiny_llama))), stages=[range(4)])
 
     assert str(error) in str(raised.value)
     assert "`batch_tokens: 24`" in str(raised.value)
 
 
 def test_a_bug_in_a_stage_is_not_taken_for_a_lack_of_memory(tmp_path, tiny_llama, monkeypatch):
-    def wrong(stage, inputs, capture):
-        raise RuntimeError("The size of tensor a (3) must match the size of tensor b (4)")
-
     build(tmp_path)
-    model = resolve_model(ModelConfig(name=str(tiny_llama)))
-    monkeypatch.setattr(ModelStage, "run", wrong)
+    fail_at_batches(monkeypatch, RuntimeError("The size of tensor a (3) must match b (4)"))
 
     with pytest.raises(RuntimeError, match="The size of tensor a") as raised:
-        fill(tmp_path, model, stages=[range(4)])
+        fill(tmp_path, resolve_model(ModelConfig(name=str(tiny_llama))), stages=[range(4)])
 
     assert type(raised.value) is RuntimeError
