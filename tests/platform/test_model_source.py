@@ -102,7 +102,9 @@ def test_weights_are_not_read_while_resolving(
     tmp_path: Path, tiny_folder: Callable[..., Path]
 ) -> None:
     folder = copy_of(tiny_folder("llama"), tmp_path / "copy")
-    (folder / "model.safetensors").write_bytes(b"not weights at all")
+    whole = (folder / "model.safetensors").read_bytes()
+    header_bytes = 8 + int.from_bytes(whole[:8], "little")
+    (folder / "model.safetensors").write_bytes(whole[:header_bytes])
 
     assert resolve_model(ModelConfig(name=str(folder), device="cpu")).num_layers == 4
 

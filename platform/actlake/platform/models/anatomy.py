@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from actlake.platform.models.errors import ModelNotSupported
+from actlake.platform.models.foreign import foreign_errors
 from actlake.platform.models.wiring import Wiring, wire_block
 
 # Their blocks take more from below than the hidden state, so a later stage could not run them.
@@ -76,8 +77,9 @@ def model_class(
     if trust_remote_code and reference:
         from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
-        trusted: type[Any] = get_class_from_dynamic_module(reference, location, revision=commit)
-        return trusted
+        with foreign_errors(f"run the code of {location!r}"):
+            trusted: type[Any] = get_class_from_dynamic_module(reference, location, revision=commit)
+            return trusted
     raise ModelNotSupported(
         f"transformers has no model for the family {config.model_type!r}\n"
         f"hint: a newer transformers may have; code that comes with the model is run only "
@@ -115,7 +117,7 @@ def dissect(config: Any, cls: type[Any]) -> Anatomy:
     ModelNotSupported
         It has no plain list of blocks.
     """
-    with torch.device("meta"):
+    with torch.device("meta"), foreign_errors(f"build a model of the family {config.model_type!r}"):
         skeleton = cls(config)
     blocks = _find_blocks(skeleton, config)
     names = {module: name for name, module in skeleton.named_modules()}

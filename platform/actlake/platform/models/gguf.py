@@ -12,7 +12,8 @@ import torch
 
 from actlake.platform.models.cache import cached_folder
 from actlake.platform.models.digest import file_digest
-from actlake.platform.models.errors import ModelNotFound, ModelNotSupported
+from actlake.platform.models.errors import ModelNotFound
+from actlake.platform.models.foreign import foreign_errors
 from actlake.platform.models.quiet import no_progress_bars
 
 logger = logging.getLogger(__name__)
@@ -58,17 +59,16 @@ def write_model(file: Path, folder: Path) -> None:
         "Converting %s (%.0f MB) to safetensors, once", file.name, file.stat().st_size / 1e6
     )
     source = {"pretrained_model_name_or_path": file.parent, "gguf_file": file.name}
-    with no_progress_bars():
-        try:
-            model = AutoModelForCausalLM.from_pretrained(
-                **source, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
-            )
-            tokenizer = AutoTokenizer.from_pretrained(**source)
-        except (ValueError, NotImplementedError) as error:
-            raise ModelNotSupported(
-                f"transformers cannot read {str(file)!r}: {error}\n"
-                f"hint: use the model's original weights, from the hub or a folder"
-            ) from error
+    with (
+        no_progress_bars(),
+        foreign_errors(
+            f"read {str(file)!r}", hint="use the model's original weights, from the hub or a folder"
+        ),
+    ):
+        model = AutoModelForCausalLM.from_pretrained(
+            **source, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
+        )
+        tokenizer = AutoTokenizer.from_pretrained(**source)
         plain = _without_quantization(model)
         plain.save_pretrained(folder)
         tokenizer.save_pretrained(folder)

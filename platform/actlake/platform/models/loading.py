@@ -6,6 +6,7 @@ experts, keys of older releases) holds here too, and what has a stand-in is neve
 """
 
 import logging
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -18,8 +19,14 @@ from torch import Tensor, nn
 from actlake.platform.compute_threads import set_compute_threads
 from actlake.platform.models.anatomy import Anatomy, model_class
 from actlake.platform.models.digest import file_digest
-from actlake.platform.models.errors import HubUnreachable, InvalidSplit, WeightsMismatch
+from actlake.platform.models.errors import (
+    HubUnreachable,
+    InvalidSplit,
+    WeightsMismatch,
+)
+from actlake.platform.models.foreign import foreign_errors
 from actlake.platform.models.locate import find_file
+from actlake.platform.models.quantization import check_scales
 from actlake.platform.models.quiet import no_progress_bars
 from actlake.platform.models.source import ResolvedModel
 from actlake.platform.models.stage import ModelStage
@@ -133,6 +140,8 @@ def load_pretrained(
     ------
     WeightsMismatch, HubUnreachable
         The weights do not fit, are others than when the model was resolved, or cannot be had.
+    ModelNotSupported
+        They are quantised in a way that is not loaded, or transformers fails on them.
     """
     from safetensors import SafetensorError
     from transformers import GenerationConfig
@@ -140,9 +149,15 @@ def load_pretrained(
     device = model.device.value
     config = model.hf_config
     config.transformers_weights = None  # the folder has them under the usual names
-    try:
-        with weights_for(model, layers) as folder, no_progress_bars():
-            module, info = _without(cls, leave_out).from_pretrained(
+    how = f" (quantised with {model.quantization})" if model.quantization else ""
+    with (
+        weights_for(model, layers) as folder,
+        no_progress_bars(),
+        foreign_errors(f"load {what} of {model.name}{how}"),
+    ):
+        check_scales(folder.glob("*.safetensors"), model.quantization, of=model.name)
+        try:
+            module, info = _without(cls, leave_out, model, layers).from_pretrained(
                 folder,
                 config=config,
                 generation_config=GenerationConfig(),  # else it is looked for beside the weights
@@ -152,13 +167,13 @@ def load_pretrained(
                 use_safetensors=True,
                 key_mapping=dict(nested_keys) if model.nested else None,
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are told below, with their names
             )
-    except (RuntimeError, SafetensorError) as error:
-        raise _mismatch(model, what, str(error)) from error
-    except OSError as error:
-        raise _unfetched(model, error) from error
-    if info["missing_keys"]:
-        raise _mismatch(model, what, "missing: " + _some(info["missing_keys"]))
+        except SafetensorError as error:
+            raise _mismatch(model, what, str(error)) from error
+    for kind in ("missing", "unexpected", "mismatched"):
+        if keys := info[f"{kind}_keys"]:
+            raise _mismatch(model, what, f"{kind}: {_some(map(_name_and_shapes, keys))}")
     assert isinstance(module, nn.Module)
     return module.requires_grad_(False)
 
@@ -219,8 +234,14 @@ class Absent(nn.Module):
 NESTED_DECODER = {r"^(model\.)?language_model\.(model\.)?": ""}
 
 
-def _without(cls: type[Any], leave_out: Callable[[nn.Module], None]) -> type[Any]:
-    """The model's class, with stand-ins for what `leave_out` replaces; loads nothing for those."""
+def _without(
+    cls: type[Any], leave_out: Callable[[nn.Module], None], model: ResolvedModel, layers: range
+) -> type[Any]:
+    """The model's class, with stand-ins for what `leave_out` replaces; loads nothing for those.
+
+    Weights that are in the checkpoint and not in the model are passed over in silence only where
+    they belong to something else: other layers, the head, an encoder of images.
+    """
 
     def __init__(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
         cls.__init__(self, config, *args, **kwargs)
@@ -229,8 +250,22 @@ def _without(cls: type[Any], leave_out: Callable[[nn.Module], None]) -> type[Any
     # Under any other module name transformers takes it for code of the user's own and does not
     # merge the experts of mixtral and qwen3_moe: they stay random, without an error.
     names = {"__module__": cls.__module__, "__qualname__": cls.__qualname__}
-    ignored = {"_keys_to_ignore_on_load_unexpected": [r".*"]}
+    elsewhere = _elsewhere(model.anatomy.blocks, layers)
+    known = getattr(cls, "_keys_to_ignore_on_load_unexpected", None) or []
+    ignored = {"_keys_to_ignore_on_load_unexpected": [*known, elsewhere, OF_OLD_RELEASES]}
     return type(cls.__name__, (cls,), {"__init__": __init__, **names, **ignored})
+
+
+# Buffers that older releases saved; newer ones compute them.
+OF_OLD_RELEASES = r"(?:rotary_emb\.inv_freq|(?:attn|attention)\.(?:masked_)?bias)$"
+
+
+def _elsewhere(blocks: str, layers: range) -> str:
+    """A pattern of all names of weights but those inside these layers; of none: of the head."""
+    if not layers:
+        return r"^(?!(?:lm_head|embed_out)\.)"
+    numbers = "|".join(map(str, layers))
+    return rf"^(?!(?:\w+\.)?{re.escape(blocks)}\.(?:{numbers})\.)"
 
 
 def _leave_out(module: nn.Module, anatomy: Anatomy, layers: range) -> None:
@@ -265,6 +300,14 @@ def _unfetched(model: ResolvedModel, error: OSError) -> HubUnreachable | Weights
         f"hint: check the connection, and that the repository has .safetensors files; others "
         f"are not read"
     )
+
+
+def _name_and_shapes(key: Any) -> str:
+    """The name of a weight; where its shape is another than the model's, with both."""
+    if isinstance(key, str):
+        return key
+    name, found, expected = key
+    return f"{name} has shape {tuple(found)}, not {tuple(expected)}"
 
 
 def _some(keys: Iterable[str], *, at_most: int = 5) -> str:

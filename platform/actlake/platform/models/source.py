@@ -11,6 +11,7 @@ printed, recorded and sent to other processes.
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,15 +27,21 @@ from actlake.platform.models.config import ModelConfig
 from actlake.platform.models.errors import (
     ContextTooLong,
     ModelNotFound,
-    ModelNotSupported,
     SiteNotInModel,
 )
+from actlake.platform.models.foreign import foreign_errors
 from actlake.platform.models.locate import locate
 from actlake.platform.models.numerics import (
     Resolved,
     resolve_attention,
     resolve_device,
     resolve_dtype,
+)
+from actlake.platform.models.quantization import (
+    check_method,
+    check_scales,
+    hand_down,
+    method_of,
 )
 from actlake.platform.models.weights import WeightFile
 from actlake.platform.models.wiring import STREAM, is_parallel
@@ -87,6 +94,8 @@ class ResolvedModel:
     device: Resolved[str]
     attention: Resolved[str]
     trust_remote_code: bool
+    quantization: str | None
+    """How its weights are quantised, such as ``fp8``; None where they are not."""
     anatomy: Anatomy
 
     @property
@@ -102,8 +111,9 @@ class ResolvedModel:
     @property
     def hf_config(self) -> Any:
         """A fresh Hugging Face configuration of the decoder, with the attention set."""
-        config = _read_config(self.location, self.commit, self.trust_remote_code)
-        decoder = config.get_text_config(decoder=True)
+        whole = _read_config(self.location, self.commit, self.trust_remote_code)
+        decoder = whole.get_text_config(decoder=True)
+        hand_down(whole, decoder)
         decoder._attn_implementation = self.attention.value
         return decoder
 
@@ -189,7 +199,8 @@ def resolve_model(config: ModelConfig, *, here: bool = True) -> ResolvedModel:
     HubUnreachable
         It would have to be downloaded and cannot be.
     ModelNotSupported
-        It is not a decoder, or its blocks need more than the hidden state.
+        It is not a decoder, its blocks need more than the hidden state, or its weights are
+        quantised in a way that is not loaded here.
     InvalidModelConfig
         The device is not here, or the family does not have that attention.
     WeightsMismatch
@@ -200,6 +211,8 @@ def resolve_model(config: ModelConfig, *, here: bool = True) -> ResolvedModel:
     dtype = resolve_dtype(config.dtype, device.value)
     whole = _read_config(located.location, located.commit, config.trust_remote_code)
     decoder = whole.get_text_config(decoder=True)
+    hand_down(whole, decoder)
+    check_method(decoder, of=config.name, device=device.value, here=here)
     cls = model_class(
         decoder,
         location=located.location,
@@ -224,12 +237,19 @@ def resolve_model(config: ModelConfig, *, here: bool = True) -> ResolvedModel:
         device=device,
         attention=attention,
         trust_remote_code=config.trust_remote_code,
+        quantization=method_of(decoder),
         anatomy=dissect(decoder, cls),
     )
+    if model.commit is None:
+        check_scales(
+            (Path(model.location) / file.name for file in model.weights),
+            model.quantization,
+            of=model.name,
+        )
     logger.info(
-        "Model %s: %s, %d layers of width %d, revision %.19s, dtype %s, device %s, attention %s",
+        "Model %s: %s, %d layers of width %d, revision %.19s, dtype %s, device %s, attention %s%s",
         model.name, model.family, model.num_layers, model.dim, model.revision, dtype, device,
-        attention,
+        attention, f", weights quantised with {model.quantization}" if model.quantization else "",
     )  # fmt: skip
     return model
 
@@ -238,18 +258,17 @@ def _read_config(location: str, commit: str | None, trust_remote_code: bool) -> 
     """The configuration of the whole model; a new one each time, as loading changes it."""
     from transformers import AutoConfig
 
-    try:
-        return AutoConfig.from_pretrained(
-            location, revision=commit or "main", trust_remote_code=trust_remote_code
-        )
-    except ValueError as error:
-        raise ModelNotSupported(
-            f"transformers cannot read the configuration of {location!r}: {error}\n"
-            f"hint: a newer transformers may know the family; code that comes with the model "
-            f"is run only with trust_remote_code: true"
-        ) from error
-    except OSError as error:
-        raise ModelNotFound(
-            f"The config.json of {location!r} cannot be read: {error}\n"
-            f"hint: copy or download the model again"
-        ) from error
+    with foreign_errors(
+        f"read the configuration of {location!r}",
+        hint="a newer transformers may know the family; code that comes with the model is run only "
+        "with trust_remote_code: true, and needs the packages that it names",
+    ):
+        try:
+            return AutoConfig.from_pretrained(
+                location, revision=commit or "main", trust_remote_code=trust_remote_code
+            )
+        except OSError as error:
+            raise ModelNotFound(
+                f"The config.json of {location!r} cannot be read: {error}\n"
+                f"hint: copy or download the model again"
+            ) from error

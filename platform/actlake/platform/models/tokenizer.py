@@ -6,6 +6,7 @@ import logging
 from typing import Any
 
 from actlake.platform.models.errors import TokenizerNotSupported
+from actlake.platform.models.foreign import is_of_the_machine
 from actlake.platform.models.source import ResolvedModel
 
 logger = logging.getLogger(__name__)
@@ -32,10 +33,17 @@ def load_tokenizer(model: ResolvedModel) -> Any:
             model.location, revision=revision, trust_remote_code=model.trust_remote_code
         )
         settings = get_tokenizer_config(model.location, revision=revision)
-    except (OSError, ValueError, ImportError) as error:
+    except Exception as error:  # the tokenizers library raises bare ones
+        if is_of_the_machine(error):
+            raise
+        hint = (
+            "install the package that it names"
+            if isinstance(error, ImportError)
+            else "put tokenizer.json and tokenizer_config.json beside its config.json"
+        )
         raise TokenizerNotSupported(
-            f"{model.name} comes without a tokenizer that transformers can load: {error}\n"
-            f"hint: put tokenizer.json and tokenizer_config.json beside its config.json"
+            f"{model.name} comes without a tokenizer that transformers can load: "
+            f"{type(error).__name__}: {error}\nhint: {hint}"
         ) from error
     if not tokenizer.is_fast:
         raise TokenizerNotSupported(
