@@ -6,6 +6,7 @@ loaded, before any site inside a block is handed out. It costs one pass over eig
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -13,10 +14,60 @@ from torch import Tensor
 from actlake.platform.models.errors import ModelNotSupported
 from actlake.platform.models.source import ResolvedModel
 from actlake.platform.models.stage import ModelStage
-from actlake.platform.models.wiring import STREAM
+from actlake.platform.models.wiring import STREAM, Wiring
 from actlake.storage.sites import Point, Site
 
 NUM_TOKENS = 8
+
+TOLERANCE = 4.0
+"""How much of the dtype's rounding a sum may be off; see `Sum.error`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sum:
+    """Points of a block that add up to another of it."""
+
+    parts: tuple[Point, ...]
+    whole: Point
+
+    def __str__(self) -> str:
+        """As it is written: ``resid_pre + attn_out = resid_mid``."""
+        return f"{' + '.join(self.parts)} = {self.whole}"
+
+    def sites(self, layer: int) -> set[Site]:
+        """Its terms in a layer, under their stored names."""
+        return {Site(layer, point).stored for point in (*self.parts, self.whole)}
+
+    def error(self, layer: int, seen: Mapping[Site, Tensor], dtype: torch.dtype) -> float:
+        """How far it is from true in a layer, in units of what `dtype` rounds of its terms.
+
+        The largest over all entries; those that are no numbers are not judged here.
+
+        Parameters
+        ----------
+        seen
+            The sites of the layer, under their stored names, in float32.
+        dtype
+            What the model computed in.
+        """
+        parts = [seen[Site(layer, point).stored] for point in self.parts]
+        whole = seen[Site(layer, self.whole)]
+        error = (sum(parts) - whole).abs()
+        scale = whole.abs() + sum(part.abs() for part in parts)
+        off = torch.where(error > 0, error / (torch.finfo(dtype).eps * scale), 0.0)
+        return float(off.max())
+
+
+SUMS = (
+    Sum(("resid_pre", "attn_out"), "resid_mid"),
+    Sum(("resid_mid", "mlp_out"), "resid_post"),
+    Sum(("resid_pre", "attn_out", "mlp_out"), "resid_post"),
+)
+
+
+def sums_of(wiring: Wiring) -> list[Sum]:
+    """The sums whose points a block has, all of them."""
+    return [one for one in SUMS if {*one.parts, one.whole} <= wiring.keys()]
 
 
 def check_sums(stage: ModelStage) -> None:
@@ -57,29 +108,11 @@ def _probe(stage: ModelStage) -> Tensor:
 
 
 def _check_layer(model: ResolvedModel, layer: int, seen: Mapping[Site, Tensor]) -> None:
-    before, after = seen[Site(layer, "resid_pre").stored], seen[Site(layer, "resid_post")]
-    mid, attn, mlp = (
-        seen.get(Site(layer, point)) for point in ("resid_mid", "attn_out", "mlp_out")
-    )
-    sums: list[tuple[str, list[Tensor], Tensor]] = []
-    if attn is not None and mid is not None:
-        sums.append(("resid_pre + attn_out = resid_mid", [before, attn], mid))
-    if mid is not None and mlp is not None:
-        sums.append(("resid_mid + mlp_out = resid_post", [mid, mlp], after))
-    if attn is not None and mlp is not None:
-        sums.append(("resid_pre + attn_out + mlp_out = resid_post", [before, attn, mlp], after))
-    for formula, parts, whole in sums:
-        if not _add_up(parts, whole, model.dtype.value):
+    for one in sums_of(model.anatomy.wirings[layer]):
+        if one.error(layer, seen, model.dtype.value) > TOLERANCE:
             raise ModelNotSupported(
                 f"In layer {layer} of {model.name} (family {model.family}) it does not hold that "
-                f"{formula}: the family adds its sublayers up in a way actlake does not know\n"
+                f"{one}: the family adds its sublayers up in a way actlake does not know\n"
                 f"hint: resid_pre and resid_post are right in every family; harvest those, and "
                 f"report the family so that it gets a row in the wiring table"
             )
-
-
-def _add_up(parts: list[Tensor], whole: Tensor, dtype: torch.dtype) -> bool:
-    """Whether the parts sum to the whole but for the dtype's rounding; NaNs are not judged here."""
-    error = (sum(parts) - whole).abs()
-    scale = whole.abs() + sum(part.abs() for part in parts)
-    return not bool((error > 4 * torch.finfo(dtype).eps * scale).any())
