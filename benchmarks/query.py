@@ -106,8 +106,8 @@ def measure(folder: Path, ids: np.ndarray[Any, Any]) -> dict[str, float]:
         check(found.rows, expected, f"{name} token")
         figures[f"{name}_token_rows"] = len(expected)
     figures["reopened_token_s"], found = timed(lambda: open_store(folder).find(token="w3"))
-    figures["first_document_s"], _ = timed(lambda: store.find(document=3), times=1)
-    figures["document_s"], found = timed(lambda: store.find(document=3))
+    figures["first_document_s"], _ = timed(lambda: store.find(document_number=3), times=1)
+    figures["document_s"], found = timed(lambda: store.find(document_number=3))
     check(found.rows, np.flatnonzero(document == 3), "document")
     pair = np.flatnonzero((ids[:-1] == 5000) & (document[:-1] == document[1:])) + 1
     phrase = f"w5000 w{ids[pair[0]]} "
@@ -126,7 +126,7 @@ def measure(folder: Path, ids: np.ndarray[Any, Any]) -> dict[str, float]:
     check(found.rows, np.flatnonzero(kept), "token and where")
     figures["sql_join_s"], result = timed(
         lambda: store.sql(
-            "select kind, count(*) n from tokens join documents using (document) group by 1"
+            "select kind, count(*) n from tokens join documents using (document_number) group by 1"
         ).table(),
         times=1,
     )

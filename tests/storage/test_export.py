@@ -83,7 +83,7 @@ def contexts_where(known, keep):
         ({"splits": ["test"]}, lambda k: k.split == "test"),
         ({"splits": "test"}, lambda k: k.split == "test"),
         ({"documents": "doc-3"}, lambda k: k.document == 3),
-        ({"documents": [3, "doc-5"]}, lambda k: np.isin(k.document, [3, 5])),
+        ({"document_numbers": [3, 5]}, lambda k: np.isin(k.document, [3, 5])),
         ({"documents": ["doc-3", "doc-5"]}, lambda k: np.isin(k.document, [3, 5])),
         ({"where": "id = 11"}, lambda k: k.ids == 11),
         ({"where": [17, 200]}, lambda k: np.isin(np.arange(k.rows), [17, 200])),
@@ -165,10 +165,10 @@ def test_two_functions_of_one_name_are_not_one_export(parent, tmp_path):
     assert again.contexts == done.contexts > 0
 
 
-def test_one_document_by_id_and_by_ordinal_is_one_export(full, tmp_path):
+def test_one_document_by_id_and_by_number_is_one_export(full, tmp_path):
     export_store(open_store(full), tmp_path / "copy", documents="doc-3")
 
-    again = export_store(open_store(full), tmp_path / "copy", documents=3)
+    again = export_store(open_store(full), tmp_path / "copy", document_numbers=3)
 
     assert again.units_done == 0
 
@@ -176,7 +176,7 @@ def test_one_document_by_id_and_by_ordinal_is_one_export(full, tmp_path):
 def test_other_words_that_choose_the_same_contexts_are_one_export(parent, tmp_path):
     export_store(parent, tmp_path / "copy", documents="doc-3")
 
-    again = export_store(parent, tmp_path / "copy", where="document = 3")
+    again = export_store(parent, tmp_path / "copy", where="document_number = 3")
 
     assert again.units_done == 0
 
@@ -255,7 +255,8 @@ def test_one_site_may_stand_alone(full, tmp_path):
         ({"splits": ["dev"]}, UnknownSplit, "no split 'dev'"),
         ({"splits": "tset"}, UnknownSplit, "no split 'tset'.*\n.*did you mean 'test'"),
         ({"documents": ["doc-3", "doc-99"]}, NotInStore, "'doc-99'.*\nhint: did you mean 'doc-"),
-        ({"documents": 9}, NotInStore, "no document number 9"),
+        ({"documents": 9}, NotInStore, "no document '9'"),
+        ({"document_numbers": 9}, NotInStore, "no document number 9"),
         ({"sites": []}, InvalidQuery, "empty list of sites .*\nhint: .*leave `sites` out for all"),
         ({"splits": []}, InvalidQuery, "empty list of splits"),
         ({"documents": ()}, InvalidQuery, "empty list of documents"),

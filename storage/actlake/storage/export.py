@@ -32,6 +32,7 @@ from actlake.storage.ledger import ShardRecord
 from actlake.storage.location import Location, locate
 from actlake.storage.parent import Origin
 from actlake.storage.provenance import Provenance
+from actlake.storage.querying.arguments import document_numbers_of, ids_of
 from actlake.storage.querying.document_table import document_batches, document_schema
 from actlake.storage.reading.predicates import Predicate
 from actlake.storage.repair import restore_shards
@@ -66,6 +67,7 @@ def export_store(
     sites: str | Site | Sequence[str | Site] | None = None,
     splits: str | Sequence[str] | None = None,
     documents: str | int | Sequence[str | int] | None = None,
+    document_numbers: int | Sequence[int] | None = None,
     where: Any = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> ExportResult:
@@ -80,7 +82,9 @@ def export_store(
     splits
         Only contexts of these splits, or of this one.
     documents
-        Only contexts that hold tokens of these documents, or of this one: ids or ordinals.
+        Only contexts that hold tokens of these documents, or of this one, by their ids.
+    document_numbers
+        The same by the documents' places in `parent`, from 0.
     where
         Only contexts that hold a row of which this predicate is true; see `Predicate`.
     progress
@@ -100,15 +104,15 @@ def export_store(
     _check_parent(parent)
     wanted = sorted({parent.site(site) for site in _listed("sites", sites, parent.sites)})
     chosen = _splits(parent, _listed("splits", splits, parent.schema.splits))
-    ordinals = None if documents is None else _ordinals(parent, _listed("documents", documents))
+    numbers = _document_numbers(parent, documents, document_numbers)
     predicate = None if where is None else Predicate(where)
     if predicate is not None:
         predicate.prepare(parent)
-    contexts = _Contexts.of(parent, _choose(parent, chosen, ordinals, predicate))
+    contexts = _Contexts.of(parent, _choose(parent, chosen, numbers, predicate))
     _check_committed(parent, wanted, contexts)
     location = locate(to)
     _check_place(parent, location)
-    provenance = _provenance(parent, chosen, ordinals, predicate, contexts)
+    provenance = _provenance(parent, chosen, numbers, predicate, contexts)
     with Lease.acquire(location) as lease:
         store = _lay_out(lease, parent, contexts, chosen, provenance)
         origin = Origin(parent.fingerprint, parent.url)
@@ -190,7 +194,7 @@ def _listed(name: str, given: Any, default: Sequence[Any] = ()) -> list[Any]:
     """What was given, of which one may stand alone; the default for None."""
     if given is None:
         return list(default)
-    listed = [given] if isinstance(given, str | int | Site) else list(given)
+    listed = [given] if isinstance(given, str | int | np.integer | Site) else list(given)
     if not listed:
         raise InvalidQuery(
             f"An empty list of {name} chooses nothing to export\n"
@@ -205,9 +209,18 @@ def _splits(parent: ActivationStore, names: Sequence[str]) -> tuple[str, ...]:
     return tuple(parent.schema.splits[code] for code in codes)
 
 
-def _ordinals(parent: ActivationStore, documents: Sequence[str | int]) -> Array:
-    """(n,) int64: the ordinals of these documents, sorted."""
-    return np.array(sorted({parent.lookup.ordinal(document) for document in documents}), np.int64)
+def _document_numbers(parent: ActivationStore, ids: Any, numbers: Any) -> Array | None:
+    """(n,) int64, sorted: the numbers of the documents that are named; None: all of them."""
+    chosen: Array | None = None
+    if ids is not None:
+        names = ids_of("documents", _listed("documents", ids))
+        chosen = np.array(sorted(map(parent.lookup.document_number, set(names))), np.int64)
+    if numbers is not None:
+        places = _listed("document_numbers", numbers)
+        total = parent.schema.documents
+        by_number = document_numbers_of("document_numbers", places, total, of=parent.url)
+        chosen = by_number if chosen is None else np.intersect1d(chosen, by_number)
+    return chosen
 
 
 def _choose(
@@ -356,26 +369,26 @@ def _lay_out(
     with StoreBuilder(
         lease, request, provenance, tokenizer_files=_tokenizer_files(parent)
     ) as builder:
-        ordinals = _copy_documents(parent, builder, contexts)
-        for context in _copied(parent, contexts, ordinals):
+        numbers = _copy_documents(parent, builder, contexts)
+        for context in _copied(parent, contexts, numbers):
             builder.add_context(context)
         builder.finish()
     return open_store(lease.location)
 
 
 def _copy_documents(parent: ActivationStore, builder: StoreBuilder, contexts: _Contexts) -> Array:
-    """Add the documents that the contexts hold; the new ordinal of each old one, or -1."""
+    """Add the documents that the contexts hold; the new number of each old one, or -1."""
     used = np.zeros(parent.schema.documents, bool)
     for _, rows in contexts.blocks():
         used[parent.tokens["document"].take(rows, check=True)] = True
-    ordinals = np.full(len(used), -1, np.int64)
-    for ordinal, document in _documents(parent, used):
-        ordinals[ordinal] = builder.add_document(document)
-    return ordinals
+    numbers = np.full(len(used), -1, np.int64)
+    for number, document in _documents(parent, used):
+        numbers[number] = builder.add_document(document)
+    return numbers
 
 
 def _documents(parent: ActivationStore, used: Array) -> Iterator[tuple[int, Document]]:
-    """The documents that are used, in order, each with its ordinal."""
+    """The documents that are used, in order, each with its number."""
     for first, batch in document_batches(parent, document_schema(parent).names):
         places = np.flatnonzero(used[first : first + batch.num_rows])
         rows = batch.take(pa.array(places)).to_pylist()
@@ -384,8 +397,8 @@ def _documents(parent: ActivationStore, used: Array) -> Iterator[tuple[int, Docu
             yield first + place, Document(**own, columns=row)
 
 
-def _copied(parent: ActivationStore, contexts: _Contexts, ordinals: Array) -> Iterator[Context]:
-    """The contexts, their documents by the new ordinals."""
+def _copied(parent: ActivationStore, contexts: _Contexts, numbers: Array) -> Iterator[Context]:
+    """The contexts, their documents by the new numbers."""
     for block, rows in contexts.blocks():
         cuts = contexts.edges[block][1:] - contexts.edges[block.start]
         ids, documents, chars = (
@@ -394,7 +407,7 @@ def _copied(parent: ActivationStore, contexts: _Contexts, ordinals: Array) -> It
         )
         codes = parent.contexts["split"].take(contexts.numbers[block]).tolist()
         for n, code in enumerate(codes):
-            yield Context(ids[n], ordinals[documents[n]], chars[n], parent.schema.splits[code])
+            yield Context(ids[n], numbers[documents[n]], chars[n], parent.schema.splits[code])
 
 
 def _tokenizer_files(parent: ActivationStore) -> dict[str, bytes]:

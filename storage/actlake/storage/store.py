@@ -43,7 +43,7 @@ if TYPE_CHECKING:  # these read stores
 
     from actlake.storage.querying.labels import Key, Labels, Misaligned
     from actlake.storage.querying.lookup import Lookup
-    from actlake.storage.querying.query import DocumentName, TokenName
+    from actlake.storage.querying.query import DocumentId, DocumentNumber, TokenName
     from actlake.storage.querying.rows import Rows
     from actlake.storage.querying.sql import SqlResult
     from actlake.storage.querying.text_search import At
@@ -316,7 +316,7 @@ class ActivationStore:
         )
 
     def documents(self, columns: Sequence[str] | None = None) -> pa.Table:
-        """The documents, a row each in order of their ordinal: id, source, split, text, ….
+        """The documents, a row each in order of their number: id, source, split, text, ….
 
         Raises
         ------
@@ -368,7 +368,8 @@ class ActivationStore:
         token: "TokenName | None" = None,
         text: str | None = None,
         regex: "str | re.Pattern[str] | None" = None,
-        document: "DocumentName | None" = None,
+        document: "DocumentId | None" = None,
+        document_number: "DocumentNumber | None" = None,
         split: str | None = None,
         where: str | None = None,
         at: "At" = "last",
@@ -391,7 +392,10 @@ class ActivationStore:
             Which tokens of an occurrence of `text` or `regex`: its ``last``, which has seen all
             of it, its ``first``, or ``all``.
         document
-            Id or ordinal of a document, or a list.
+            Id of a document, or a list. Ids are text; a whole number is the id that is written
+            with its digits.
+        document_number
+            A document's place in the store, from 0, or a list.
         where
             An SQL predicate on the columns of tokens, documents and attached labels.
 
@@ -412,6 +416,7 @@ class ActivationStore:
             text=text,
             regex=regex,
             document=document,
+            document_number=document_number,
             split=split,
             where=where,
             at=at,
@@ -420,8 +425,8 @@ class ActivationStore:
     def sql(self, query: str) -> "SqlResult":
         """Ask in SQL; tables are streamed, files and the network are out of reach.
 
-        Tables: ``tokens`` (row, id, document, position, char, context, split), ``documents``
-        (document, id, source, split, text, …), ``vocabulary`` (id, piece, text), and each
+        Tables: ``tokens`` (row, id, document_number, position, char, context, split), ``documents``
+        (document_number, id, source, split, text, …), ``vocabulary`` (id, piece, text), and each
         attached label table by its name.
 
         Raises
@@ -436,7 +441,7 @@ class ActivationStore:
         return SqlResult(self, query)
 
     def to_xarray(self, sites: Iterable[str | Site] | None = None) -> Any:
-        """A lazy ``xarray.Dataset``: sites by (row, dim), coordinates token, position, document, ….
+        """A lazy ``xarray.Dataset``: sites by (row, dim), coordinates token, position, ….
 
         Rows that are not committed are NaN. Nothing is read before its values are asked for.
 
@@ -472,8 +477,9 @@ class ActivationStore:
             A path (.parquet, .csv, .arrow, .feather), an Arrow table, a pandas or polars data
             frame, a dict of columns.
         key
-            What a label is of: ``"document"`` (id or ordinal), ``("document", "start", "stop")``
-            (characters ``start <= c < stop`` of the document's text) or ``"row"``.
+            What a label is of: ``"document"`` (its id), ``("document", "start", "stop")``
+            (characters ``start <= c < stop`` of the document's text) or ``"row"``. In the place
+            of ``"document"`` may stand ``"document_number"``, its place in the store.
         misaligned
             Keys that are not of the store: refuse the table, or drop and count them
             (``Labels.alignment``).

@@ -8,6 +8,7 @@ import pytest
 
 from actlake.jobs.probe import DrawnSplits, ProbeConfig, RowsConfig, StoreSplits, TaskConfig
 from actlake.jobs.probe.errors import InvalidLabels, InvalidProbe, LabelNotFound, NotEnoughRows
+from actlake.jobs.probe.labelling import read_labels
 from actlake.jobs.probe.opening import open_config
 from actlake.platform.cluster import InvalidClusterConfig
 from actlake.platform.models.errors import InvalidModelConfig
@@ -251,3 +252,17 @@ def test_the_command_plans(made_folder: Path, tmp_path: Path, capsys) -> None:
     assert status == 0
     assert "mark/token: multiclass of 3 classes" in capsys.readouterr().out
     assert not (tmp_path / "out").exists()
+
+
+def test_classes_that_a_gap_made_floats_are_called_as_whole_numbers_are(made, made_folder):
+    store = open_store(made_folder)
+    rows = made.rows("train")[:40]
+    whole = np.arange(40) % 3
+    table = {"row": rows, "whole": whole, "float": whole.astype(float)}
+    store.attach_labels("gaps", table, key="row", replace=True)
+
+    tasks = [TaskConfig(labels="gaps", column=column) for column in ("whole", "float")]
+    labelled = [read_labels(store, task, RowsConfig()) for task in tasks]
+
+    assert labelled[0].classes == labelled[1].classes == ("0", "1", "2")
+    np.testing.assert_array_equal(labelled[0].targets, labelled[1].targets)

@@ -98,15 +98,18 @@ def test_numbers_may_be_numpys(told):
 
     assert store.find(token=token) == store.find(token=int(token))
     assert store.find(token=np.array([token])) == store.find(token=int(token))
-    assert store.find(document=np.int64(1)) == store.find(document=1)
+    assert store.find(document_number=np.int64(1)) == store.find(document_number=1)
 
 
-def test_documents_are_found_by_id_and_by_ordinal(told):
+def test_documents_are_found_by_id_and_by_number(told):
     store = told.store()
     names = np.array(told.names)
 
     assert store.find(document="york").rows.tolist() == np.flatnonzero(names == "york").tolist()
-    assert store.find(document=1) == store.find(document="york")
+    assert store.find(document_number=1) == store.find(document="york")
+    assert store.find(document_number=[1, 3], document=["york", "snow"]) == store.find(
+        document="york"
+    )
     both = store.find(document=["again", "code"])
     assert both.rows.tolist() == np.flatnonzero(np.isin(names, ["again", "code"])).tolist()
 
@@ -165,6 +168,13 @@ def test_what_occurs_nowhere_is_no_rows_and_no_error(told):
         ({"regex": re.compile(b"Paris")}, "regex is b'Paris', of type bytes"),
         ({"regex": ""}, "An empty pattern matches everywhere"),
         ({"regex": re.compile("")}, "An empty pattern matches everywhere"),
+        (
+            {"document_number": "york"},
+            r"document_number is a whole number, not 'york', of type str",
+        ),
+        ({"document_number": [True]}, "document_number is a whole number, not True"),
+        ({"document_number": []}, "document_number is an empty list"),
+        ({"where": "document = 3"}, r'"document" not found[\s\S]*document_number'),
         ({"split": 5}, "split is 5, of type int"),
         ({"where": 5}, "where is 5, of type int"),
         ({"where": ""}, r"An empty predicate .*\nhint: leave where out"),
@@ -186,7 +196,9 @@ def test_a_question_without_sense_is_refused_with_a_hint(told, asked, words):
         ({"token": ""}, "hint: a token has at least one character"),
         ({"token": 4000}, "There is no token 4000; the store's tokenizer has 3"),
         ({"document": "parid"}, r"no document 'parid' in .*\nhint: did you mean 'paris'\?"),
-        ({"document": 6}, r"no document number 6; .* has 6\nhint: documents are counted from 0"),
+        ({"document": 3}, r"no document '3' in .*\nhint: .*; document_number=3 asks for"),
+        ({"document_number": 6}, r"no document number 6; .* has 6\nhint: documents are numbered"),
+        ({"document_number": -1}, "no document number -1"),
     ],
 )
 def test_an_unknown_token_or_document_names_the_nearest(told, asked, words):

@@ -40,14 +40,15 @@ def test_a_label_of_a_document_is_a_label_of_all_its_rows(told):
     assert (told.folder / "labels" / "kind.parquet").is_file()
 
 
-def test_documents_are_named_by_id_or_by_ordinal(told):
+def test_documents_are_named_by_id_or_by_number(told):
     store = told.store()
-    ordinals = {"document": [0, 1, 3], "label": BY_DOCUMENT["label"]}
+    numbers = {"document_number": [0, 1, 3], "label": BY_DOCUMENT["label"]}
 
     by_id = store.attach_labels("by_id", BY_DOCUMENT, key="document")
-    by_ordinal = store.attach_labels("by_ordinal", ordinals, key="document")
+    by_number = store.attach_labels("by_number", numbers, key="document_number")
 
-    assert by_id.to_arrow().equals(by_ordinal.to_arrow())
+    assert by_id.to_arrow().equals(by_number.to_arrow())
+    assert by_number.key == "document"
 
 
 @st.composite
@@ -175,10 +176,10 @@ def test_integers_with_gaps_that_became_floats_are_keys(told, frame):
     assert labels.values().tolist() == [3, 1]
 
 
-def test_ordinals_with_gaps_that_became_floats_are_documents(told):
-    given_ = pd.DataFrame({"document": [1, None], "x": [1, 2]})
+def test_document_numbers_with_gaps_that_became_floats_are_documents(told):
+    given_ = pd.DataFrame({"document_number": [1, None], "x": [1, 2]})
 
-    labels = told.store().attach_labels("kind", given_, key="document", misaligned="drop")
+    labels = told.store().attach_labels("kind", given_, key="document_number", misaligned="drop")
 
     assert labels.rows.tolist() == np.flatnonzero(np.array(told.names) == "york").tolist()
 
@@ -255,7 +256,8 @@ def test_sql_sees_labels_as_tables(told):
     store.attach_labels("marks", {"row": [1, 3], "x": [1, 2]}, key="row")
 
     counted = store.sql(
-        "select label, count(*) as n from tokens join kind using (document) group by 1 order by 1"
+        "select label, count(*) as n from tokens join kind using (document_number) "
+        "group by 1 order by 1"
     ).table()
     joined = store.sql("select row, x, id from marks join tokens using (row) order by row").table()
 

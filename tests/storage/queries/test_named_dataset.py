@@ -19,7 +19,7 @@ def test_dimensions_and_coordinates_are_named_and_hold_the_stores_numbers(told):
     np.testing.assert_array_equal(dataset[SITE].values, told.acts)
     np.testing.assert_array_equal(dataset.token.values, told.ids)
     np.testing.assert_array_equal(dataset.position.values, told.positions)
-    np.testing.assert_array_equal(dataset.document.values, told.documents)
+    np.testing.assert_array_equal(dataset.document_number.values, told.documents)
     np.testing.assert_array_equal(dataset.split.values, told.splits)
     np.testing.assert_array_equal(dataset.context.values, np.cumsum(told.positions == 0) - 1)
 

@@ -16,10 +16,11 @@ from actlake.storage.errors import InvalidQuery, MissingExtra, StoreDamaged
 def test_tokens_are_those_of_the_store(told):
     table = told.store().sql("select * from tokens order by row").table()
 
-    assert table.column_names == ["row", "id", "document", "position", "char", "context", "split"]
+    columns = ["row", "id", "document_number", "position", "char", "context", "split"]
+    assert table.column_names == columns
     assert table["row"].to_pylist() == list(range(len(told.ids)))
     assert table["id"].to_pylist() == told.ids.tolist()
-    assert table["document"].to_pylist() == told.documents.tolist()
+    assert table["document_number"].to_pylist() == told.documents.tolist()
     assert table["position"].to_pylist() == told.positions.tolist()
     assert table["split"].to_pylist() == told.splits
 
@@ -27,7 +28,8 @@ def test_tokens_are_those_of_the_store(told):
 def test_tokens_join_documents_and_the_vocabulary(told):
     query = """
         select documents.id, vocabulary.text, count(*) as n
-        from tokens join documents using (document) join vocabulary on tokens.id = vocabulary.id
+        from tokens join documents using (document_number)
+        join vocabulary on tokens.id = vocabulary.id
         where words > 2 group by all
     """
 
@@ -150,7 +152,8 @@ def test_a_subquery_asks_all_tokens_whatever_rows_are_asked_about(told):
     store = told.store()
 
     found = store.find(
-        document="york", where="id in (select id from tokens where document = 0) and position > 1"
+        document="york",
+        where="id in (select id from tokens where document_number = 0) and position > 1",
     )
 
     in_paris = set(told.ids[np.array(told.names) == "paris"].tolist())

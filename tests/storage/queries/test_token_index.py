@@ -138,7 +138,7 @@ def test_the_index_is_no_part_of_what_the_store_is(told):
     manifest = (told.folder / "store.json").read_bytes()
 
     told.store().find(token=1)
-    told.store().find(document=0)
+    told.store().find(document_number=0)
 
     assert open_store(told.folder).fingerprint == before
     assert (told.folder / "store.json").read_bytes() == manifest

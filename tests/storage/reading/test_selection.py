@@ -118,7 +118,10 @@ def test_the_documents_id_is_not_the_tokens(known, full):
 @pytest.mark.parametrize(
     ("where", "words"),
     [
-        ("positon > 3", r"positon[\s\S]*hint: there are tokens\(row, id, document, position"),
+        (
+            "positon > 3",
+            r"positon[\s\S]*hint: there are tokens\(row, id, document_number, position",
+        ),
         ("position >", r"where='position >' is not valid SQL"),
         ("read_text('/etc/passwd') = ''", r"cannot be answered"),
         ("'neither'", r"cannot be answered"),

@@ -196,11 +196,22 @@ def _targets(task: TaskConfig, kind: TaskKind, values: pa.Array) -> tuple[tuple[
         return (), np.array(numbers)
     if kind == "multilabel":
         return _label_matrix(task, values)
+    values = _whole_as_integers(values)
     found = pc.unique(values).to_pylist()
     classes = sorted(found)
     check_classes(task, kind, [str(one) for one in classes])
     codes = pc.index_in(values, pa.array(classes, values.type))
     return tuple(map(str, classes)), codes.to_numpy(zero_copy_only=False).astype(np.int64)
+
+
+def _whole_as_integers(values: pa.Array) -> pa.Array:
+    """Whole floats as integers: what pandas makes of a column with gaps has the same classes."""
+    if pa.types.is_floating(values.type) or pa.types.is_decimal(values.type):
+        try:
+            return values.cast(pa.int64())
+        except pa.ArrowInvalid:  # one is not whole, or too large
+            return values
+    return values
 
 
 def check_classes(task: TaskConfig, kind: TaskKind, classes: Sequence[str]) -> None:

@@ -6,8 +6,9 @@ from actlake.platform.corpus.errors import InvalidColumn
 from actlake.platform.corpus.passages import Passage
 from actlake.storage.corpus import Scalar
 
-OWN_COLUMNS = ("id", "source", "split", "text")
-"""What every document has; a user's column of such a name is kept as ``original_<name>``."""
+OWN_COLUMNS = ("id", "source", "split", "text", "document_id", "document_number")
+"""What every document has, in its table or in questions about rows; a user's column of such a name
+is kept as ``original_<name>``."""
 
 
 class KeptColumns:

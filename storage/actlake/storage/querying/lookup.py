@@ -1,5 +1,6 @@
 """What a store is asked with: its indexes, vocabulary and names, each made at first use."""
 
+from collections.abc import Iterable
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -43,13 +44,13 @@ class Lookup:
 
     @cached_property
     def document_ids(self) -> Array:
-        """(documents,) str objects, the documents' ids in order of their ordinal."""
+        """(documents,) str objects, the documents' ids in order of their number."""
         batches = [batch["id"] for _, batch in document_batches(self._store, ["id"])]
         return np.concatenate([ids.to_numpy(zero_copy_only=False) for ids in batches])
 
     @cached_property
-    def _ordinals(self) -> dict[str, int]:
-        return {name: ordinal for ordinal, name in enumerate(self.document_ids.tolist())}
+    def _numbers_by_id(self) -> dict[str, int]:
+        return {name: number for number, name in enumerate(self.document_ids.tolist())}
 
     @cached_property
     def context_starts(self) -> Array:
@@ -61,29 +62,29 @@ class Lookup:
         """(contexts,) int8 codes into ``schema.splits``."""
         return np.asarray(self._store.contexts["split"][:])
 
-    def ordinal(self, document: str | int) -> int:
-        """The ordinal of a document, given its id or its ordinal.
+    def document_numbers(self, ids: Iterable[str | None]) -> Array:
+        """(n,) int64, the numbers of documents by their ids; -1 where there is none."""
+        known = self._numbers_by_id
+        return np.array([-1 if name is None else known.get(name, -1) for name in ids], np.int64)
+
+    def document_number(self, document: str) -> int:
+        """The number of the document with an id.
 
         Raises
         ------
         NotInStore
-            There is no such document.
+            There is no such document; the nearest is named.
         """
-        if isinstance(document, str):
-            if document in self._ordinals:
-                return self._ordinals[document]
-            known = list(self._ordinals)
-            shown = nearest(document, known) if len(known) < 20 else self._near(document)
-            raise NotInStore(f"There is no document {document!r} in {self._store.url}\n{shown}")
-        if 0 <= int(document) < self._store.schema.documents:
-            return int(document)
-        raise NotInStore(
-            f"There is no document number {document}; {self._store.url} has "
-            f"{self._store.schema.documents:,}\nhint: documents are counted from 0"
-        )
+        if document in self._numbers_by_id:
+            return self._numbers_by_id[document]
+        known = list(self._numbers_by_id)
+        shown = nearest(document, known) if len(known) < 20 else self._near(document)
+        if document in map(str, range(len(known))):
+            shown += f"; document_number={document} asks for a document by its place"
+        raise NotInStore(f"There is no document {document!r} in {self._store.url}\n{shown}")
 
     def _near(self, document: str) -> str:
-        similar = [known for known in self._ordinals if abs(len(known) - len(document)) <= 3]
+        similar = [known for known in self._numbers_by_id if abs(len(known) - len(document)) <= 3]
         hint = nearest(document, similar)
         if "did you mean" in hint:
             return hint

@@ -2,7 +2,7 @@
 
 dimensions   row, dim
 variables    one a site: (row, dim); rows of units that are not committed are NaN
-coordinates  token (id), position, document, char, context, split: (row,)
+coordinates  token (id), position, document_number, char, context, split: (row,)
 
 bfloat16, of which NumPy takes no mean, is given out as float32. A Dataset can be pickled: whoever
 reads it opens the files anew.
@@ -30,7 +30,7 @@ Read = Callable[[Part, Array], Array]
 _MEANING = {
     "token": "token id",
     "position": "place in its context, from 0",
-    "document": "ordinal of the document",
+    "document_number": "the document's place in the store, from 0",
     "char": "start character in the document's text; -1 unknown",
     "context": "what the model saw at once",
     "split": "split of the document",
@@ -54,7 +54,7 @@ def to_xarray(
     per_row: dict[str, tuple[Any, Read]] = {
         "token": (np.int32, partial(_tokens, "id")),
         "position": (np.int32, partial(_tokens, "position")),
-        "document": (np.int64, _documents),
+        "document_number": (np.int64, _documents),
         "char": (np.int32, partial(_tokens, "char")),
         "context": (np.int64, _contexts),
         "split": (splits.dtype, _splits),

@@ -29,7 +29,7 @@ class Part:
         """What is added to the store's own numbers, by column."""
         return {
             "row": self.first_row,
-            "document": self.first_document,
+            "document_number": self.first_document,
             "context": self.first_context,
         }
 

@@ -20,6 +20,8 @@ from actlake.storage.errors import InvalidQuery, NotInStore, unknown_split
 from actlake.storage.querying.arguments import (
     check_choice,
     check_text,
+    document_numbers_of,
+    ids_of,
     names_of,
     pattern_of,
     pattern_of_text,
@@ -36,7 +38,8 @@ if TYPE_CHECKING:  # both call this
 
 Array = np.ndarray[Any, Any]
 TokenName = str | int | Sequence[str | int]
-DocumentName = str | int | Sequence[str | int]
+DocumentId = str | int | Sequence[str | int]
+DocumentNumber = int | Sequence[int]
 
 
 class Criteria(TypedDict, total=False):
@@ -45,7 +48,8 @@ class Criteria(TypedDict, total=False):
     token: TokenName | None
     text: str | None
     regex: str | re.Pattern[str] | None
-    document: DocumentName | None
+    document: DocumentId | None
+    document_number: DocumentNumber | None
     split: str | None
     where: str | None
     at: At
@@ -57,20 +61,22 @@ def find(
     token: TokenName | None = None,
     text: str | None = None,
     regex: str | re.Pattern[str] | None = None,
-    document: DocumentName | None = None,
+    document: DocumentId | None = None,
+    document_number: DocumentNumber | None = None,
     split: str | None = None,
     where: str | None = None,
     at: At = "last",
 ) -> Rows:
     """The rows that meet all criteria; see `ActivationStore.find`.
 
-    Of several stores each is asked for itself; rows and ordinals of documents are numbered through.
+    Of several stores each is asked for itself; rows and documents are numbered through.
     """
     given = {
         "token": token,
         "text": text,
         "regex": regex,
         "document": document,
+        "document_number": document_number,
         "split": split,
         "where": where,
     }
@@ -84,7 +90,7 @@ def find(
     parts = parts_of(store)
     question = _Question(
         ids=None if token is None else _token_ids(parts, token),
-        ordinals=None if document is None else _ordinals(parts, document),
+        documents=_documents(parts, document, document_number, url=store.url),
         patterns=_patterns(text, regex),
         split=None if split is None else _known_split(parts, split, url=store.url),
         where=where,
@@ -101,8 +107,8 @@ class _Question:
     """What is asked of each store."""
 
     ids: list[int] | None
-    ordinals: list[Array] | None
-    """Of each store, the documents that are meant."""
+    documents: list[Array] | None
+    """Of each store, the numbers of the documents that are meant."""
     patterns: list[tuple[re.Pattern[str], str | None]]
     """Each with the text that every match contains, where there is one."""
     split: str | None
@@ -116,11 +122,11 @@ def _rows_of_part(part: Part, asked: _Question) -> Array:
     """(n,) int64: what is found in one store, numbered through."""
     store = part.store
     rows = None if asked.ids is None else _rows_of_tokens(store, asked.ids)
-    ordinals = None if asked.ordinals is None else asked.ordinals[part.number]
-    if ordinals is not None:
-        rows = _both(rows, _rows_of_documents(store, ordinals))
+    documents = None if asked.documents is None else asked.documents[part.number]
+    if documents is not None:
+        rows = _both(rows, _rows_of_documents(store, documents))
     for pattern, literal in asked.patterns:
-        among = ordinals
+        among = documents
         if rows is not None:
             among = np.unique(store.tokens["document"].take(rows))
         here = rows_of_text(store, pattern, at=asked.at, literal=literal, among=among)
@@ -177,24 +183,40 @@ def _ids_of(parts: Sequence[Part], token: str | int) -> list[int]:
     return [token]
 
 
-def _ordinals(parts: Sequence[Part], document: DocumentName) -> list[Array]:
-    """Of each store, the ordinals of the documents that are meant; an id may be in several."""
-    of_each: list[set[int]] = [set() for _ in parts]
-    for name in names_of("document", document):
-        refused: list[NotInStore] = []
-        for part, ordinals in zip(parts, of_each, strict=True):
-            local = name if isinstance(name, str) else name - part.first_document
-            try:
-                ordinals.add(part.store.lookup.ordinal(local))
-            except NotInStore as error:
-                refused.append(error)
-        if len(refused) == len(parts):
-            raise refused[0]
-    return [np.array(sorted(ordinals), np.int64) for ordinals in of_each]
+def _documents(
+    parts: Sequence[Part], ids: DocumentId | None, numbers: DocumentNumber | None, *, url: str
+) -> list[Array] | None:
+    """Of each store, the numbers of the documents that are meant; an id may be in several."""
+    by_id = None if ids is None else _documents_by_id(parts, ids)
+    by_number = None if numbers is None else _documents_by_number(parts, numbers, url=url)
+    if by_id is None or by_number is None:
+        return by_number if by_id is None else by_id
+    return [np.intersect1d(*both) for both in zip(by_id, by_number, strict=True)]
 
 
-def _rows_of_documents(store: "ActivationStore", ordinals: Array) -> Array:
-    _, rows = store.lookup.documents.rows_of_each(ordinals)
+def _documents_by_id(parts: Sequence[Part], ids: DocumentId) -> list[Array]:
+    names = ids_of("document", ids)
+    of_each = [part.store.lookup.document_numbers(names) for part in parts]
+    for name, found in zip(names, np.stack(of_each, axis=1), strict=True):
+        if (found < 0).all():
+            parts[0].store.lookup.document_number(name)  # refuses, and names the nearest
+    return [np.unique(found[found >= 0]) for found in of_each]
+
+
+def _documents_by_number(
+    parts: Sequence[Part], numbers: DocumentNumber, *, url: str
+) -> list[Array]:
+    total = sum(part.store.schema.documents for part in parts)
+    asked = document_numbers_of("document_number", numbers, total, of=url)
+    local = [asked - part.first_document for part in parts]
+    return [
+        here[(here >= 0) & (here < part.store.schema.documents)]
+        for part, here in zip(parts, local, strict=True)
+    ]
+
+
+def _rows_of_documents(store: "ActivationStore", documents: Array) -> Array:
+    _, rows = store.lookup.documents.rows_of_each(documents)
     return np.sort(rows)
 
 

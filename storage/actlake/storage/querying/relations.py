@@ -1,9 +1,9 @@
 """A store's tables as SQL sees them: streamed from the files, only the columns that are named.
 
-tokens      row, id, document, position, char, context, split     a row a token
-documents   document (the ordinal), and the columns of documents.parquet
+tokens      row, id, document_number, position, char, context, split     a row a token
+documents   document_number, and the columns of documents.parquet
 vocabulary  id, piece (its name in the tokenizer's file), text
-<labels>    row or document, and the columns of an attached label table
+<labels>    row or document_number, and the columns of an attached label table
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -120,6 +120,7 @@ def joined(name: str, of_each: Sequence[tuple[int, Relation]]) -> Relation:
 
 
 _STORE = "store"
+_NUMBER = "document_number"
 
 
 def _plain(field: pa.Field) -> pa.Field:
@@ -145,7 +146,7 @@ def tokens_relation(store: "ActivationStore", among: Array | None = None) -> Rel
         {
             "row": pa.int64(),
             "id": pa.int32(),
-            "document": pa.int64(),
+            "document_number": pa.int64(),
             "position": pa.int32(),
             "char": pa.int32(),
             "context": pa.int64(),
@@ -156,16 +157,16 @@ def tokens_relation(store: "ActivationStore", among: Array | None = None) -> Rel
 
 
 def documents_relation(store: "ActivationStore") -> Relation:
-    """The documents, with their ordinal in front."""
-    stored = [field for field in document_schema(store) if field.name != "document"]
-    schema = pa.schema([pa.field("document", pa.int64()), *stored])
+    """The documents, with their number in front."""
+    stored = [field for field in document_schema(store) if field.name != _NUMBER]
+    schema = pa.schema([pa.field(_NUMBER, pa.int64()), *stored])
 
     def produce(columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-        wanted = [name for name in columns if name != "document"]
+        wanted = [name for name in columns if name != _NUMBER]
         # Parquet gives no batch without a column, and so no count of documents.
         for first, batch in document_batches(store, wanted or ["id"]):
-            ordinals = pa.array(np.arange(first, first + batch.num_rows))
-            arrays = [ordinals if name == "document" else batch[name] for name in columns]
+            numbers = pa.array(np.arange(first, first + batch.num_rows))
+            arrays = [numbers if name == _NUMBER else batch[name] for name in columns]
             yield pa.record_batch(arrays, names=list(columns))
 
     return Relation(schema, produce)
@@ -205,8 +206,9 @@ def _token_batches(
             if name == "split":
                 codes = pa.array(store.lookup.splits(rows))
                 return pa.DictionaryArray.from_arrays(codes, pa.array(store.schema.splits))
+            stored = store.tokens["document" if name == _NUMBER else name]
             if among is None:
-                return pa.array(store.tokens[name].read(int(rows[0]), int(rows[-1]) + 1))
-            return pa.array(store.tokens[name].take(rows))
+                return pa.array(stored.read(int(rows[0]), int(rows[-1]) + 1))
+            return pa.array(stored.take(rows))
 
         yield pa.record_batch([read(name) for name in columns], names=list(columns))

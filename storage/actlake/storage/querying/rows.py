@@ -174,7 +174,8 @@ class Rows:
     def table(self) -> pa.Table:
         """Everything but activations, as Arrow (``.to_pandas()``, ``polars.from_arrow``).
 
-        Columns: row, id, token (the text), document, document_id, position, char, context, split.
+        Columns: row, id, token (the text), document_number, document_id, position, char, context,
+        split.
         """
         return pa.concat_tables(
             [_table(part, part.among(self.rows)) for part in parts_of(self.store)]
@@ -265,7 +266,7 @@ def _table(part: Part, rows: Array) -> pa.Table:
             "row": rows + part.first_row,
             "id": ids,
             "token": texts.take(pa.array(places)),
-            "document": store.tokens["document"].take(rows) + part.first_document,
+            "document_number": store.tokens["document"].take(rows) + part.first_document,
             "document_id": pa.array(_document_ids(store, rows), pa.string()),
             "position": store.tokens["position"].take(rows),
             "char": store.tokens["char"].take(rows),

@@ -233,7 +233,7 @@ class ManyStores:
         """The rows that meet all the criteria, numbered through; see `ActivationStore.find`.
 
         Each store is asked for itself: `where` sees its tables and its labels, in which only
-        ``row`` is numbered through. Ordinals given as `document` are numbered through.
+        ``row`` is numbered through. A `document_number` is numbered through.
 
         Raises
         ------
@@ -248,7 +248,7 @@ class ManyStores:
         """Ask all stores in SQL; see `ActivationStore.sql`.
 
         Each table is the stores' tables one after the other, with a further column ``store``
-        (its place in `stores`); ``row``, ``document`` and ``context`` are numbered through.
+        (its place in `stores`); ``row``, ``document_number`` and ``context`` are numbered through.
         ``vocabulary`` is that of all. Labels that one store lacks are there for the others.
 
         Raises
@@ -265,7 +265,7 @@ class ManyStores:
     def to_xarray(self, sites: Iterable[str | Site] | None = None) -> Any:
         """All stores as one lazy ``xarray.Dataset``; see `ActivationStore.to_xarray`.
 
-        ``row``, ``document`` and ``context`` are numbered through.
+        ``row``, ``document_number`` and ``context`` are numbered through.
 
         Raises
         ------

@@ -5,9 +5,9 @@ Written as SQL, as an Arrow expression, as a function, or as the rows themselves
 and the answer is a bit a row. Expressions and functions are worked out block by block, on the
 columns
 
-    row, id, document, position, char    numbers of the row (`row` is numbered through)
-    split                                the name of its context's split
-    every column of documents.parquet    of its document; its own id is `document_id`
+    row, id, document_number, position, char    numbers of the row (`row` is numbered through)
+    split                                       the name of its context's split
+    every column of documents.parquet           of its document; its own id is `document_id`
 
 A document's text is not copied for each of its rows: a function is given one and the same `str`
 for them all, and an expression is worked out on as many rows at once as have few bytes of text.
@@ -38,7 +38,7 @@ from actlake.storage.store import ActivationStore
 
 Array = np.ndarray[Any, Any]
 Where = str | pc.Expression | Callable[[Mapping[str, Any]], Any] | Rows | Labels | Array | list[int]
-_OF_ROWS = ("row", "id", "document", "position", "char", "split")
+_OF_ROWS = ("row", "id", "document_number", "position", "char", "split")
 _DOCUMENT_ID = "document_id"
 # Of text that an Arrow expression is worked out on at once.
 _TEXT_BYTES = 2**25
@@ -85,9 +85,11 @@ class TokenBlock(Mapping[str, Array]):
         words = set(re.findall(r"\w+", written.lower()))
         named = [n for n in self._names if words.issuperset(re.findall(r"\w+", n.lower()))]
         own = {
-            name: self._of_rows(name) for name in ("row", "document", *named) if name in _OF_ROWS
+            name: self._of_rows(name)
+            for name in ("row", "document_number", *named)
+            if name in _OF_ROWS
         }
-        document = own["document"]
+        document = own["document_number"]
         others = {name: self._of_documents(name) for name in named if name not in _OF_ROWS}
         for part in self._parts(others.values()):
             table = {name: column[part] for name, column in own.items()}
@@ -106,8 +108,8 @@ class TokenBlock(Mapping[str, Array]):
 
     @cached_property
     def _documents_here(self) -> tuple[Array, Array]:
-        """The ordinals of the rows' documents, each once, and (n,) each row's place among them."""
-        return np.unique(self._of_rows("document"), return_inverse=True)
+        """The numbers of the rows' documents, each once, and (n,) each row's place among them."""
+        return np.unique(self._of_rows("document_number"), return_inverse=True)
 
     def _check(self, name: str) -> None:
         if name not in self._names:
@@ -119,7 +121,7 @@ class TokenBlock(Mapping[str, Array]):
         if not (len(self._rows) and bytes_of_document.any()):
             yield slice(0, len(self._rows))
             return
-        edges = np.cumsum(bytes_of_document[self._of_rows("document")])
+        edges = np.cumsum(bytes_of_document[self._of_rows("document_number")])
         start = 0
         while start < len(self._rows):
             before = edges[start - 1] if start else 0
@@ -143,7 +145,8 @@ class TokenBlock(Mapping[str, Array]):
             return pa.DictionaryArray.from_arrays(codes, list(self._store.schema.splits)).cast(
                 pa.string()
             )
-        return pa.array(self._store.tokens[name].read(rows.start, rows.stop))
+        stored = self._store.tokens["document" if name == "document_number" else name]
+        return pa.array(stored.read(rows.start, rows.stop))
 
     def _of_documents(self, name: str) -> pa.Array:
         """(documents,) a column of the documents."""
@@ -315,10 +318,21 @@ def _check_rows(given: Rows | Array, stores: ActivationStore | ManyStores) -> No
         given.numbers_in(stores)
     elif given.dtype != bool:
         as_rows(given, len(stores), of=stores.url)
+        _refuse_mask_of_numbers(given, stores)
     elif len(given) != len(stores):
         raise RowsOutOfRange(
             f"The mask is of {len(given):,} rows; there are {len(stores):,} in {stores.url}\n"
             "hint: give one boolean a row, or row numbers"
+        )
+
+
+def _refuse_mask_of_numbers(given: Array, stores: ActivationStore | ManyStores) -> None:
+    """Refuse zeros and ones for all rows: as row numbers they would be the first two rows."""
+    if len(given) == len(stores) > 2 and given.max() <= 1:
+        raise InvalidQuery(
+            f"A predicate of {len(given):,} zeros and ones, as many as there are rows in "
+            f"{stores.url}, would name the rows 0 and 1\n"
+            "hint: a mask is of booleans: give array.astype(bool)"
         )
 
 

@@ -2,7 +2,7 @@
 
 A label table is keyed in one of three ways:
 
-    "document"                     a label a document: its id, or its ordinal
+    "document"                     a label a document, by its id
     ("document", "start", "stop")  a label a span of characters ``start <= c < stop``
     "row"                          a label a row
 

@@ -18,11 +18,14 @@ if TYPE_CHECKING:  # store.py attaches labels
 
 Array = np.ndarray[Any, Any]
 Kind = Literal["document", "span", "row"]
-KEYS: dict[Kind, tuple[str, ...]] = {
-    "document": ("document",),
-    "span": ("document", "start", "stop"),
-    "row": ("row",),
+KEYS: dict[tuple[str, ...], Kind] = {
+    ("document",): "document",
+    ("document_number",): "document",
+    ("document", "start", "stop"): "span",
+    ("document_number", "start", "stop"): "span",
+    ("row",): "row",
 }
+"""The columns by which labels may be keyed, and what they are then of."""
 _REASONS = (
     "missing_keys",
     "unknown_documents",
@@ -78,7 +81,7 @@ class Fitted:
     labels
         (n,) int64 places in the given table; a span's comes once for each of its tokens.
     key
-        (n,) int64 ordinals or rows of `labels`, ascending.
+        (n,) int64 numbers of documents or rows of `labels`, ascending.
     """
 
     def __init__(self, num_labels: int) -> None:
@@ -117,8 +120,8 @@ class Fitted:
         )
 
 
-def fit(store: "ActivationStore", given: pa.Table, kind: Kind) -> Fitted:
-    """Fit the keys of a label table to the store.
+def fit(store: "ActivationStore", given: pa.Table, key: tuple[str, ...]) -> Fitted:
+    """Fit the keys of a label table, one of `KEYS`, to the store.
 
     Raises
     ------
@@ -126,14 +129,17 @@ def fit(store: "ActivationStore", given: pa.Table, kind: Kind) -> Fitted:
         A key column does not hold what its keys can be.
     """
     fitted = Fitted(len(given))
-    {"document": _fit_documents, "span": _fit_spans, "row": _fit_rows}[kind](store, given, fitted)
+    if KEYS[key] == "row":
+        _fit_rows(store, given, fitted)
+        return fitted
+    by_number = key[0] == "document_number"
+    numbers = (_by_number if by_number else _by_id)(store, given, fitted)
+    if KEYS[key] == "span":
+        _fit_spans(store, given, numbers, fitted)
+    else:
+        fitted.refuse("duplicates", _seen_before(fitted, numbers))
+        fitted.keep(numbers)
     return fitted
-
-
-def _fit_documents(store: "ActivationStore", given: pa.Table, fitted: Fitted) -> None:
-    ordinals = _ordinals(store, given, fitted)
-    fitted.refuse("duplicates", _seen_before(fitted, ordinals))
-    fitted.keep(ordinals)
 
 
 def _fit_rows(store: "ActivationStore", given: pa.Table, fitted: Fitted) -> None:
@@ -143,15 +149,14 @@ def _fit_rows(store: "ActivationStore", given: pa.Table, fitted: Fitted) -> None
     fitted.keep(rows)
 
 
-def _fit_spans(store: "ActivationStore", given: pa.Table, fitted: Fitted) -> None:
+def _fit_spans(store: "ActivationStore", given: pa.Table, documents: Array, fitted: Fitted) -> None:
     begins, ends = _integers(given, "start", fitted), _integers(given, "stop", fitted)
-    ordinals = _ordinals(store, given, fitted)
     fitted.refuse("outside_text", begins < 0)
     fitted.refuse("empty_spans", ends <= begins)
-    fitted.refuse("duplicates", _seen_before(fitted, ordinals, begins, ends))
+    fitted.refuse("duplicates", _seen_before(fitted, documents, begins, ends))
     labels, rows = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
-    for ordinal, own, text in _documents(store, ordinals, fitted):
-        own_rows, extents = document_tokens(store, ordinal, text)
+    for number, own, text in _documents(store, documents, fitted):
+        own_rows, extents = document_tokens(store, number, text)
         beyond = ends[own] > _end(text, extents)
         fitted.refuse("outside_text", own[beyond])
         own = own[~beyond]
@@ -166,19 +171,19 @@ def _fit_spans(store: "ActivationStore", given: pa.Table, fitted: Fitted) -> Non
 
 
 def _documents(
-    store: "ActivationStore", ordinals: Array, fitted: Fitted
+    store: "ActivationStore", documents: Array, fitted: Fitted
 ) -> Iterator[tuple[int, Array, str | None]]:
-    """Of each labelled document its ordinal, its labels that fit so far, and its text."""
-    order = np.argsort(ordinals, kind="stable")
+    """Of each labelled document its number, its labels that fit so far, and its text."""
+    order = np.argsort(documents, kind="stable")
     order = order[fitted.fits[order]]
-    labelled, begins = np.unique(ordinals[order], return_index=True)
+    labelled, begins = np.unique(documents[order], return_index=True)
     groups = dict(zip(labelled.tolist(), np.split(order, begins[1:]), strict=False))
     if not groups:
         return
     for first, batch in document_batches(store, ["text"]):
-        for ordinal in range(first, first + batch.num_rows):
-            if ordinal in groups:
-                yield ordinal, groups[ordinal], batch["text"][ordinal - first].as_py()
+        for number in range(first, first + batch.num_rows):
+            if number in groups:
+                yield number, groups[number], batch["text"][number - first].as_py()
 
 
 def _end(text: str | None, extents: TokenExtents) -> float:
@@ -188,33 +193,39 @@ def _end(text: str | None, extents: TokenExtents) -> float:
     return int(extents.stops[-1]) if len(extents.stops) else np.inf
 
 
-def _ordinals(store: "ActivationStore", given: pa.Table, fitted: Fitted) -> Array:
-    """(n,) int64 ordinals; 0 where there is none, and refused."""
-    column = given["document"].combine_chunks()
-    if pa.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
-    if pa.types.is_integer(column.type) or pa.types.is_floating(column.type):
-        ordinals = _integers(given, "document", fitted)
-        unknown = (ordinals < 0) | (ordinals >= store.schema.documents)
-        fitted.refuse("unknown_documents", unknown)
-        return np.where(unknown, 0, ordinals)
-    if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
-        raise InvalidQuery(
-            f"The key column `document` holds {column.type}\n"
-            "hint: documents are named by their id (a string) or their ordinal (an integer)"
-        )
-    fitted.refuse("missing_keys", column.is_null().to_numpy(zero_copy_only=False))
-    known = {name: ordinal for ordinal, name in enumerate(store.lookup.document_ids.tolist())}
-    found = np.array([known.get(name, -1) for name in column.to_pylist()], np.int64)
+def _by_number(store: "ActivationStore", given: pa.Table, fitted: Fitted) -> Array:
+    """(n,) int64 numbers of documents; 0 where there is none, and refused."""
+    numbers = _integers(given, "document_number", fitted)
+    unknown = (numbers < 0) | (numbers >= store.schema.documents)
+    fitted.refuse("unknown_documents", unknown)
+    return np.where(unknown, 0, numbers)
+
+
+def _by_id(store: "ActivationStore", given: pa.Table, fitted: Fitted) -> Array:
+    """(n,) int64 numbers of the documents with these ids; 0 where there is none, and refused."""
+    ids = _ids(given["document"])
+    fitted.refuse("missing_keys", ids.is_null().to_numpy(zero_copy_only=False))
+    found = store.lookup.document_numbers(ids.to_pylist())
     fitted.refuse("unknown_documents", found < 0)
     return np.maximum(found, 0)
 
 
+def _ids(given: pa.ChunkedArray) -> pa.Array:
+    """(n,) ids as a store has them, which is as text: the number 12 is the id ``"12"``."""
+    column = _whole(_plain(given), "document")
+    if pa.types.is_integer(column.type):
+        return column.cast(pa.string())
+    if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
+        raise InvalidQuery(
+            f"The key column `document` holds {column.type}\n"
+            "hint: it must hold documents' ids, as text or as whole numbers"
+        )
+    return column
+
+
 def _integers(given: pa.Table, name: str, fitted: Fitted) -> Array:
     """(n,) int64 of a key column; nulls are refused, and 0."""
-    column = given[name].combine_chunks()
-    if pa.types.is_floating(column.type):
-        column = _whole(column, name)
+    column = _whole(_plain(given[name]), name)
     if not pa.types.is_integer(column.type):
         raise InvalidQuery(
             f"The key column `{name}` holds {column.type}\nhint: it must hold integers"
@@ -224,8 +235,23 @@ def _integers(given: pa.Table, name: str, fitted: Fitted) -> Array:
     return values
 
 
+def _plain(given: pa.ChunkedArray) -> pa.Array:
+    """In one piece, and not coded by a dictionary, as a pandas category is."""
+    column = given.combine_chunks()
+    if isinstance(column, pa.ChunkedArray):  # of no chunks
+        column = pa.array([], column.type)
+    return column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
+
+
 def _whole(column: pa.Array, name: str) -> pa.Array:
-    """Whole floats as integers, NaN as null: what pandas makes of integers with gaps."""
+    """Whole floats as integers, NaN as null: what pandas makes of integers with gaps.
+
+    Whole decimals too, which databases make of large integers; what is no number stays as it is.
+    """
+    if pa.types.is_decimal(column.type) and column.type.scale == 0:
+        return column.cast(pa.int64())
+    if not pa.types.is_floating(column.type):
+        return column
     numbers = column.to_numpy(zero_copy_only=False).astype(np.float64)
     missing = np.isnan(numbers)
     broken = ~missing & ((np.abs(numbers) >= _LARGEST_WHOLE) | (numbers != np.rint(numbers)))

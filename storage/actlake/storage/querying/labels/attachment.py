@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from actlake.storage.errors import InvalidQuery, LabelsMisaligned, LabelsNotAttached
 from actlake.storage.querying.arguments import check_choice, check_text
-from actlake.storage.querying.labels.alignment import KEYS, Kind, fit
+from actlake.storage.querying.labels.alignment import KEYS, fit
 from actlake.storage.querying.labels.given_table import read_table
 from actlake.storage.querying.labels.label_file import (
     is_attached,
@@ -24,7 +24,10 @@ if TYPE_CHECKING:  # store.py attaches labels
     from actlake.storage.store import ActivationStore
 
 Array = np.ndarray[Any, Any]
-Key = Literal["document", "row"] | tuple[Literal["document"], Literal["start"], Literal["stop"]]
+Key = (
+    Literal["document", "document_number", "row"]
+    | tuple[Literal["document", "document_number"], Literal["start"], Literal["stop"]]
+)
 Misaligned = Literal["refuse", "drop"]
 _TAKEN = {"tokens", "documents", "vocabulary"}
 _NAME = re.compile(r"[a-z_][a-z0-9_]*")
@@ -51,7 +54,7 @@ class Labels:
         self.key, self.columns, self.alignment = read_about(store, name)
 
     def table(self) -> pa.Table:
-        """As stored: by document (ordinal), or by row (spans: a row a token of each span)."""
+        """As stored: by document number, or by row (spans: a row a token of each span)."""
         relation = labels_relation(self.store, self.name)
         return pa.Table.from_batches(list(relation.reader()), relation.schema)
 
@@ -59,7 +62,9 @@ class Labels:
     def _aligned(self) -> pa.Table:
         table = self.table()
         if self.key == "document":
-            which, rows = self.store.lookup.documents.rows_of_each(table["document"].to_numpy())
+            which, rows = self.store.lookup.documents.rows_of_each(
+                table["document_number"].to_numpy()
+            )
             order = np.argsort(rows, kind="stable")
             table = table.select(self.columns).take(pa.array(which[order]))
             return table.add_column(0, "row", pa.array(rows[order]))
@@ -119,40 +124,51 @@ def attach_labels(
     """Attach a label table; see `ActivationStore.attach_labels`."""
     _check_name(name)
     check_choice("misaligned", misaligned, Misaligned)
-    kind = _kind(key)
+    keys = _key_columns(key)
     if is_attached(store, name) and not replace:
         raise InvalidQuery(
             f"Labels called {name!r} are attached to {store.url} already\n"
             "hint: give another name, or replace=True"
         )
     given = read_table(table)
-    columns = _label_columns(given, KEYS[kind])
-    fitted = fit(store, given, kind)
-    alignment = fitted.alignment(given, KEYS[kind])
+    columns = _label_columns(given, keys)
+    fitted = fit(store, given, keys)
+    alignment = fitted.alignment(given, keys)
     if alignment.misaligned and misaligned == "refuse":
         raise LabelsMisaligned(
             f"The labels {name!r} do not fit {store.url}: {alignment}\n"
             f"such as {'; '.join(alignment.examples)}\n"
-            'hint: correct them, or leave them out with misaligned="drop"'
+            f'hint: {_meant(keys)}correct them, or leave them out with misaligned="drop"'
         )
     if not alignment.kept:
         raise LabelsMisaligned(
             f"No label of {name!r} fits {store.url}: {alignment}\n"
-            "hint: documents are named by their id (a string) or their ordinal (an integer)"
+            f"hint: {_meant(keys)}store.documents(['id']) lists the documents"
         )
-    write_labels(store, name, given.select(columns), kind, fitted, alignment)
+    write_labels(store, name, given.select(columns), KEYS[keys], fitted, alignment)
     return Labels(store, name)
 
 
-def _kind(key: Any) -> Kind:
-    if isinstance(key, str) and key in ("document", "row"):
-        return key  # type: ignore[return-value]  # one of the two
-    if isinstance(key, list | tuple) and tuple(key) == KEYS["span"]:
-        return "span"
+def _key_columns(key: Any) -> tuple[str, ...]:
+    columns = (key,) if isinstance(key, str) else key
+    is_span = isinstance(key, list | tuple) and len(key) > 1
+    if (isinstance(key, str) or is_span) and tuple(columns) in KEYS:
+        return tuple(columns)
     raise InvalidQuery(
         f"Labels cannot be keyed by {key!r}\n"
-        'hint: key is "document", ("document", "start", "stop") or "row"'
+        'hint: key is "document", ("document", "start", "stop") or "row"; "document_number" '
+        'stands in the place of "document" where documents are named by their place'
     )
+
+
+def _meant(keys: Sequence[str]) -> str:
+    """How documents were taken to be named, for a hint."""
+    if "document" in keys:
+        return (
+            "`document` is taken for ids, compared as text (12 is '12', not '012'); places in the "
+            "store stand in a column `document_number`, and the key is called so; "
+        )
+    return ""
 
 
 def _check_name(name: str) -> None:
@@ -173,7 +189,7 @@ def _label_columns(given: pa.Table, keys: Sequence[str]) -> list[str]:
             f"{', '.join(given.column_names)}\nhint: rename its columns, or give another key"
         )
     columns = [name for name in given.column_names if name not in keys]
-    of_a_key = {name for names in KEYS.values() for name in names}
+    of_a_key = {name for names in KEYS for name in names}
     clash = [name for name in columns if name.lower() in of_a_key]
     if clash or not columns:
         what = f"a column {clash[0]!r}, which is a key's name" if clash else "no column of labels"

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.feather
 import pyarrow.parquet as pq
@@ -40,7 +41,7 @@ def read_table(given: Any) -> pa.Table:
 def _from_file(path: Path) -> pa.Table:
     readers = {
         ".parquet": lambda: pq.read_table(path, partitioning=None),
-        ".csv": lambda: pyarrow.csv.read_csv(path),
+        ".csv": lambda: _from_csv(path),
         ".arrow": lambda: pyarrow.feather.read_table(path, memory_map=False),
         ".feather": lambda: pyarrow.feather.read_table(path, memory_map=False),
     }
@@ -55,6 +56,39 @@ def _from_file(path: Path) -> pa.Table:
         raise InvalidQuery(
             f"The labels in {path} cannot be read: {error}\nhint: check the path and the file"
         ) from error
+
+
+def _from_csv(path: Path) -> pa.Table:
+    """A CSV file, which does not say what is a number: only what is written as one.
+
+    Ids are text, however they look. Of other columns those are numbers that are written as such:
+    "007" and "7" are two labels.
+    """
+    with pyarrow.csv.open_csv(path) as file:
+        names = file.schema.names
+    read = pyarrow.csv.read_csv(path)
+    written = pyarrow.csv.read_csv(
+        path,
+        convert_options=pyarrow.csv.ConvertOptions(
+            column_types=dict.fromkeys(names, pa.string()),
+            strings_can_be_null=True,
+            null_values=[""],
+            quoted_strings_can_be_null=False,
+        ),
+    )
+    for place, field in enumerate(read.schema):
+        text = written.column(place)
+        if field.name == "document" or not _is_written_so(read.column(place), text):
+            read = read.set_column(place, field.name, text)
+    return read
+
+
+def _is_written_so(numbers: pa.ChunkedArray, text: pa.ChunkedArray) -> bool:
+    """Whether whole numbers are what they are written as; other types are taken as read."""
+    if not pa.types.is_integer(numbers.type):
+        return True
+    same = pc.equal(numbers.cast(pa.string()), text)
+    return bool(pc.all(pc.fill_null(same, True)).as_py() is not False)
 
 
 def _from_memory(given: Any) -> pa.Table:

@@ -2,7 +2,7 @@
 
 The first column is the key, the others are the labels:
 
-    by document   document (the ordinal)
+    by document   document_number
     by span       row: a row for each token of each span
     by row        row
 
@@ -119,7 +119,7 @@ def _encoded(
     store: "ActivationStore", labels: pa.Table, kind: Kind, fitted: Fitted, alignment: Alignment
 ) -> Any:
     """The Parquet file, made a batch of labels at a time."""
-    key = "document" if kind == "document" else "row"
+    key = "document_number" if kind == "document" else "row"
     said = {
         "format": _FORMAT,
         "corpus": corpus_key(store),
