@@ -92,7 +92,14 @@ class Attempts:
         self._renew = renew
         self._has_answered = False
 
-    def __call__(self, deed: str, request: Callable[[], T], *, writes: bool = False) -> T:
+    def __call__(
+        self,
+        deed: str,
+        request: Callable[[], T],
+        *,
+        writes: bool = False,
+        progress: Callable[[], int] = lambda: 0,
+    ) -> T:
         """The answer of `request`, which may be called more than once.
 
         Obstore's `PreconditionError` and errors of our own pass through.
@@ -103,6 +110,8 @@ class Attempts:
             What is done, for messages: ``GET store.json``.
         writes
             Whether a refusal is about writing.
+        progress
+            What has come so far; while it grows, patience does not end.
 
         Raises
         ------
@@ -117,7 +126,7 @@ class Attempts:
         """
         _refuse_in_a_fork(self._url)
         began = time.monotonic()
-        number = 0
+        number = reached = 0
         renewed = False
         while True:
             number += 1
@@ -129,6 +138,8 @@ class Attempts:
                     renewed, reason = True, "the credentials had expired"
                 else:
                     reason = self._reason(deed, error, writes=writes)
+                if progress() > reached:
+                    began, number, reached = time.monotonic(), 1, progress()
             else:
                 self._has_answered = True
                 return answer

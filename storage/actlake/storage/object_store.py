@@ -33,7 +33,8 @@ from actlake.storage.s3_access import S3Place, forget_credentials, open_client, 
 
 READ_TIMEOUT_S = 30.0
 WRITE_TIMEOUT_S = 300.0
-_PIECE = 8 * 2**20
+_PIECE = 8 * 2**20  # what one GET asks for
+_STEP = 64 * 2**10  # what may come twice when an answer is interrupted
 # Up to here one PUT: a multipart upload that dies leaves parts that nobody sees and all pay for.
 _LARGEST_PUT = 64 * 2**20
 _PART = 16 * 2**20
@@ -80,22 +81,17 @@ class S3Folder:
 
     def read(self, key: str) -> bytes:
         """See `Location.read`; large objects in pieces, in parallel."""
-        while True:
-            first, size, tag = self._get(key, 0, _PIECE)
-            starts = range(len(first), size, _PIECE)
-            try:
-                rest = request_threads().map(partial(self._piece, key, tag), starts)
-                return b"".join([first, *rest])
-            except PreconditionError:  # replaced meanwhile: once more, all of one version
-                continue
+        pieces, _ = self._pieces(key, 0, None, request_threads().map)
+        return b"".join(pieces)
 
     def read_all(self, keys: Iterable[str]) -> list[bytes]:
         """See `Location.read_all`."""
         return list(file_threads().map(self.read, keys))
 
     def read_range(self, key: str, start: int, stop: int) -> tuple[memoryview, int]:
-        """See `Location.read_range`."""
-        data, size, _ = self._get(key, start, stop)
+        """See `Location.read_range`; piece after piece, since many ranges are read at once."""
+        pieces, size = self._pieces(key, start, stop, map)
+        data = pieces[0] if len(pieces) == 1 else memoryview(b"".join(pieces))
         if len(data) < stop - start:
             raise StoreDamaged(f"{key} in {self.url} has {size:,} bytes, and none at {stop - 1:,}")
         return data, size
@@ -193,34 +189,63 @@ class S3Folder:
 
     # One request.
 
+    def _pieces(
+        self, key: str, start: int, stop: int | None, run: Callable[..., Iterable[memoryview]]
+    ) -> tuple[Sequence[memoryview], int]:
+        """A range, or all from `start` on, as far as there is any, of one version; the size."""
+        while True:
+            end = start + _PIECE if stop is None else min(start + _PIECE, stop)
+            try:
+                first, size, tag = self._get(key, start, end)
+                end = size if stop is None else min(stop, size)
+                rest = range(start + len(first), end, _PIECE)
+                return [first, *run(partial(self._piece, key, tag, end), rest)], size
+            except PreconditionError:  # replaced meanwhile: once more, all of one version
+                continue
+
+    def _piece(self, key: str, tag: str | None, end: int, start: int) -> memoryview:
+        return self._get(key, start, min(start + _PIECE, end), tag)[0]
+
     def _get(
         self, key: str, start: int, stop: int, tag: str | None = None
     ) -> tuple[memoryview, int, str | None]:
-        """Bytes of a range, as many as there are; the object's size and its tag."""
+        """Bytes of a range, as many as there are; the object's size and its tag.
 
-        def request() -> tuple[memoryview, int, str | None]:
-            options: Any = {"range": (start, stop)} | ({"if_match": tag} if tag else {})
+        An attempt goes on where the one before it was interrupted.
+        """
+        body, came, size = memoryview(b""), 0, 0
+
+        def request() -> None:
+            nonlocal body, came, size, tag
+            if tag is None:
+                came = 0  # what came might be of another version
+            elif came and came == len(body):
+                return  # only the end of the answer was lost
+            options: Any = {"range": (start + came, stop)} | ({"if_match": tag} if tag else {})
             answer = obstore.get(self._reads, key, options=options)
-            body = memoryview(answer.bytes())
-            size = answer.meta["size"]
+            size, tag = answer.meta["size"], answer.meta["e_tag"]
+            if not came:
+                body = np.empty(min(stop, size) - start, np.uint8).data
+            for some in answer.stream(min_chunk_size=_STEP):
+                end = came + len(some)
+                if end > len(body):
+                    raise TryAgain("the answer was longer than it said")
+                body[came:end] = some
+                came = end
             # A body may be short of what its own header says, without any error.
-            if len(body) != min(stop, size) - start:
-                raise TryAgain(f"the answer was cut short: {len(body):,} bytes")
-            return body, size, answer.meta["e_tag"]
+            if came < len(body):
+                raise TryAgain(f"the answer was cut short: {came:,} of {len(body):,} bytes")
 
         try:
-            return self._attempt(f"GET {key}", request)
+            self._attempt(f"GET {key}", request, progress=lambda: came)
         except Refused as error:
             if error.status != _RANGE_NOT_SATISFIABLE:
                 raise
-            size = self.size(key) or 0
-            return memoryview(b""), size, None
+            return memoryview(b""), self.size(key) or 0, None
+        return body, size, tag
 
     def _delete(self, keys: Sequence[str]) -> None:
         obstore.delete(self._writes, keys)
-
-    def _piece(self, key: str, tag: str | None, start: int) -> memoryview:
-        return self._get(key, start, start + _PIECE, tag)[0]
 
     def _page(self, folder: str, after: str | None) -> Page:
         """What lies below a folder, up to `_KEYS_AT_ONCE`, in the order of keys."""

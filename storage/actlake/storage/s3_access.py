@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,253}[a-z0-9]")
 # Keys that say no end of their life are asked for again after this long.
 _ASK_AGAIN = timedelta(minutes=15)
+_NO_TIMEOUT = timedelta(days=365)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +88,14 @@ def server() -> str:
 def open_client(place: S3Place, *, timeout_s: float) -> "S3Store":
     """A client that makes one attempt a request; `Attempts` makes more.
 
+    Parameters
+    ----------
+    place
+        Where its keys lie.
+    timeout_s
+        How long the server may say nothing: before its answer, or between two bytes of it. While
+        it is sent a body it says nothing.
+
     Raises
     ------
     StoreError
@@ -107,7 +116,9 @@ def open_client(place: S3Place, *, timeout_s: float) -> "S3Store":
         prefix=place.prefix or None,
         client_options={
             "allow_http": url is not None and _may_be_clear(url),
-            "timeout": timedelta(seconds=timeout_s),
+            "read_timeout": timedelta(seconds=timeout_s),
+            # Of a whole request, however steadily its answer comes; obstore's own are 30 s.
+            "timeout": _NO_TIMEOUT,
         },
         retry_config={"max_retries": 0},
         credential_provider=_credentials(place),

@@ -29,6 +29,8 @@ class Fault:
     times: int = 1
     status: int = 500
     code: str = "InternalError"
+    step_s: float = 0.1
+    """Between a twentieth of a slow body and the next."""
 
 
 @dataclass
@@ -65,7 +67,7 @@ class Weather:
                 if fault.method in ("", seen.method) and fault.key in seen.path and fault.times:
                     fault.times -= 1
                     return fault
-            return self.decide(seen) if self.decide is not None else None
+        return self.decide(seen) if self.decide is not None else None
 
 
 class Proxy(BaseHTTPRequestHandler):
@@ -78,6 +80,9 @@ class Proxy(BaseHTTPRequestHandler):
         fault = self.server.weather.next(seen)
         kind = fault.kind if fault else ""
         if kind == "reset":
+            return self._reset()
+        if kind == "silence":
+            self.server.thaw.wait(30)
             return self._reset()
         if fault and kind == "answer":
             return self._answer(fault)
@@ -93,16 +98,16 @@ class Proxy(BaseHTTPRequestHandler):
             return self._reset()
         if fault and kind == "answer after":
             return self._answer(fault)
-        return self._pass_on(response, data, kind)
+        return self._pass_on(response, data, fault)
 
     do_GET = do_PUT = do_HEAD = do_POST = do_DELETE = handle_any
 
-    def _pass_on(self, response: http.client.HTTPResponse, data: bytes, kind: str) -> None:
+    def _pass_on(
+        self, response: http.client.HTTPResponse, data: bytes, fault: Fault | None
+    ) -> None:
+        kind = fault.kind if fault else ""
         if kind == "flip" and data:
-            data = (
-                bytes([*data[: len(data) // 2], data[len(data) // 2] ^ 1])
-                + data[len(data) // 2 + 1 :]
-            )
+            data = _flipped(data)
         if kind == "short":
             data = data[: len(data) // 2]
         self.send_response_only(response.status)
@@ -122,12 +127,12 @@ class Proxy(BaseHTTPRequestHandler):
             self.wfile.flush()
             self.server.thaw.wait(30)
             self.close_connection = True
-        elif kind == "slow":
-            step = max(1, len(data) // 8)
+        elif fault and kind == "slow":
+            step = max(1, len(data) // 20)
             for start in range(0, len(data), step):
                 self.wfile.write(data[start : start + step])
                 self.wfile.flush()
-                time.sleep(0.05)
+                time.sleep(fault.step_s)
         else:
             self.wfile.write(data)
 
@@ -152,6 +157,13 @@ class Proxy(BaseHTTPRequestHandler):
 
     def log_message(self, *_: object) -> None:
         pass
+
+
+def _flipped(data: bytes) -> bytes:
+    """The data with one bit of its middle changed."""
+    spoilt = bytearray(data)
+    spoilt[len(data) // 2] ^= 1
+    return bytes(spoilt)
 
 
 class ProxyServer(ThreadingHTTPServer):

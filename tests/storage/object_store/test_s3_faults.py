@@ -31,6 +31,12 @@ from actlake.storage.location import KeyTaken, locate
 SITE = "resid_post.3"
 
 
+def _starts(weather):
+    """The first byte that each GET has asked for."""
+    ranges = [seen.headers["range"] for seen in weather.seen if seen.method == "GET"]
+    return [int(asked.removeprefix("bytes=").partition("-")[0]) for asked in ranges]
+
+
 @pytest.mark.parametrize("kind", ["answer", "reset", "truncate", "short", "slow"])
 def test_a_read_that_fails_is_made_again_until_it_is_whole(kind, bucket, weather):
     location = locate(bucket.url)
@@ -42,13 +48,119 @@ def test_a_read_that_fails_is_made_again_until_it_is_whole(kind, bucket, weather
     assert weather.count("GET", "key") == (1 if kind == "slow" else 4)
 
 
-def test_a_read_that_stalls_is_made_again(bucket, weather, monkeypatch):
-    monkeypatch.setattr(object_store, "READ_TIMEOUT_S", 0.5)
+@pytest.mark.parametrize("kind", ["stall", "silence"])
+def test_a_read_that_stalls_is_made_again(kind, bucket, weather, monkeypatch):
+    monkeypatch.setattr(object_store, "READ_TIMEOUT_S", 1.0)
     location = locate(bucket.url)
     location.write("key", [b"x" * 100_000])
-    weather.add("stall", "GET", "key", times=2)
+    weather.add(kind, "GET", "key", times=2)
 
     assert location.read("key") == b"x" * 100_000
+    assert weather.count("GET", "key") == 3
+
+
+def test_a_slow_and_steady_server_is_listened_to_for_as_long_as_it_takes(
+    bucket, weather, monkeypatch
+):
+    monkeypatch.setattr(object_store, "READ_TIMEOUT_S", 1.0)
+    location = locate(bucket.url)
+    data = bytes(range(256)) * 4000
+    location.write("key", [data])
+    weather.add("slow", "GET", "key", times=2)  # two seconds, a twentieth every tenth of a second
+
+    assert location.read("key") == data
+    assert bytes(location.read_range("key", 100, 900_000)[0]) == data[100:900_000]
+    assert weather.count("GET", "key") == 2
+
+
+@pytest.mark.parametrize("kind", ["stall", "truncate", "short"])
+def test_an_answer_that_stops_midway_is_gone_on_with_from_there(kind, bucket, weather, monkeypatch):
+    monkeypatch.setattr(object_store, "READ_TIMEOUT_S", 2.0 if kind == "stall" else 30.0)
+    location = locate(bucket.url)
+    data = random.Random(0).randbytes(2**22)
+    location.write("key", [data])
+    weather.add(kind, "GET", "key", times=3)  # a half, a quarter, an eighth
+
+    assert location.read("key") == data
+    starts = _starts(weather)
+    assert len(starts) == 4
+    for start, rest in zip(starts[1:], (2**21, 2**20, 2**19), strict=True):
+        assert 0 <= 2**22 - rest - start < 3 * 2**16  # what of a step had come is asked for again
+
+
+def test_what_has_stopped_midway_and_was_replaced_is_read_from_the_beginning(bucket, weather):
+    location, other = locate(bucket.url), locate(bucket.url)
+    location.write("key", [b"1" * 2**20])
+    weather.add("truncate", "GET", "key")
+
+    def decide(seen):
+        if seen.method == "GET" and weather.count("GET", "key") == 2:
+            other.write("key", [b"2" * 2**20])
+
+    weather.decide = decide
+
+    assert location.read("key") == b"2" * 2**20
+    assert [start > 0 for start in _starts(weather)] == [False, True, False]
+
+
+def test_patience_does_not_end_while_more_and_more_comes(bucket, weather, monkeypatch):
+    monkeypatch.setattr(object_store, "READ_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(attempts, "GIVE_UP_S", 1.2)
+    location = locate(bucket.url)
+    data = random.Random(0).randbytes(2**22)
+    location.write("key", [data])
+    weather.add("stall", "GET", "key", times=5)
+
+    assert location.read("key") == data
+
+
+@pytest.mark.slow
+def test_an_answer_may_take_longer_than_obstore_gives_it_by_itself(bucket, weather, monkeypatch):
+    monkeypatch.setattr(object_store, "READ_TIMEOUT_S", 5.0)
+    location = locate(bucket.url)
+    location.write("key", [bytes(2**20)])
+    weather.add("slow", "GET", "key", step_s=1.6)  # 32 s; obstore's own limit is 30 s
+
+    assert location.read("key") == bytes(2**20)
+    assert weather.count("GET", "key") == 1
+
+
+def test_no_request_asks_for_more_than_a_piece(bucket, weather, monkeypatch):
+    monkeypatch.setattr(object_store, "_PIECE", 2**16)
+    location = locate(bucket.url)
+    data = random.Random(0).randbytes(10 * 2**16 + 7)
+    location.write("key", [data])
+
+    found, size = location.read_range("key", 5, len(data) - 1)
+
+    assert bytes(found) == data[5:-1]
+    assert size == len(data)
+    assert location.read("key") == data
+    asked = [seen.headers["range"] for seen in weather.seen if seen.method == "GET"]
+    bounds = [one.removeprefix("bytes=").split("-") for one in asked]
+    assert len(bounds) == 2 * 11
+    assert all(int(last) - int(first) < 2**16 for first, last in bounds)
+
+
+def test_a_range_is_of_one_version_also_where_it_is_replaced_meanwhile(
+    bucket, weather, monkeypatch
+):
+    monkeypatch.setattr(object_store, "_PIECE", 2**16)
+    location, other = locate(bucket.url), locate(bucket.url)
+    location.write("key", [b"1" * 2**18])
+    replaced = []
+
+    def decide(seen):
+        if seen.method == "GET" and not replaced and weather.count("GET", "key") == 2:
+            replaced.append(True)
+            other.write("key", [b"2" * 2**18])
+
+    weather.decide = decide
+
+    data, _ = location.read_range("key", 0, 2**18)
+
+    assert replaced
+    assert bytes(data) == b"2" * 2**18
 
 
 @pytest.mark.parametrize("kind", ["answer", "answer after", "reset", "reset after"])
