@@ -9,7 +9,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from actlake.platform.corpus import Builtin, CorpusConfig, Files, HubDataset, SplitByColumn
+from actlake.platform.corpus import (
+    Beginning,
+    Builtin,
+    CorpusConfig,
+    Files,
+    HubDataset,
+    SplitByColumn,
+    corpus_provenance,
+)
 from actlake.platform.corpus.errors import (
     ColumnMissing,
     CorpusNotFound,
@@ -73,6 +81,64 @@ def test_several_patterns_share_a_root_and_read_each_file_once(texts):
     found = read(Files(path=(f"{texts}/a/**/*", f"{texts}/*.txt", f"{texts}/b.txt")))
 
     assert [p.id for p in found] == ["a/deep/y.txt", "a/z.md", "b.txt"]
+
+
+@pytest.fixture
+def brackets(tmp_path):
+    """Folders and files whose names would be patterns for their neighbours."""
+    for name in ("set[1]", "set1", "set?", "setx", "deep/set[1]", "deep/set1"):
+        folder = tmp_path / "all" / name
+        folder.mkdir(parents=True)
+        (folder / "a.txt").write_text(name)
+    (tmp_path / "all" / "b[1].txt").write_text("b[1]")
+    (tmp_path / "all" / "b1.txt").write_text("b1")
+    (tmp_path / "all" / "*.txt").write_text("star")
+    return tmp_path / "all"
+
+
+@pytest.mark.parametrize(
+    ("pattern", "texts", "names"),
+    [
+        ("set[1]", ["set[1]"], ["a.txt"]),
+        ("set[1]/*.txt", ["set[1]"], ["a.txt"]),
+        ("set[1]/**/*.txt", ["set[1]"], ["a.txt"]),
+        ("set?/*.txt", ["set?"], ["a.txt"]),
+        ("b[1].txt", ["b[1]"], ["b[1].txt"]),
+        ("*.txt", ["star"], ["*.txt"]),
+        ("**/set[1]/*.txt", ["deep/set[1]", "set[1]"], ["deep/set[1]/a.txt", "set[1]/a.txt"]),
+        ("set[1-1]/*.txt", ["set1"], ["set1/a.txt"]),
+    ],
+)
+def test_a_name_that_exists_is_a_name_and_not_a_pattern(brackets, pattern, texts, names):
+    found = read_files(brackets / pattern)
+
+    assert [p.text for p in found] == texts
+    assert [p.id for p in found] == names
+
+
+def test_a_pattern_of_brackets_is_one_where_nothing_is_called_so(brackets):
+    for folder in (brackets / "set[1]", brackets / "deep" / "set[1]"):
+        (folder / "a.txt").unlink()
+        folder.rmdir()
+
+    assert [p.text for p in read_files(brackets / "set[1]" / "*.txt")] == ["set1"]
+
+
+def test_names_with_brackets_say_nothing_of_the_machine(brackets):
+    files = CorpusConfig(source=Files(path=str(brackets / "set[1]" / "*.txt")))
+    never = Beginning("never", (), (), "asked for")
+
+    assert corpus_provenance(files, never)["source"]["path"] == ["*.txt"]
+
+
+def test_a_data_set_folder_that_would_be_read_as_a_pattern_is_refused(tmp_path):
+    for name in ("set[1]", "set1"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.jsonl").write_text(json.dumps({"text": name}))
+
+    with pytest.raises(CorpusNotFound, match=r"set\[1\]'[\s\S]*hint: rename the folder"):
+        read(HubDataset(dataset=str(tmp_path / "set[1]")))
+    assert [p.text for p in read(HubDataset(dataset=str(tmp_path / "set1")))] == ["set1"]
 
 
 def test_a_pattern_that_matches_nothing_is_refused(texts):

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -160,6 +161,14 @@ def test_a_folder_that_is_not_there_is_told_from_a_hub_id() -> None:
         resolve_model(ModelConfig(name="./models/mine"))
     with pytest.raises(ModelNotFound, match=r"There is no GGUF file 'mine\.gguf'"):
         resolve_model(ModelConfig(name="mine.gguf"))
+
+
+def test_a_folder_is_a_folder_whatever_its_name_ends_in(
+    tiny_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(tiny_folder("llama"), tmp_path / "mine.gguf"))
+
+    assert resolve_model(ModelConfig(name=str(folder))).family == "llama"
 
 
 def test_a_folder_without_a_configuration_says_what_it_holds(tmp_path: Path) -> None:

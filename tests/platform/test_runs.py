@@ -288,3 +288,19 @@ def test_what_a_killed_process_left_is_removed_and_what_a_live_one_holds_is_not(
         pass
 
     assert [path.name for path in tmp_path.iterdir()] == ["sae"]
+
+
+def test_a_folder_with_brackets_in_its_name_does_not_sweep_its_neighbours_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(runs, "_STALE_AFTER_S", -1)
+    neighbours, own = tmp_path / ".set1.x.partial", tmp_path / ".set[1].x.partial"
+    neighbours.mkdir()
+    own.mkdir()
+    time.sleep(0.01)
+
+    with whole_folder(tmp_path / "set[1]"):
+        pass
+
+    assert neighbours.exists()
+    assert not own.exists()

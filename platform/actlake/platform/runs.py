@@ -18,6 +18,7 @@ and no host name, user name, environment or command line.
 """
 
 import fcntl
+import glob
 import importlib.metadata
 import json
 import os
@@ -259,7 +260,7 @@ def _refuse_existing(to: Path) -> None:
 
 def _sweep(to: Path) -> None:
     """Remove half-made folders for `to` whose owners are gone."""
-    for left in to.parent.glob(f".{to.name}.*.partial"):
+    for left in to.parent.glob(f".{glob.escape(to.name)}.*.partial"):
         with suppress(OSError):
             if time.time() - left.stat().st_mtime > _STALE_AFTER_S and _is_unlocked(left):
                 shutil.rmtree(left)

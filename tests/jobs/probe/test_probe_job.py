@@ -236,6 +236,14 @@ def test_a_damaged_probe_is_named(outcome, tmp_path: Path) -> None:
         outcome.probe("mark", "resid_post.1")
 
 
+def test_a_task_with_brackets_in_its_name_is_not_its_neighbour(outcome, tmp_path: Path) -> None:
+    for task in ("mark[1]", "mark1"):
+        (tmp_path / "probes" / task / "rows" / "resid_post.2" / "ridge").mkdir(parents=True)
+    result = replace(outcome, folder=tmp_path)
+
+    assert result.probe("mark[1]", "resid_post.2").parents[2].name == "mark[1]"
+
+
 def test_the_record_says_what_was_done(outcome) -> None:
     record = json.loads((outcome.folder / "run.json").read_text())
 

@@ -16,6 +16,7 @@ and appears when all of it is there. Sites that are done are kept beside it unti
 and called again, the job goes on with the others.
 """
 
+import glob
 import logging
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -101,7 +102,9 @@ class ProbeResult:
         stored = str(Site.parse(site).stored)
         where = self.folder / "probes"
         found = sorted(
-            where.glob(f"{folder_of(task, pooling or '*', offset)}/{stored}/{kind or '*'}")
+            where.glob(
+                f"{folder_of(glob.escape(task), pooling or '*', offset)}/{stored}/{kind or '*'}"
+            )
         )
         if not offset:
             found = [path for path in found if "@" not in path.parts[-3]]

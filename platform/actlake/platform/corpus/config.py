@@ -36,7 +36,8 @@ class Files:
 
     path: str | tuple[str, ...]
     """A file, a folder (all files below it) or a pattern such as ``texts/**/*.txt``; or several.
-    Files are read in the order of their paths; hidden ones are left out."""
+    Files are read in the order of their paths; hidden ones are left out. A name that exists is
+    meant as it is, also with ``*``, ``?`` or ``[ ]`` in it."""
 
     format: Literal["auto"] | FileFormat = "auto"
     """How to read the files; `auto` goes by suffix and refuses a suffix it does not know."""

@@ -1,7 +1,8 @@
 """Stream a data set with the Hugging Face package `datasets`, which only this file imports."""
 
+import glob
 from collections.abc import Iterable, Iterator
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 
 from actlake.platform.corpus.config import HubDataset
@@ -47,7 +48,19 @@ def dataset_name(source: HubDataset) -> str:
     return "/".join(part for part in (name, source.subset, source.dataset_split) if part)
 
 
+def _refuse_pattern(source: HubDataset) -> None:
+    """Refuse a local folder whose path `datasets` would read as a pattern for other folders."""
+    place = Path(source.dataset).expanduser().resolve()
+    if place.is_dir() and glob.has_magic(str(place)):
+        raise CorpusNotFound(
+            f"The package datasets reads * ? and [ ] in the path {str(place)!r} as a pattern, and "
+            "would open another folder\n"
+            "hint: rename the folder, or read its JSONL or Parquet files with corpus.source.path"
+        )
+
+
 def _open(source: HubDataset) -> Any:
+    _refuse_pattern(source)
     try:
         from datasets import load_dataset
     except ImportError as error:

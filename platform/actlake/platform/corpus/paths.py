@@ -1,5 +1,8 @@
 """Which files a path or pattern means, in which order, and what they are called.
 
+A name that exists is a name, not a pattern: ``set[1]/*.txt`` is in the folder ``set[1]`` where
+there is one, and in ``set1`` only where there is none.
+
 A file's name is its path below the root: the folder given, or the part of a pattern before its
 first wildcard, or, with several patterns, what their roots have in common. Names are the same on
 every machine.
@@ -78,29 +81,47 @@ def _absolute(pattern: str) -> Path:
 
 
 def _root(place: Path) -> Path:
-    if place.is_dir():
-        return place
-    if place.exists():
-        return place.parent
-    parts = place.parts
-    wild = next((i for i, part in enumerate(parts) if glob.has_magic(part)), len(parts) - 1)
-    return Path(*parts[:wild])
+    """The folder given, or what stands before the first part that is a pattern or a file."""
+    root = Path(place.anchor)
+    for part in place.parts[1:-1]:
+        if _is_pattern(root, part):
+            return root
+        root /= part
+    return place if place.is_dir() else root
+
+
+def _is_pattern(folder: Path, part: str) -> bool:
+    return glob.has_magic(part) and not os.path.lexists(folder / part)
 
 
 def _matches(pattern: str, place: Path) -> list[Path]:
-    if place.is_file():
-        return [place]
-    everything = str(Path(glob.escape(str(place))) / "**") if place.is_dir() else str(place)
-    # Not Path.glob, which takes hidden files too and, before Python 3.13, ends ``**`` on folders.
-    found = map(Path, glob.iglob(everything, recursive=True))  # noqa: PTH207
+    found = [Path(place.anchor)]
+    for part in place.parts[1:]:
+        found = _inside(found, part)
+    if place.is_dir():
+        found = _inside(found, "**")
     files = [path for path in found if path.is_file()]
     if not files:
         raise CorpusNotFound(
             f"No file matches {pattern!r} (looked for in {str(_root(place))!r})\n"
-            "hint: give a file, a folder or a quoted pattern such as 'texts/**/*.txt'; hidden "
-            "files are left out"
+            "hint: give a file, a folder or a quoted pattern such as 'texts/**/*.txt', in which "
+            "* ? and [ ] stand for themselves in names that exist; hidden files are left out"
         )
     return files
+
+
+def _inside(folders: list[Path], part: str) -> list[Path]:
+    """What one part of a path means in these folders: what is called so, else what matches."""
+    named = [folder / part for folder in folders if os.path.lexists(folder / part)]
+    if named or not glob.has_magic(part):
+        return named
+    # Not Path.glob, which takes hidden files too and, before Python 3.13, ends ``**`` on folders.
+    matching = [
+        folder / found
+        for folder in folders
+        for found in glob.iglob(part, root_dir=folder, recursive=True)  # noqa: PTH207
+    ]
+    return [*folders, *matching] if part == "**" else matching
 
 
 def _format(path: Path) -> FileFormat:

@@ -61,10 +61,10 @@ def locate(name: str, revision: str, *, with_code: bool = False) -> Located:
         The folder's weights are not all there.
     """
     path = Path(name).expanduser()
-    if path.is_file() or name.endswith(".gguf"):
-        return _gguf(path, revision)
     if path.is_dir():
         return _folder(path, revision, with_code=with_code)
+    if path.is_file() or name.endswith(".gguf"):
+        return _gguf(path, revision)
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise ModelNotFound(
             f"There is no folder {name!r}\n"
