@@ -43,13 +43,13 @@ PNG = base64.b64decode(
 @pytest.fixture(autouse=True)
 def wandb_at_home_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No login, no setting of the person who runs the tests, nothing written outside."""
-    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_SERVICE", "WANDB_PROJECT", "WANDB_ENTITY"):
-        monkeypatch.delenv(name, raising=False)
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
     home = tmp_path / "home"
     home.mkdir()
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.setenv("NETRC", str(home / "netrc"))
-    for name in ("WANDB_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR", "WANDB_CONFIG_DIR"):
+    for name in ("WANDB_CACHE_DIR", "WANDB_DATA_DIR", "WANDB_CONFIG_DIR"):
         monkeypatch.setenv(name, str(home / name.lower()))
 
 
@@ -571,12 +571,16 @@ class FakeWandb:
         class CommError(Exception):
             pass
 
-    def __init__(self, base_url: str) -> None:
-        self.settings = SimpleNamespace(base_url=base_url)
-        self.started: list[dict[str, Any]] = []
+        class UsageError(Exception):
+            pass
 
-    def setup(self) -> "FakeWandb":
-        return self
+    def __init__(self, base_url: str) -> None:
+        self.settings = SimpleNamespace(
+            base_url=base_url, model_fields_set=set(), run_name=None, run_id=None
+        )
+        singleton = SimpleNamespace(singleton=lambda: self)
+        self.sdk = SimpleNamespace(wandb_setup=singleton)
+        self.started: list[dict[str, Any]] = []
 
     def login(self, *, prompt: bool, verify: bool) -> bool:
         assert (prompt, verify) == (False, False)
@@ -585,11 +589,11 @@ class FakeWandb:
     def Settings(self, **given: Any) -> dict[str, Any]:
         return given
 
-    def init(self, *, mode: str, **given: Any) -> Any:
-        self.started.append({"mode": mode, **given})
-        if mode == "online":
+    def init(self, *, config: dict[str, Any], settings: dict[str, Any]) -> Any:
+        self.started.append(settings)
+        if settings["mode"] == "online":
             raise self.errors.CommError("timed out")
-        return FakeRun(Path(given["dir"]))
+        return FakeRun(Path(settings["root_dir"]))
 
 
 class FakeRun:
@@ -643,7 +647,7 @@ def test_a_run_whose_server_opens_nothing_is_kept_offline_and_that_is_said_loudl
 ):
     opened(tmp_path, TrackingConfig()).finish()
 
-    started = [(start["mode"], start["id"], start["name"]) for start in logged_in.started]
+    started = [(start["mode"], start["run_id"], start["run_name"]) for start in logged_in.started]
     assert started == [("online", "run-1", "run-1"), ("offline", "run-1-offline", "run-1")]
     (said,) = warnings_of(caplog)
     assert "did not open the run, so it is kept offline: timed out" in said

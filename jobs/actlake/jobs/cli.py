@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from actlake.platform.telemetry import turn_off_telemetry
 from actlake.storage import ActlakeError
 
 Run = Callable[[Sequence[str]], int]
@@ -137,6 +138,7 @@ def run(arguments: Sequence[str]) -> int:
         _print(f"actlake: there is no command {name!r}\n{nearest(name, COMMANDS)}", err=True)
         return 2
     _configure_logging()
+    turn_off_telemetry()
     try:
         return COMMANDS[name].load()(rest)
     except ActlakeError as error:

@@ -51,7 +51,7 @@ from actlake.platform.cluster.worker_plan import WorkerPlan, joins_cluster
 from actlake.platform.config import to_dict
 from actlake.platform.corpus import Progress
 from actlake.platform.models import ResolvedModel
-from actlake.platform.tracking import TrackedRun, Tracker, open_tracker
+from actlake.platform.tracking import TrackedRun, Tracker, check_wandb, open_tracker, run_id_of
 from actlake.storage import ActivationStore, Lease, Site, UnitSet, add_sites, open_store
 from actlake.storage.create import MANIFEST
 from actlake.storage.ledger import ShardRecord
@@ -131,6 +131,7 @@ def harvest(
         Anything else that is refused; the message says what, and what to do.
     """
     console = console or Console(stderr=True)
+    check_wandb(config.tracking)
     model, workers = resolve(config)
     threads = workers.threads
     with ExitStack() as stack:
@@ -328,8 +329,7 @@ def _tracker(config: HarvestConfig, store: ActivationStore) -> TrackedRun:
         log = cache_folder() / "log" / hashlib.sha256(store.url.encode()).hexdigest()[:12]
         logger.info("The log of %s is kept in %s", store.url, log)
     sites = ",".join(map(str, stored_sites(config.sites)))
-    identity = hashlib.sha256(f"{store.fingerprint} {sites}".encode()).hexdigest()[:12]
-    run_id = f"harvest-{identity}"
+    run_id = run_id_of("harvest", [store.fingerprint, sites], store.url)
     return open_tracker(
         config.tracking,
         run_id=run_id,

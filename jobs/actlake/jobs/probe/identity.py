@@ -46,8 +46,7 @@ def parts_folder(config: ProbeConfig, opened: Opened) -> Path:
     return out.with_name(f".{out.name}.sites") / key
 
 
-def run_id_of(config: ProbeConfig, opened: Opened) -> str:
-    """Name of a run for its tracker, the same when it is resumed."""
+def identity_of(config: ProbeConfig, opened: Opened) -> list[object]:
+    """What a run's numbers depend on, JSON-able."""
     decides = what_decides(to_dict(config), NOT_THE_RESULT)
-    payload = json_text([decides, opened.store.fingerprint, labels_digest(config, opened.store)])
-    return f"{JOB}-{hashlib.sha256(payload.encode()).hexdigest()[:12]}"
+    return [decides, opened.store.fingerprint, labels_digest(config, opened.store)]

@@ -36,9 +36,9 @@ from actlake.jobs.probe.examples import folder_of
 from actlake.jobs.probe.identity import (
     JOB,
     NOT_THE_RESULT,
+    identity_of,
     inputs_of,
     parts_folder,
-    run_id_of,
     what_decides,
 )
 from actlake.jobs.probe.opening import Opened, open_config
@@ -60,7 +60,7 @@ from actlake.platform.compute_threads import compute_threads
 from actlake.platform.config import to_dict
 from actlake.platform.plain_json import json_text
 from actlake.platform.runs import RunRecord, whole_folder
-from actlake.platform.tracking import Tracker, open_tracker
+from actlake.platform.tracking import Tracker, check_wandb, open_tracker, run_id_of
 from actlake.storage import Site
 from actlake.storage.location import LocalFolder
 from actlake.storage.provenance import shortened
@@ -165,6 +165,7 @@ def train_probes(config: ProbeConfig, *, console: Console | None = None) -> Prob
     opened = open_config(config)
     if done := _result_that_is_there(config, opened):
         return done
+    check_wandb(config.tracking)
     out = Path(config.out)
     record = RunRecord.start(
         JOB, to_dict(config), inputs=inputs_of(config, opened.store), seed=config.seed
@@ -179,8 +180,9 @@ def train_probes(config: ProbeConfig, *, console: Console | None = None) -> Prob
         say(plan_of(config, opened), console)
         with open_tracker(
             config.tracking,
-            run_id=run_id_of(config, opened),
+            run_id=run_id_of(JOB, identity_of(config, opened), out),
             folder=folder / "log",
+            final_folder=out / "log",
             job_type=JOB,
             config_dict=to_dict(config),
         ) as tracker:

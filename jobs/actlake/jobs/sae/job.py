@@ -48,7 +48,7 @@ from actlake.platform.cluster import (
 from actlake.platform.cluster.interrupts import current_handlers, stop_flag, stops_at_once
 from actlake.platform.config import from_dict, to_dict
 from actlake.platform.runs import FILE, Input, ResultExists, RunRecord
-from actlake.platform.tracking import TrackedRun, open_tracker
+from actlake.platform.tracking import TrackedRun, check_wandb, open_tracker
 from actlake.storage.provenance import differences
 
 logger = logging.getLogger(__name__)
@@ -123,6 +123,7 @@ def train_saes(config: SAEConfig, *, console: Console | None = None) -> SAEResul
     if record is not None and record.finished is not None:
         logger.info("%s is complete already", opened.out)
         return SAEResult(opened.out, opened.specs, record.metrics, was_there=True)
+    check_wandb(config.tracking)
     say(plan_opened(opened), console)
     with _only_one(opened.out):
         record = record or _begin(opened)
@@ -288,11 +289,13 @@ def _conclude(opened: Opened, worked: Sequence[Worked], record: RunRecord) -> di
 
 def _report_tracker(opened: Opened) -> TrackedRun:
     """A run of its own for what compares several SAEs."""
-    tracking = opened.config.tracking
     return open_tracker(
-        replace(tracking, group=tracking.group or group_id(opened)),
+        opened.config.tracking,
         run_id=f"{group_id(opened)}-report",
         folder=opened.out / "log",
         job_type=f"{JOB}-report",
         config_dict=to_dict(opened.config),
+        label="report",
+        group=group_id(opened),
+        is_one_of_several=True,
     )

@@ -4,7 +4,7 @@ import hashlib
 import logging
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from actlake.jobs.sae.config import SAEConfig, SAESpec
@@ -18,8 +18,7 @@ from actlake.platform.cluster.process_group import Member
 from actlake.platform.cluster.worker_plan import WorkerPlan
 from actlake.platform.compute_threads import compute_threads
 from actlake.platform.config import to_dict
-from actlake.platform.plain_json import json_text
-from actlake.platform.tracking import TrackedRun, open_tracker
+from actlake.platform.tracking import TrackedRun, open_tracker, run_id_of
 
 logger = logging.getLogger(__name__)
 
@@ -85,20 +84,19 @@ def work_on(opened: Opened, member: Member) -> Worked:
 
 def track(opened: Opened, spec: SAESpec, resume_step: int | None) -> TrackedRun:
     """The tracker of one SAE; what was logged after `resume_step` is cut off."""
-    tracking = opened.config.tracking
-    group = tracking.group or group_id(opened)
-    name = str(spec.name) if tracking.name is None else f"{tracking.name} {spec.name}"
     return open_tracker(
-        replace(tracking, group=group, name=name),
+        opened.config.tracking,
         run_id=f"{group_id(opened)}-{hashlib.sha256(str(spec.name).encode()).hexdigest()[:6]}",
         folder=Path(opened.out) / str(spec.name),
         job_type=JOB,
         config_dict={**to_dict(opened.config), "sae": to_dict(spec), "saes": [], "grid": {}},
         resume_step=resume_step,
+        label=str(spec.name),
+        group=group_id(opened),
+        is_one_of_several=len(opened.specs) > 1,
     )
 
 
 def group_id(opened: Opened) -> str:
     """Identity of the whole training, the same when it goes on."""
-    payload = json_text([opened.identity, opened.out.name])
-    return f"{JOB}-{hashlib.sha256(payload.encode()).hexdigest()[:12]}"
+    return run_id_of(JOB, opened.identity, opened.out)

@@ -15,7 +15,6 @@ and appears when all of it is there. Moments are kept beside it; killed and call
 pass over the rows goes on from its last checkpoint, and fits begin again (they take seconds).
 """
 
-import hashlib
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -38,9 +37,8 @@ from actlake.platform.cluster import plan_workers, session, threads_here
 from actlake.platform.cluster.interrupts import stops_at_once
 from actlake.platform.compute_threads import compute_threads
 from actlake.platform.config import to_dict
-from actlake.platform.plain_json import json_text
 from actlake.platform.runs import Input, RunRecord, whole_folder
-from actlake.platform.tracking import open_tracker
+from actlake.platform.tracking import check_wandb, open_tracker, run_id_of
 
 logger = logging.getLogger(__name__)
 
@@ -134,6 +132,7 @@ def fit_transport(config: TransportConfig, *, console: Console | None = None) ->
     opened = open_config(config)
     if done := _result_that_is_there(config, opened):
         return done
+    check_wandb(config.tracking)
     say(_plan(opened), console)
     record = RunRecord.start(JOB, to_dict(config), inputs=_inputs(config, opened), seed=config.seed)
     with (
@@ -144,8 +143,9 @@ def fit_transport(config: TransportConfig, *, console: Console | None = None) ->
         moments = _moments(config, opened, console)
         with open_tracker(
             config.tracking,
-            run_id=_run_id(config, opened),
+            run_id=run_id_of(JOB, [what_decides(to_dict(config)), opened.request.key], config.out),
             folder=folder / "log",
+            final_folder=Path(config.out) / "log",
             job_type=JOB,
             config_dict=to_dict(config),
         ) as tracker:
@@ -184,11 +184,6 @@ def what_decides(config: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a configuration that the numbers depend on."""
     decisive = {name: part for name, part in config.items() if name not in _NOT_THE_RESULT}
     return {**decisive, "precision": config["moments"]["precision"]}
-
-
-def _run_id(config: TransportConfig, opened: Opened) -> str:
-    payload = json_text([what_decides(to_dict(config)), opened.request.key])
-    return f"{JOB}-{hashlib.sha256(payload.encode()).hexdigest()[:12]}"
 
 
 def _result_that_is_there(config: TransportConfig, opened: Opened) -> TransportResult | None:

@@ -38,6 +38,7 @@ from actlake.platform.cluster.errors import (
 from actlake.platform.cluster.interrupts import current_handlers, stop_flag
 from actlake.platform.cluster.resources import Resources, of_ray, total
 from actlake.platform.cluster.same_code import check_same_code
+from actlake.platform.telemetry import turn_off_telemetry
 from actlake.storage.processes import is_gone, this_process
 
 logger = logging.getLogger(__name__)
@@ -169,7 +170,7 @@ def _joined(address: str, config: ClusterConfig) -> Iterator[None]:
 
 @contextmanager
 def _initialized(address: str, config: ClusterConfig, **options: Any) -> Iterator[None]:
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    turn_off_telemetry()
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # the pool hears of every one
     # Workers would inherit the driver's W&B service and then find their run "in use".
     os.environ.pop("WANDB_SERVICE", None)

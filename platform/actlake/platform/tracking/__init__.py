@@ -17,8 +17,9 @@ wandb is imported only when a run is opened that uses it.
 from actlake.platform.tracking.config import TrackingConfig
 from actlake.platform.tracking.jsonl import JsonLinesTracker, read_metrics
 from actlake.platform.tracking.memory import MemoryTracker
-from actlake.platform.tracking.opening import TrackedRun, open_tracker
+from actlake.platform.tracking.opening import TrackedRun, open_tracker, run_id_of
 from actlake.platform.tracking.tracker import Tracker, TrackingError
+from actlake.platform.tracking.wandb_runs import check_wandb
 
 __all__ = [
     "JsonLinesTracker",
@@ -27,6 +28,8 @@ __all__ = [
     "Tracker",
     "TrackingError",
     "TrackingConfig",
+    "check_wandb",
     "open_tracker",
     "read_metrics",
+    "run_id_of",
 ]

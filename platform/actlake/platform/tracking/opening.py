@@ -1,11 +1,13 @@
 """Open the trackers of a run as one."""
 
+import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from actlake.platform.plain_json import json_text
 from actlake.platform.tracking.config import TrackingConfig
 from actlake.platform.tracking.jsonl import JsonLinesTracker
 from actlake.platform.tracking.tracker import Tracker, TrackingError, Value
@@ -22,6 +24,10 @@ def open_tracker(
     job_type: str,
     config_dict: Mapping[str, Any],
     resume_step: int | None = None,
+    label: str | None = None,
+    group: str | None = None,
+    is_one_of_several: bool = False,
+    final_folder: Path | None = None,
 ) -> "TrackedRun":
     """The JSONL file of a run, and its W&B run unless that is disabled.
 
@@ -32,8 +38,9 @@ def open_tracker(
     config
         How to track.
     run_id
-        Identity of the run, the same when it is resumed: derive it from what the run is, such
-        as a store's fingerprint. Letters, digits and ``_ . -``, at most 64.
+        Identity of the run, the same when it is resumed and no other's: derive it, by
+        `run_id_of`, from what the run is and where its result is to be. Letters, digits and
+        ``_ . -``, at most 64.
     folder
         Folder of the run; everything is written below it. Made when it is missing.
     job_type
@@ -43,6 +50,14 @@ def open_tracker(
     resume_step
         Step of the checkpoint from which the run goes on: what was logged for later steps is
         cut from the JSONL file, and W&B ignores it. None for a new run.
+    label
+        What W&B shows as the run's name where nobody has named it; the id if left out.
+    group
+        W&B group where neither the configuration nor the environment says one.
+    is_one_of_several
+        The job opens others, too: a name or id that comes from outside gets `label` behind it.
+    final_folder
+        What `folder` will be called when the run has ended, where that is not its name now.
 
     Returns
     -------
@@ -63,12 +78,29 @@ def open_tracker(
     lines = JsonLinesTracker(folder, resume_step=resume_step)
     try:
         wandb = open_wandb(
-            config, run_id=run_id, folder=folder, job_type=job_type, config_dict=config_dict
-        )
+            config, run_id=run_id, folder=folder, job_type=job_type, config_dict=config_dict,
+            label=label, group=group, is_one_of_several=is_one_of_several,
+            final_folder=final_folder,
+        )  # fmt: skip
     except BaseException:
         lines.finish(failed=True)
         raise
     return TrackedRun([lines] if wandb is None else [lines, wandb])
+
+
+def run_id_of(job: str, identity: Any, place: str | Path) -> str:
+    """The id of a run: what it is, and the path or URL of its result.
+
+    The same job into another folder is another run; what goes on in its folder is the same one.
+
+    Parameters
+    ----------
+    identity
+        JSON-able: what the numbers depend on.
+    """
+    where = str(place) if "://" in str(place) else str(Path(place).expanduser().resolve())
+    payload = json_text([identity, where])
+    return f"{job}-{hashlib.sha256(payload.encode()).hexdigest()[:12]}"
 
 
 class TrackedRun:

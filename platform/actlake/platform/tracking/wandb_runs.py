@@ -5,7 +5,8 @@ server cannot be reached a run is kept offline, and when W&B fails in the middle
 once and the JSONL file goes on alone.
 
 What W&B gathers by itself is switched off (command line, host and user names, git remote,
-installed packages, console): the record of a run is `actlake.platform.runs.RunRecord`.
+installed packages, console, metrics of itself), unless the environment asks for it: the record of a
+run is `actlake.platform.runs.RunRecord`.
 """
 
 import base64
@@ -18,9 +19,10 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any
 
 from actlake.platform.redact import without_secrets
+from actlake.platform.telemetry import turn_off_telemetry
 from actlake.platform.tracking.config import TrackingConfig
 from actlake.platform.tracking.tracker import (
     Tracker,
@@ -31,8 +33,13 @@ from actlake.platform.tracking.tracker import (
     page_text,
     png_bytes,
 )
-
-Mode = Literal["online", "offline", "disabled"]
+from actlake.platform.tracking.wandb_environment import (
+    Mode,
+    left_to_us,
+    mend_environment,
+    mode_of_environment,
+    refused_setting,
+)
 
 PROBE_TIMEOUT_S = 10
 """How long W&B's server may take to answer at all before the run is kept offline."""
@@ -43,8 +50,17 @@ INIT_TIMEOUT_S = 60
 FINISH_TIMEOUT_S = 300
 """How long to wait at the end for uploads; the rest can be sent with ``wandb sync``."""
 
-# W&B writes its file every 15 s by default, which is what a kill would cost.
-_FLUSH_EVERY_S = 1.0
+PROJECT = "actlake"
+"""Where runs go if neither the configuration nor the environment names a project."""
+
+_OURS: dict[str, Any] = {
+    "init_timeout": INIT_TIMEOUT_S, "finish_timeout": FINISH_TIMEOUT_S,
+    "host": "", "console": "off", "silent": True, "disable_git": True, "disable_code": True,
+    "disable_job_creation": True, "x_disable_meta": True, "x_save_requirements": False,
+    # W&B writes its file every 15 s by default, which is what a kill would cost.
+    "x_transaction_log_flush_interval": 1.0,
+}  # fmt: skip
+"""W&B's settings by its own names; any is the user's who has set it."""
 
 logger = logging.getLogger(__name__)
 
@@ -56,8 +72,14 @@ def open_wandb(
     folder: Path,
     job_type: str,
     config_dict: Mapping[str, Any],
+    label: str | None = None,
+    group: str | None = None,
+    is_one_of_several: bool = False,
+    final_folder: Path | None = None,
 ) -> Tracker | None:
     """A W&B run below ``folder/wandb``, new or going on; None when it is disabled.
+
+    What the configuration leaves open is the environment's to say, and then ours.
 
     Parameters
     ----------
@@ -71,26 +93,59 @@ def open_wandb(
         The job, such as ``harvest``.
     config_dict
         Shown with the run, without credentials.
+    label, group, is_one_of_several, final_folder
+        See `open_tracker`.
 
     Raises
     ------
     TrackingError
-        wandb is not installed; or ``online`` is asked for and nobody is logged in.
+        wandb is not installed; ``online`` is asked for and nobody is logged in; or W&B cannot take
+        what the configuration or the environment says.
     """
     if config.wandb == "disabled":
         return None
-    wandb = _import_wandb()
-    mode, reason = _resolve_mode(wandb, config.wandb)
+    wandb, settings = _import_wandb(config.wandb)
+    mode, reason = _resolve_mode(wandb, settings, config.wandb)
     if mode == "disabled":
         logger.info("W&B is disabled: %s", reason)
         return None
     folder.mkdir(parents=True, exist_ok=True)
-    start = _starter(wandb, config, run_id, folder, job_type, config_dict)
+    of_several = label if is_one_of_several else None
+    ours = {
+        **_OURS, "project": PROJECT, "run_group": group, "run_job_type": job_type,
+        "resume": "allow", "root_dir": str(folder),
+    }  # fmt: skip
+    asked = {
+        "project": config.project, "entity": config.entity, "run_group": config.group,
+        "run_tags": config.tags or None,
+        "run_name": _joined(config.name or settings.run_name, of_several, " ") or label or run_id,
+    }  # fmt: skip
+    chosen = left_to_us(settings, ours)
+    chosen |= {name: value for name, value in asked.items() if value is not None}
+    run_id = _joined(settings.run_id, of_several, "-") or run_id
+    start = _starter(wandb, chosen, without_secrets(config_dict))
     run, mode, reason = _start(wandb, start, run_id, mode, reason)
-    logger.info("W&B is %s (%s): %s", mode, reason, _where(run, mode))
+    where = _moved(Path(run.dir).parent, folder, final_folder)
+    logger.info(
+        "W&B is %s (%s): %s",
+        mode, reason, run.url if mode == "online" else f"send it with `wandb sync {where}`",
+    )  # fmt: skip
     if config.step_metric is not None:
         run.define_metric("*", step_metric=config.step_metric)
-    return WandbTracker(wandb, run)
+    return WandbTracker(wandb, run, where)
+
+
+def check_wandb(config: TrackingConfig) -> None:
+    """Refuse what `open_wandb` would, before a job has worked for an hour. Asks no server.
+
+    Raises
+    ------
+    TrackingError
+        As `open_wandb`.
+    """
+    if config.wandb != "disabled":
+        wandb, settings = _import_wandb(config.wandb)
+        _wanted_mode(wandb, settings, config.wandb)
 
 
 def wandb_state(asked: str = "auto") -> tuple[Mode, str]:
@@ -103,15 +158,17 @@ def wandb_state(asked: str = "auto") -> tuple[Mode, str]:
     """
     if asked == "disabled":
         return "disabled", "asked for"
-    return _resolve_mode(_import_wandb(), asked)
+    wandb, settings = _import_wandb(asked)
+    return _resolve_mode(wandb, settings, asked)
 
 
 class WandbTracker:
-    """A run of W&B. Made by `open_wandb`."""
+    """A run of W&B, whose own files will be in `folder`. Made by `open_wandb`."""
 
-    def __init__(self, wandb: Any, run: Any) -> None:
+    def __init__(self, wandb: Any, run: Any, folder: Path) -> None:
         self._wandb = wandb
         self._run = run
+        self._folder = folder
         self._open = True
 
     def log(self, metrics: Mapping[str, float], *, step: int) -> None:
@@ -161,7 +218,7 @@ class WandbTracker:
                 "W&B failed and is left out from here on: %s\n"
                 "hint: all numbers are still in metrics.jsonl; what W&B has so far can be sent "
                 "with `wandb sync %s`",
-                error, Path(self._run.dir).parent,
+                error, self._folder,
             )  # fmt: skip
 
     def _picture(self, png: bytes) -> Any:
@@ -184,7 +241,12 @@ class WandbTracker:
         self._run.log_artifact(artifact)
 
 
-def _import_wandb() -> Any:
+def _import_wandb(asked: str) -> tuple[Any, Any]:
+    """The package, and what it has read from the environment and from its settings files."""
+    mend_environment()
+    turn_off_telemetry()
+    if asked == "offline":  # what else would be sent is what W&B counts of itself
+        os.environ["WANDB_ERROR_REPORTING"] = "false"
     try:
         import wandb
     except ImportError as error:
@@ -192,23 +254,31 @@ def _import_wandb() -> Any:
             "Tracking with W&B needs the package wandb, which is not installed\n"
             'hint: pip install "actlake[platform]", or set tracking.wandb to disabled'
         ) from error
-    return wandb
+    try:
+        # Not by `wandb.setup`, which would start a process.
+        return wandb, wandb.sdk.wandb_setup.singleton().settings
+    except (ValueError, wandb.errors.UsageError) as error:
+        raise refused_setting(error) from error
 
 
-def _resolve_mode(wandb: Any, asked: str) -> tuple[Mode, str]:
-    """What to do, and why. Looks for a login without asking for one."""
+def _resolve_mode(wandb: Any, settings: Any, asked: str) -> tuple[Mode, str]:
+    """What to do, and why."""
+    mode, reason = _wanted_mode(wandb, settings, asked)
+    return _online_if_reached(settings.base_url, reason) if mode == "online" else (mode, reason)
+
+
+def _wanted_mode(wandb: Any, settings: Any, asked: str) -> tuple[Mode, str]:
+    """What to do if the server answers, and why. Looks for a login without asking for one."""
     if asked == "offline":
         return "offline", "asked for"
-    from_environment = os.environ.get("WANDB_MODE")
-    if asked == "auto" and from_environment in ("online", "offline", "disabled"):
-        asked, reason = from_environment, "WANDB_MODE says so"
-        if asked != "online":
-            return cast(Mode, asked), reason
-    else:
-        reason = "asked for"
+    reason = "asked for"
+    if asked == "auto" and (said := mode_of_environment(settings)) is not None:
+        asked, reason = said
+        if said[0] != "online":
+            return said
     logged_in = bool(wandb.login(prompt=False, verify=False))
     if logged_in:
-        return _online_if_reached(wandb, "you are logged in" if asked == "auto" else reason)
+        return "online", "you are logged in" if asked == "auto" else reason
     if asked == "auto":
         return "offline", "nobody is logged in; `wandb login` changes that"
     raise TrackingError(
@@ -218,9 +288,8 @@ def _resolve_mode(wandb: Any, asked: str) -> tuple[Mode, str]:
     )
 
 
-def _online_if_reached(wandb: Any, reason: str) -> tuple[Mode, str]:
+def _online_if_reached(url: str, reason: str) -> tuple[Mode, str]:
     """Ask the server for anything at all, since a failing wandb.init takes a minute to say so."""
-    url = wandb.setup().settings.base_url
     try:
         with urllib.request.urlopen(url, timeout=PROBE_TIMEOUT_S):
             return "online", reason
@@ -237,26 +306,11 @@ def _online_if_reached(wandb: Any, reason: str) -> tuple[Mode, str]:
 
 
 def _starter(
-    wandb: Any,
-    config: TrackingConfig,
-    name: str,
-    folder: Path,
-    job_type: str,
-    config_dict: Mapping[str, Any],
+    wandb: Any, chosen: Mapping[str, Any], config_dict: Mapping[str, Any]
 ) -> Callable[[Mode, str], Any]:
     def start(mode: Mode, run_id: str) -> Any:
-        settings = wandb.Settings(
-            init_timeout=INIT_TIMEOUT_S, finish_timeout=FINISH_TIMEOUT_S,
-            host="", console="off", silent=True, disable_git=True, disable_code=True,
-            disable_job_creation=True, x_disable_meta=True, x_save_requirements=False,
-            x_transaction_log_flush_interval=_FLUSH_EVERY_S,
-        )  # fmt: skip
-        return wandb.init(
-            mode=mode, id=run_id, resume="allow", reinit="create_new", dir=str(folder),
-            project=config.project, entity=config.entity, group=config.group,
-            name=config.name or name, tags=list(config.tags), job_type=job_type,
-            config=without_secrets(config_dict), settings=settings,
-        )  # fmt: skip
+        settings = wandb.Settings(**chosen, mode=mode, run_id=run_id, reinit="create_new")
+        return wandb.init(config=config_dict, settings=settings)
 
     return start
 
@@ -279,6 +333,8 @@ def _start(
             # wandb's process holds the id of the failed run until it ends ("run ID is in use"),
             # and ending it would end all other runs in it.
             return start("offline", f"{run_id}-offline"), "offline", "the server refused"
+    except (ValueError, wandb.errors.UsageError) as error:
+        raise refused_setting(error) from error
     finally:
         # wandb puts the address of its process here for children. A Ray worker that inherits it
         # and is killed leaves its run open in there, and its successor is refused with
@@ -287,7 +343,13 @@ def _start(
             os.environ.pop("WANDB_SERVICE", None)
 
 
-def _where(run: Any, mode: Mode) -> str:
-    if mode == "online":
-        return str(run.url)
-    return f"send it with `wandb sync {Path(run.dir).parent}`"
+def _joined(given: str | None, label: str | None, between: str) -> str | None:
+    """A name from outside, which several runs of a job have to share."""
+    return f"{given}{between}{label}" if given and label else given
+
+
+def _moved(path: Path, folder: Path, final_folder: Path | None) -> Path:
+    """Where a path will be when its folder has its final name."""
+    if final_folder is None or not path.is_relative_to(folder):
+        return path
+    return final_folder / path.relative_to(folder)
