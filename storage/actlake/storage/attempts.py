@@ -5,7 +5,7 @@ short, and what S3 means so but gives another number: 400 RequestTimeout, 409 Op
 After ExpiredToken the credentials are looked for anew, once. Between attempts is a pause drawn
 from 0 to 0.1, 0.2, 0.4, … 10 s (full jitter; Brooker 2015, "Exponential backoff and jitter"), for
 two minutes; for ten seconds where the server has never answered, since a wrong address does not
-become right.
+become right. Any status of HTTP is an answer, also a plea for patience at first contact.
 
 Never shown: what the server wrote but for its error code, since it may repeat what we sent.
 """
@@ -47,7 +47,10 @@ _AGAIN_CODES = frozenset(
 _EXPIRED = frozenset({"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired"})
 _NOT_IMPLEMENTED = 501
 _STATUS = re.compile(r"status code: (\d{3})")
+_IN_BODY = "response body"  # of what fails after the head of an answer
 _CODE = re.compile(r"<Code>(\w{1,64})</Code>")
+_IS_SILENT = ("does not answer", "look at AWS_ENDPOINT_URL, AWS_REGION and the network")
+_SPEAKS = ("answers with errors", "the server has too much to do or is ill: try again later")
 # The process that first used obstore: its threads are not there after a fork.
 _users: list[int] = []
 
@@ -133,6 +136,8 @@ class Attempts:
             try:
                 answer = request()
             except (TryAgain, BaseError, FileNotFoundError) as error:
+                is_answer = _is_answer(error)
+                self._has_answered |= is_answer
                 if not renewed and _status_and_code(error)[1] in _EXPIRED:
                     self._renew()
                     renewed, reason = True, "the credentials had expired"
@@ -146,11 +151,11 @@ class Attempts:
             pause = random.uniform(0, min(LONGEST_PAUSE_S, SHORTEST_PAUSE_S * 2**number))
             patience = GIVE_UP_S if self._has_answered else GIVE_UP_FIRST_S
             if time.monotonic() - began + pause > patience:
+                what, look_at = _SPEAKS if is_answer else _IS_SILENT
                 raise StoreUnreachable(
-                    f"{self._server} does not answer: {deed} of {self._url} failed {number} times "
+                    f"{self._server} {what}: {deed} of {self._url} failed {number} times "
                     f"in {time.monotonic() - began:.0f} s, the last time: {reason}\n"
-                    "hint: look at AWS_ENDPOINT_URL, AWS_REGION and the network; the same command "
-                    "goes on where it stopped"
+                    f"hint: {look_at}; the same command goes on where it stopped"
                 ) from None
             level = logging.WARNING if number > 3 else logging.INFO
             logger.log(
@@ -198,6 +203,15 @@ class Attempts:
         return f"{status} {code}".strip() if status else _in_words(str(error))
 
 
+def _is_answer(error: Exception) -> bool:
+    """Whether a server has said anything, be it an error or a part of an answer."""
+    return (
+        isinstance(error, TryAgain | FileNotFoundError | PreconditionError)
+        or _status_and_code(error)[0] != 0
+        or _IN_BODY in str(error)
+    )
+
+
 def _status_and_code(error: Exception) -> tuple[int, str]:
     """HTTP's number of an answer, 0 where there was none, and the server's word for it."""
     text = str(error)
@@ -212,7 +226,7 @@ def _in_words(text: str) -> str:
         return "timed out"
     if re.search(r"kind: Connect\b|error sending request", text):
         return "no connection"
-    if re.search(r"response body|kind: (Decode|Interrupted)", text):
+    if re.search(rf"{_IN_BODY}|kind: (Decode|Interrupted)", text):
         return "the answer was cut short"
     return head.strip().rpartition(" - ")[2][:100]
 

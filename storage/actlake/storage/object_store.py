@@ -39,6 +39,7 @@ _STEP = 64 * 2**10  # what may come twice when an answer is interrupted
 _LARGEST_PUT = 64 * 2**20
 _PART = 16 * 2**20
 _KEYS_AT_ONCE = 1000  # what one LIST or DELETE takes
+_OF_ZARR = 10  # attempts at what zarr-python asks for
 _MARK = "actlake-attempt"
 Page = list[tuple[str, int]]
 
@@ -140,7 +141,8 @@ class S3Folder:
         from zarr.storage import ObjectStore
 
         below = S3Place(self._place.bucket, f"{self._place.prefix}/{key}".strip("/"))
-        return ObjectStore(open_client(below, timeout_s=READ_TIMEOUT_S), read_only=True)
+        client = open_client(below, timeout_s=READ_TIMEOUT_S, attempts=_OF_ZARR)
+        return ObjectStore(client, read_only=True)
 
     # Writing.
 

@@ -85,8 +85,8 @@ def server() -> str:
     return endpoint() or "Amazon S3"
 
 
-def open_client(place: S3Place, *, timeout_s: float) -> "S3Store":
-    """A client that makes one attempt a request; `Attempts` makes more.
+def open_client(place: S3Place, *, timeout_s: float, attempts: int = 1) -> "S3Store":
+    """A client of what lies at a place, for requests within `Attempts`.
 
     Parameters
     ----------
@@ -95,6 +95,8 @@ def open_client(place: S3Place, *, timeout_s: float) -> "S3Store":
     timeout_s
         How long the server may say nothing: before its answer, or between two bytes of it. While
         it is sent a body it says nothing.
+    attempts
+        How many obstore makes itself, where nobody else does.
 
     Raises
     ------
@@ -120,7 +122,7 @@ def open_client(place: S3Place, *, timeout_s: float) -> "S3Store":
             # Of a whole request, however steadily its answer comes; obstore's own are 30 s.
             "timeout": _NO_TIMEOUT,
         },
-        retry_config={"max_retries": 0},
+        retry_config={"max_retries": attempts - 1},
         credential_provider=_credentials(place),
         **config,
     )

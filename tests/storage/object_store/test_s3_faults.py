@@ -254,9 +254,27 @@ def test_a_server_that_never_recovers_is_given_up_with_the_reason(bucket, weathe
     weather.add("answer", "GET", status=503, code="SlowDown", times=10**6)
 
     with pytest.raises(
-        StoreUnreachable, match=r"failed \d+ times in .* the last time: 503 SlowDown"
+        StoreUnreachable,
+        match=r"answers with errors: GET key .* failed \d+ times in .* the last time: 503 SlowDown",
     ):
         location.read("key")
+
+
+@pytest.mark.parametrize("kind", ["answer", "truncate"])
+def test_a_server_that_answers_at_all_is_asked_again_for_longer(kind, bucket, weather, monkeypatch):
+    locate(bucket.url).write("key", [b"one" * 1000])
+    monkeypatch.setattr(attempts, "GIVE_UP_FIRST_S", 0.0)
+    weather.add(kind, "GET", "key", status=503, code="SlowDown", times=9)
+
+    assert locate(bucket.url).read("key") == b"one" * 1000
+
+
+def test_a_server_that_was_never_heard_of_is_given_up_soon(bucket, weather, monkeypatch):
+    monkeypatch.setattr(attempts, "GIVE_UP_FIRST_S", 0.2)
+    weather.add("reset", times=10**6)
+
+    with pytest.raises(StoreUnreachable, match=r"does not answer: GET key .* no connection"):
+        locate(bucket.url).read("key")
 
 
 def test_attempts_are_logged_without_secrets(bucket, weather, caplog):
@@ -368,6 +386,18 @@ def test_a_store_is_made_and_read_whole_in_bad_weather(make_known, url, weather)
     assert report.is_whole, report.problems
     for site, acts in known.acts.items():
         np.testing.assert_array_equal(store[site][:], acts)
+
+
+@pytest.mark.parametrize("kind", ["answer", "truncate"])
+def test_what_zarr_reads_itself_is_asked_for_again_too(kind, make_known, url, weather):
+    known = make_known(rows=100)
+    known.build(url)
+    known.fill(url)
+    store = open_store(url, path="zarr")
+    weather.add(kind, "GET", "acts/resid_post.3/c.", status=503, code="SlowDown", times=2)
+
+    np.testing.assert_array_equal(store[SITE][:], known.acts[Site(3)])
+    assert weather.faults[0].times == 0
 
 
 def test_a_byte_that_flips_on_its_way_is_read_again(make_known, url, weather):
