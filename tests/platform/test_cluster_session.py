@@ -20,6 +20,7 @@ import ray
 
 from actlake.platform.cluster import (
     ClusterConfig,
+    ClusterError,
     ClusterUnreachable,
     InvalidClusterConfig,
     PoolEvent,
@@ -157,6 +158,25 @@ def test_an_address_of_another_kind_is_refused_with_where_it_came_from(
 
     with pytest.raises(InvalidClusterConfig, match=r"\$RAY_ADDRESS"):
         address_of(ClusterConfig())
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "127.0.0.1:99999", "auto", "127.0.0.1"])
+def test_an_address_of_the_environment_is_said_to_be_its_and_how_to_do_without(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", address)
+
+    with pytest.raises(ClusterError) as refused, session(ClusterConfig()):
+        pass
+
+    assert f"'{address}' (from $RAY_ADDRESS)" in str(refused.value)
+    assert "--cluster.address local" in str(refused.value)
+
+    with pytest.raises(ClusterError) as refused, session(ClusterConfig(address=address)):
+        pass
+
+    assert f"'{address}' (from cluster.address)" in str(refused.value)
+    assert "$RAY_ADDRESS" not in str(refused.value)
 
 
 def test_an_address_in_the_config_goes_before_the_environment(

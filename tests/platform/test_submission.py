@@ -376,6 +376,16 @@ def test_an_address_where_nobody_is_says_so_at_once() -> None:
     assert time.monotonic() - began < 5
 
 
+def test_a_dashboard_that_the_environment_names_is_said_to_be_its(monkeypatch):
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:1")
+    with pytest.raises(ClusterUnreachable, match=r"\(from \$RAY_API_SERVER_ADDRESS\)"):
+        JobServer()
+
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "127.0.0.1:1")
+    with pytest.raises(InvalidClusterConfig, match=r"\(from \$RAY_API_SERVER_ADDRESS\)"):
+        JobServer()
+
+
 @pytest.mark.parametrize("address", ["head:6379", "ray://head:10001", "auto", "http://"])
 def test_addresses_that_are_no_dashboards_are_refused(address: str) -> None:
     with pytest.raises(InvalidClusterConfig, match="hint: the dashboard"):

@@ -13,6 +13,7 @@ from packaging.requirements import Requirement
 
 from actlake.jobs.doctor.check import Finding, Status
 from actlake.platform.cluster.job_start import code_hash
+from actlake.platform.cores import usable_cores
 from actlake.platform.runs import versions
 from actlake.storage.summary import human_bytes
 
@@ -54,16 +55,6 @@ def _unmet(requirement: Requirement) -> str:
     if requirement.specifier.contains(version.partition("+")[0], prereleases=True):
         return ""
     return f"{requirement.name} {version} is not {requirement.specifier}"
-
-
-def usable_cores() -> int:
-    """Cores that this process may use: its affinity, and a container's quota where there is one."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    with suppress(OSError, ValueError):  # no cgroup v2, or no quota ("max")
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        cores = min(cores, max(1, int(quota) // int(period)))
-    return cores
 
 
 def check_threads() -> Iterator[Finding]:

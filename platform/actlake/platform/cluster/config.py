@@ -16,8 +16,9 @@ class ClusterConfig:
     `$RAY_ADDRESS` names (Ray sets it inside a submitted job), or ``local``."""
 
     num_cpus: int | None = None
-    """Embedded only: logical CPUs to hand out; null is one per core. It may be more than there
-    are: workers reserve CPUs for being placed, and compute with `threads`."""
+    """Embedded only: logical CPUs to hand out; null is one per core that this
+    process may use. It may be more than there are: workers reserve CPUs for being placed, and
+    compute with `threads`."""
 
     num_gpus: int | None = None
     """Embedded only: GPUs to hand out; null is all that Ray finds."""

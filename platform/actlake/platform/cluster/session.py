@@ -38,6 +38,7 @@ from actlake.platform.cluster.errors import (
 from actlake.platform.cluster.interrupts import current_handlers, stop_flag
 from actlake.platform.cluster.resources import Resources, of_ray, total
 from actlake.platform.cluster.same_code import check_same_code
+from actlake.platform.cores import usable_cores
 from actlake.platform.telemetry import turn_off_telemetry
 from actlake.storage.processes import is_gone, this_process
 
@@ -131,13 +132,24 @@ def address_of(config: ClusterConfig) -> str:
     address = config.address or os.environ.get("RAY_ADDRESS") or LOCAL
     if "://" in address:
         raise InvalidClusterConfig(
-            f"{address!r} is not the address of a cluster's head\n"
-            f"it comes from {'the config' if config.address else '$RAY_ADDRESS'}; there can be "
-            f"'{LOCAL}' or 'host:port' (Ray's own port, 6379 by default)\n"
+            f"{_named(address, config)} is not the address of a cluster's head\n"
+            f"there can be '{LOCAL}' or 'host:port' (Ray's own port, 6379 by default)\n"
             "hint: a http:// address is a dashboard's, for submitting jobs; a job that runs on "
-            "the cluster connects by itself"
+            f"the cluster connects by itself{_or_here(config)}"
         )
     return address
+
+
+def _named(address: str, config: ClusterConfig) -> str:
+    """An address with where it comes from, for whoever has not written it just now."""
+    return f"{address!r} (from {'cluster.address' if config.address else '$RAY_ADDRESS'})"
+
+
+def _or_here(config: ClusterConfig) -> str:
+    """How to do without a cluster that the environment names."""
+    if config.address:
+        return ""
+    return f"; --cluster.address {LOCAL}, or RAY_ADDRESS unset, starts one on this machine"
 
 
 @contextmanager
@@ -148,7 +160,7 @@ def _embedded(config: ClusterConfig) -> Iterator[None]:
         with _initialized(
             LOCAL,
             config,
-            num_cpus=config.num_cpus or os.cpu_count(),
+            num_cpus=config.num_cpus or usable_cores(),
             num_gpus=config.num_gpus,
             object_store_memory=config.object_store_mb * 2**20,
             include_dashboard=False,
@@ -163,7 +175,7 @@ def _embedded(config: ClusterConfig) -> Iterator[None]:
 def _joined(address: str, config: ClusterConfig) -> Iterator[None]:
     if "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ:
         _use_token(None)
-    _knock(address, config.connect_timeout_s)
+    _knock(address, config)
     with _initialized(address, config):
         yield
 
@@ -184,42 +196,46 @@ def _initialized(address: str, config: ClusterConfig, **options: Any) -> Iterato
         )
     except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
         ray.shutdown()
-        raise _refused(address, error) from error
+        raise _refused(address, config, error) from error
     try:
         yield
     finally:
         ray.shutdown()
 
 
-def _refused(address: str, error: Exception) -> ClusterError:
+def _refused(address: str, config: ClusterConfig, error: Exception) -> ClusterError:
     words = " ".join(str(error).split())[:500]
-    said = f"Ray at {address!r} cannot be used\n{type(error).__name__}: {words}\n"
+    where = repr(address) if address == LOCAL else _named(address, config)
+    said = f"Ray at {where} cannot be used\n{type(error).__name__}: {words}\n"
     if "ersion mismatch" in words:
         return ClusterMismatch(
             f"{said}hint: use the cluster's versions of Ray and Python here (this is Ray "
-            f"{ray.__version__})"
+            f"{ray.__version__}){_or_here(config)}"
         )
     if address == LOCAL:
         said += "hint: is there room in memory, in the temporary folder and in /dev/shm?"
         return ClusterUnreachable(said)
-    return ClusterUnreachable(said + WANTS_TOKEN)
+    return ClusterUnreachable(said + WANTS_TOKEN + _or_here(config))
 
 
-def _knock(address: str, timeout_s: float) -> None:
+def _knock(address: str, config: ClusterConfig) -> None:
     """Ray itself waits for minutes at an address where nobody is."""
     host, _, port = address.rpartition(":")
     if not (host and port.isdecimal()):
         raise InvalidClusterConfig(
-            f"{address!r} is not the address of a cluster's head\n"
-            f"there can be '{LOCAL}' or 'host:port' (Ray's own port, 6379 by default)"
+            f"{_named(address, config)} is not the address of a cluster's head\n"
+            f"there can be '{LOCAL}' or 'host:port' (Ray's own port, 6379 by default)\n"
+            f"hint: `ray status` on the head says its address{_or_here(config)}"
         )
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=timeout_s).close()
-    except OSError as error:
+        socket.create_connection(
+            (host.strip("[]"), int(port)), timeout=config.connect_timeout_s
+        ).close()
+    except (OSError, OverflowError) as error:  # the latter: no port has such a number
         raise ClusterUnreachable(
-            f"There is no cluster at {address!r}: {error}\n"
+            f"There is no cluster at {_named(address, config)}: {error}\n"
             "hint: `ray status` on the head says whether it runs; the port is Ray's own (6379 "
-            "by default), not the dashboard's (8265)"
+            f"by default), not the dashboard's (8265){_or_here(config)}"
         ) from error
 
 

@@ -134,7 +134,7 @@ class JobServer:
 
     def __init__(self, address: str | None = None, *, token: str | None = None) -> None:
         self.address = dashboard_address(address)
-        _knock(self.address)
+        _knock(self.address, _origin(address))
         self._client, self.ray_version = _connect(self.address, token or _token())
         _check_ray(self.address, self.ray_version)
 
@@ -341,7 +341,7 @@ def dashboard_address(address: str | None) -> str:
     parts = urlsplit(given)
     if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc:
         raise InvalidClusterConfig(
-            f"{_shown(given)!r} is not the address of a cluster's dashboard\n"
+            f"{_shown(given)!r}{_origin(address)} is not the address of a cluster's dashboard\n"
             "there can be http://host:8265 or https://…, without user and password\n"
             "hint: the dashboard of a cluster elsewhere is reached through "
             "`ssh -L 8265:127.0.0.1:8265 head`, at http://127.0.0.1:8265"
@@ -353,14 +353,22 @@ def _shown(address: str) -> str:
     return address.rpartition("@")[2] if "@" in address else address
 
 
-def _knock(address: str) -> None:
+def _origin(address: str | None) -> str:
+    """Where an address comes from that was not given, for an error."""
+    if address:
+        return ""
+    there = os.environ.get("RAY_API_SERVER_ADDRESS")
+    return " (from $RAY_API_SERVER_ADDRESS)" if there else " (no --address was given)"
+
+
+def _knock(address: str, origin: str) -> None:
     parts = urlsplit(address)
     port = parts.port or (443 if parts.scheme == "https" else 80)
     try:
         socket.create_connection((str(parts.hostname), port), timeout=_CONNECT_S).close()
     except OSError as error:
         raise ClusterUnreachable(
-            f"Nobody answers at {address}: {error}\n"
+            f"Nobody answers at {address}{origin}: {error}\n"
             "hint: is the cluster up, and is this its dashboard's address (port 8265 by "
             "default)? It listens on the head's loopback only, so from elsewhere it needs "
             "`ssh -L 8265:127.0.0.1:8265 head`"

@@ -10,7 +10,6 @@ and few cores. So where a cluster is joined, its nodes are asked, and a device i
 the worker that computes on it.
 """
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -19,6 +18,7 @@ from actlake.platform.cluster.config import ClusterConfig, ResourcesConfig
 from actlake.platform.cluster.errors import InvalidClusterConfig
 from actlake.platform.cluster.resources import Placement, Resources, replicas_that_fit
 from actlake.platform.cluster.session import LOCAL, address_of
+from actlake.platform.cores import usable_cores
 
 
 class Place(Protocol):
@@ -59,9 +59,7 @@ def threads_here(asked: int | None, workers: int) -> int:
     """Compute threads of each of some workers on this machine: its cores, shared among them."""
     if asked is not None:
         return asked
-    affinity = getattr(os, "sched_getaffinity", None)
-    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    return max(1, cores // workers)
+    return max(1, usable_cores() // workers)
 
 
 def plan_workers(

@@ -6,6 +6,7 @@ weights are meant: the commit on the hub, or a hash of the files of a folder.
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -213,7 +214,7 @@ def _hub(name: str, revision: str, *, with_code: bool) -> Located:
             ) from error
         raise HubUnreachable(
             f"Model {name!r}{at} is no folder here, is not in the hub's cache, and the Hugging "
-            f"Face hub cannot be reached: {type(error).__name__}\n"
+            f"Face hub cannot be reached{_said_of_the_hub()}: {type(error).__name__}\n"
             f"hint: check the connection and HF_HUB_OFFLINE, or give a folder or a .gguf file"
         ) from error
     if adapter is not None:
@@ -221,3 +222,10 @@ def _hub(name: str, revision: str, *, with_code: bool) -> Located:
     if with_code and "auto_map" in (settings := _read_settings(config)):
         _check_code(settings, of=name)
     return Located(name, commit, commit=commit)
+
+
+def _said_of_the_hub() -> str:
+    """What the environment says of the hub, for an error."""
+    said = [name for name in ("HF_ENDPOINT", "HF_HUB_OFFLINE") if os.environ.get(name)]
+    shown = (f"${name} is {os.environ[name].rpartition('@')[2]}" for name in said)
+    return f" ({', '.join(shown)})" if said else ""
