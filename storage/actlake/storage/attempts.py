@@ -1,7 +1,8 @@
 """Requests to an object store: made again while that can help, their errors in our words.
 
 Made again: answers 5xx, 408, 425 and 429, connections refused or lost, time-outs, bodies cut
-short, and what S3 means so but gives another number: 400 RequestTimeout, 409 OperationAborted.
+short, and what S3 means so but gives another number: 400 RequestTimeout, 409 OperationAborted,
+400 BadDigest.
 After ExpiredToken the credentials are looked for anew, once. Between attempts is a pause drawn
 from 0 to 0.1, 0.2, 0.4, … 10 s (full jitter; Brooker 2015, "Exponential backoff and jitter"), for
 two minutes; for ten seconds where the server has never answered, since a wrong address does not
@@ -43,6 +44,8 @@ LONGEST_PAUSE_S = 10.0
 _AGAIN = frozenset({408, 425, 429})
 _AGAIN_CODES = frozenset(
     {"RequestTimeout", "OperationAborted", "ConditionalRequestConflict", "SlowDown"}
+    # What we sent has come as something else.
+    | {"BadDigest", "XAmzContentSHA256Mismatch", "XAmzContentChecksumMismatch"}
 )
 _EXPIRED = frozenset({"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired"})
 _NOT_IMPLEMENTED = 501

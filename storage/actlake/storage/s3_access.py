@@ -122,6 +122,8 @@ def open_client(place: S3Place, *, timeout_s: float, attempts: int = 1) -> "S3St
             # Of a whole request, however steadily its answer comes; obstore's own are 30 s.
             "timeout": _NO_TIMEOUT,
         },
+        # The server compares it with what came. A signature needs the same hash: it costs no more.
+        checksum_algorithm="sha256",
         retry_config={"max_retries": attempts - 1},
         credential_provider=_credentials(place),
         **config,

@@ -1,5 +1,7 @@
 """A proxy before the S3 server that does what networks and servers do."""
 
+import base64
+import hashlib
 import http.client
 import shutil
 import socket
@@ -87,6 +89,10 @@ class Proxy(BaseHTTPRequestHandler):
         if fault and kind == "answer":
             return self._answer(fault)
         headers = dict(self.headers.items())
+        if kind == "spoil":
+            body = _flipped(body)
+            if not _fits_its_checksum(body, seen.headers):
+                return self._answer(Fault(kind, status=400, code="BadDigest"))
         if kind == "no conditions":
             headers = {k: v for k, v in headers.items() if not k.lower().startswith("if-")}
         upstream = http.client.HTTPConnection(self.server.upstream, timeout=30)
@@ -164,6 +170,12 @@ def _flipped(data: bytes) -> bytes:
     spoilt = bytearray(data)
     spoilt[len(data) // 2] ^= 1
     return bytes(spoilt)
+
+
+def _fits_its_checksum(body: bytes, headers: dict[str, str]) -> bool:
+    """What Amazon looks at before it stores a body; without a checksum, nothing."""
+    told = headers.get("x-amz-checksum-sha256")
+    return told is None or base64.b64decode(told) == hashlib.sha256(body).digest()
 
 
 class ProxyServer(ThreadingHTTPServer):

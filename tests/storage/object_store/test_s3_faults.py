@@ -173,6 +173,34 @@ def test_a_write_that_fails_is_made_again(kind, bucket, weather):
     assert weather.count("PUT", "key") == 4
 
 
+@pytest.mark.parametrize("large", [False, True], ids=["one PUT", "parts"])
+def test_what_was_spoilt_on_its_way_to_the_server_is_sent_again(
+    large, bucket, weather, monkeypatch
+):
+    monkeypatch.setattr(object_store, "_LARGEST_PUT", 2**20)
+    data = random.Random(0).randbytes(20 * 2**20 if large else 2**20)
+    weather.add("spoil", "PUT", "key", times=2)
+
+    locate(bucket.url).write("key", [data])
+
+    assert locate(bucket.url).read("key") == data
+    assert weather.faults[0].times == 0
+    puts = [seen for seen in weather.seen if seen.method == "PUT"]
+    assert all("x-amz-checksum-sha256" in seen.headers for seen in puts)
+
+
+def test_every_kind_of_write_carries_a_checksum(bucket, weather):
+    location = locate(bucket.url)
+
+    location.create("new", b"one")
+    location.replace("key", b"1", seen=None)
+    location.write("other", [b"one"])
+
+    puts = [seen for seen in weather.seen if seen.method == "PUT"]
+    assert len(puts) > 3
+    assert all("x-amz-checksum-sha256" in seen.headers for seen in puts)
+
+
 @pytest.mark.parametrize("status", [429, 500, 502, 503, 504])
 def test_the_servers_plea_for_patience_is_heard(status, bucket, weather):
     weather.add("answer", status=status, code="SlowDown", times=4)
