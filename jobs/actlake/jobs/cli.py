@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from actlake.jobs.saying import show_what_can_be_shown
 from actlake.platform.telemetry import turn_off_telemetry
 from actlake.storage import ActlakeError
 
@@ -128,6 +129,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def run(arguments: Sequence[str]) -> int:
     """Run a command; its exit status."""
+    show_what_can_be_shown()
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         _print(usage())
         return 0

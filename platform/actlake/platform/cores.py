@@ -28,7 +28,7 @@ def _quotas(root: Path) -> Iterator[float]:
     """Cores that each control group around this process leaves it; none where it has no limit."""
     groups = root / "sys" / "fs" / "cgroup"
     with suppress(OSError):  # another system than Linux
-        for line in (root / "proc" / "self" / "cgroup").read_text().splitlines():
+        for line in (root / "proc" / "self" / "cgroup").read_text(encoding="utf-8").splitlines():
             _, controllers, path = line.split(":", 2)
             if not controllers:
                 yield from _along(groups, path, _second_version)
@@ -50,10 +50,10 @@ def _along(mount: Path, path: str, quota_of: Callable[[Path], float]) -> Iterato
 
 
 def _second_version(group: Path) -> float:
-    quota, period = (group / "cpu.max").read_text().split()
+    quota, period = (group / "cpu.max").read_text(encoding="utf-8").split()
     return int(quota) / int(period)
 
 
 def _first_version(group: Path) -> float:
-    quota = int((group / "cpu.cfs_quota_us").read_text())  # -1 is none
-    return quota / int((group / "cpu.cfs_period_us").read_text())
+    quota = int((group / "cpu.cfs_quota_us").read_text(encoding="utf-8"))  # -1 is none
+    return quota / int((group / "cpu.cfs_period_us").read_text(encoding="utf-8"))

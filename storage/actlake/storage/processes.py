@@ -38,7 +38,7 @@ def is_gone(owner: Mapping[str, Any]) -> bool:
 
 def _boot_id() -> str:
     with suppress(OSError):
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
     return ""
 
 
@@ -56,7 +56,7 @@ _ZOMBIE = -2
 def _start_ticks(pid: int) -> int:
     """When the process started, in clock ticks since boot."""
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
     except OSError:
         return _UNREADABLE
     after_name = stat.rpartition(")")[2].split()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from rich.bar import Bar
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -65,6 +66,8 @@ class Summary:
         # Text, not str: Rich would read what a path or a name has in brackets as markup.
         console.print(Text.assemble(f"{self.title} ", (self.url, "bold")), soft_wrap=True)
         facts = Table.grid(padding=(0, 2))
+        facts.add_column(no_wrap=True)
+        facts.add_column(overflow="fold")
         for name, value in self.facts:
             facts.add_row(f"  {name}", Text(value))
         console.print(facts)
@@ -75,7 +78,15 @@ class Summary:
         for line, share in zip(self.sites, _norm_shares(self.sites), strict=True):
             bar = Bar(1.0, 0.0, share, width=_BAR_CHARACTERS)
             table.add_row(*_cells(line), bar if share else "")
-        console.print(table if self.sites else "  no sites yet")
+        if not self.sites:
+            console.print("  no sites yet")
+        elif _width(table, console) <= console.width:
+            console.print(table)
+        else:  # a name that is cut off would be another site's
+            for line in self.sites:
+                words = ", ".join(filter(None, map(str.strip, _cells(line)[1:3])))
+                norm = "" if line.mean_norm is None else f", mean norm {line.mean_norm:,.2f}"
+                console.print(Text(f"  {line.site}\n    {words}{norm}"), soft_wrap=True)
 
     def as_html(self) -> str:
         """For a notebook, light or dark: only the bars have a colour of their own."""
@@ -201,6 +212,12 @@ def _bar(share: float, width: int, colour: str) -> str:
     track = f"<rect width='{width}' height='8' rx='2' fill='currentColor' opacity='.12'/>"
     bar = f"<rect width='{filled}' height='8' rx='2' fill='{colour}'/>"
     return f"<svg width='{width}' height='8' role='img'>{track}{bar}</svg>"
+
+
+def _width(table: Table, console: Console) -> int:
+    """Characters that a table takes where there is room for all of it."""
+    options = console.options.update(max_width=10_000)
+    return Measurement.get(console, options, table).maximum
 
 
 def human_bytes(num_bytes: float) -> str:

@@ -88,7 +88,7 @@ def check_memory() -> Iterator[Finding]:
 
 def _available_memory() -> int | None:
     with suppress(OSError, ValueError):
-        for line in Path("/proc/meminfo").read_text().splitlines():
+        for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("MemAvailable:"):
                 return int(line.split()[1]) * 1024
     return None
@@ -145,7 +145,12 @@ def _cards() -> list[str]:
         return []
     with suppress(OSError, subprocess.TimeoutExpired):
         listed = subprocess.run(
-            [tool, "-L"], capture_output=True, text=True, timeout=20, check=False
+            [tool, "-L"],
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=20,
+            check=False,
         )
         return [line.partition(" (UUID")[0] for line in listed.stdout.splitlines()
                 if listed.returncode == 0]  # fmt: skip

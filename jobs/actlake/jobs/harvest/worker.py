@@ -240,7 +240,7 @@ def numerics_here(model: ResolvedModel, *, threads: int, batch_tokens: int) -> d
 def _cpu_model() -> str:
     """The processor's name where Linux tells it: kernels are chosen by it."""
     info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
+    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(names, "")
 

@@ -117,6 +117,6 @@ def _labels(examples: Examples) -> int:
 
 @lru_cache(maxsize=2)
 def _opened(folder: str, plan: WorkerPlan) -> tuple[ProbeConfig, Opened, list[Heads]]:
-    config = from_dict(ProbeConfig, json.loads((Path(folder) / CONFIG).read_text()))
+    config = from_dict(ProbeConfig, json.loads((Path(folder) / CONFIG).read_text(encoding="utf-8")))
     opened = open_config(config, plan=plan)
     return config, opened, heads_of_all(config, opened)

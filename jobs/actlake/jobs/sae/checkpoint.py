@@ -81,7 +81,7 @@ class Checkpoints:
                     "facts": state.facts,
                     "identity": state.identity,
                 }
-                (partial / STATE).write_text(f"{json_text(content)}\n")
+                (partial / STATE).write_text(f"{json_text(content)}\n", encoding="utf-8")
         for step in self.steps()[: -self._keep]:
             self._remove(self._at(step))
         return to

@@ -120,7 +120,7 @@ def write_sae(sae: TrainedSAE, folder: Path) -> None:
     """
     with whole_folder(folder) as partial:
         save_file(_as_stored(sae), partial / WEIGHTS)
-        (partial / CONFIG).write_text(f"{json_text(sae.config, indent=2)}\n")
+        (partial / CONFIG).write_text(f"{json_text(sae.config, indent=2)}\n", encoding="utf-8")
 
 
 def export_side_by_side(sae: TrainedSAE, folder: Path) -> None:

@@ -261,7 +261,7 @@ def read_sae(path: str) -> TrainedSAE:
     """
     folder = folder_of(path)
     try:
-        config = json.loads((folder / CONFIG).read_text())
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         tensors = load_file(folder / WEIGHTS)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise DictionaryMismatch(

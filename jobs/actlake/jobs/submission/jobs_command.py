@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from actlake.jobs.saying import say, say_table
 from actlake.jobs.submission.command import follow
 from actlake.platform.cluster.submission import DEFAULT_ADDRESS, Job, JobServer
 
@@ -28,7 +28,7 @@ def _list(server: JobServer, options: argparse.Namespace) -> int:
         return 0
     table = Table(box=None, header_style="bold")
     for column in ("job", "command", "state", "started (UTC)", "time", "result"):
-        table.add_column(column, overflow="fold")
+        table.add_column(column)
     for job in jobs:
         cells = (
             job.job_id, job.labels.get("actlake", "–"), job.state.lower(),
@@ -36,7 +36,10 @@ def _list(server: JobServer, options: argparse.Namespace) -> int:
             job.labels.get("result", "–"),
         )  # fmt: skip
         table.add_row(*map(Text, cells))
-    Console(soft_wrap=True).print(table if jobs else "No job was submitted to this cluster")
+    if jobs:
+        say_table(table)
+    else:
+        say("No job was submitted to this cluster")
     return 0
 
 

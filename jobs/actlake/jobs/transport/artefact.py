@@ -114,13 +114,13 @@ def save_operator(
             folder / WEIGHTS,
         )
         (folder / WEIGHTS).chmod(0o644)  # safetensors makes files that nobody else may read
-        (folder / ABOUT).write_text(json.dumps(described, indent=2) + "\n")
+        (folder / ABOUT).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
     return to
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Array]]:
     try:
-        about = json.loads((folder / ABOUT).read_text())
+        about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
         if about["format"] != FORMAT:
             raise OperatorNotFound(
                 f"The operator in {folder} has format {about['format']}; this actlake reads "

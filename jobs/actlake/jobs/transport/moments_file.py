@@ -124,7 +124,7 @@ def find_moments(root: Path, request: MomentsRequest) -> "StoredMoments | None":
 
 def _read_request(folder: Path) -> MomentsRequest:
     try:
-        data = json.loads((folder / REQUEST).read_text())
+        data = json.loads((folder / REQUEST).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise MomentsMismatch(
             f"There are no moments in {folder} (no {REQUEST})\n"
@@ -147,7 +147,7 @@ class StoredMoments:
         self.folder = folder
         self.request = _read_request(folder)
         try:
-            self._complete = json.loads((folder / COMPLETE).read_text())
+            self._complete = json.loads((folder / COMPLETE).read_text(encoding="utf-8"))
         except FileNotFoundError as error:
             raise MomentsMismatch(
                 f"The moments in {folder} are not complete\n"
@@ -346,7 +346,7 @@ def read_sums(path: Path, design: Design) -> tuple[BlockSums, dict[str, str]]:
 def write_json(path: Path, data: Mapping[str, Any]) -> None:
     """Write JSON, whole or not at all."""
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(data, indent=2) + "\n")
+    partial.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
     _into_place(partial, path)
 
 

@@ -339,6 +339,8 @@ class _Task:
 def _opened(folder: str, urls: tuple[str, ...]) -> _Task:
     import json
 
-    request = MomentsRequest.from_json(json.loads((Path(folder) / REQUEST).read_text()))
+    request = MomentsRequest.from_json(
+        json.loads((Path(folder) / REQUEST).read_text(encoding="utf-8"))
+    )
     of_document, found = read_shares(Path(folder))
     return _Task(tuple(map(open_store, urls)), request, of_document, found)

@@ -261,10 +261,10 @@ def _own_folder(parent: Path) -> Path:
     """A new folder in `parent`; those whose processes were killed are removed first."""
     for owner in parent.glob(f"{_PREFIX}*/{_OWNER}"):
         with suppress(OSError, ValueError):  # another user's, or being removed by another process
-            if is_gone(json.loads(owner.read_text())):
+            if is_gone(json.loads(owner.read_text(encoding="utf-8"))):
                 shutil.rmtree(owner.parent, ignore_errors=True)
     folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
-    (folder / _OWNER).write_text(json.dumps(this_process()))
+    (folder / _OWNER).write_text(json.dumps(this_process()), encoding="utf-8")
     return folder
 
 

@@ -29,14 +29,14 @@ def token_file(path: Path) -> Path:
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(handle, "w") as file:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(secrets.token_hex(32))
     if path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
         raise InvalidClusterConfig(
             f"{path} can be read by others than its owner, and gives all rights on the cluster\n"
             f"hint: chmod 600 {path}; if somebody may have read it, delete it for a new one"
         )
-    if not path.read_text().strip():
+    if not path.read_text(encoding="utf-8").strip():
         raise InvalidClusterConfig(f"{path} is empty\nhint: delete it, and a new one is made")
     return path
 

@@ -38,7 +38,7 @@ def options_parser(
     flags: Mapping[str, str],
 ) -> Parser:  # fmt: skip
     """A parser that gives ``config`` (files), ``given`` ((key, text) in order), and flags."""
-    width = min(max(shutil.get_terminal_size().columns, 60), 100)
+    width = min(max(shutil.get_terminal_size().columns, 40), 100)
     shown_examples = "\n\n  ".join(["examples:", "\n  ".join(examples)]) if examples else ""
     parser = Parser(
         prog=command, epilog=shown_examples, description=textwrap.fill(_unmarked(about), width),

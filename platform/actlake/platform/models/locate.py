@@ -138,7 +138,7 @@ def find_file(location: str, commit: str | None, name: str) -> Path | None:
 
 def _read_settings(file: Path) -> dict[str, Any]:
     try:
-        settings = json.loads(file.read_text())
+        settings = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ModelNotFound(
             f"{str(file)!r} is not JSON: {error}\nhint: copy the model's folder again"

@@ -150,7 +150,7 @@ def links_to(files: Mapping[str, Path], weights: WeightFiles) -> Iterator[Path]:
                 (folder / name).symlink_to(file)
             linked = {tensor: name for tensor, name in weights.file_of.items() if name in files}
             index = {"metadata": {}, "weight_map": linked}
-            (folder / WEIGHTS_INDEX).write_text(json.dumps(index))
+            (folder / WEIGHTS_INDEX).write_text(json.dumps(index), encoding="utf-8")
         yield folder
 
 

@@ -92,8 +92,8 @@ def places(*, min_population: int = 100_000, limit: int | None = None) -> Labell
             "15,000 inhabitants\nhint: such as min_population=100_000, limit=3000"
         )
     folder = _geonames()
-    countries = json.loads((folder / "countries.json").read_text())
-    cities = json.loads((folder / "cities15000.json").read_text())
+    countries = json.loads((folder / "countries.json").read_text(encoding="utf-8"))
+    cities = json.loads((folder / "cities15000.json").read_text(encoding="utf-8"))
     chosen, shared = _distinct(cities.values(), min_population)
     chosen = chosen[:limit]
     if not chosen:

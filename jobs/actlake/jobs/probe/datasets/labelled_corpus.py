@@ -60,7 +60,9 @@ class LabelledCorpus:
             pq.write_table(self.documents, folder / CORPUS)
             for label in self.labels:
                 pq.write_table(label.table, folder / LABELS / f"{label.name}.parquet")
-            (folder / ABOUT).write_text(json.dumps(self._described(), indent=2) + "\n")
+            (folder / ABOUT).write_text(
+                json.dumps(self._described(), indent=2) + "\n", encoding="utf-8"
+            )
         return to
 
     def _described(self) -> dict[str, Any]:
@@ -83,7 +85,7 @@ def read_corpus(folder: str | Path) -> LabelledCorpus:
     """
     folder = Path(folder)
     try:
-        said = json.loads((folder / ABOUT).read_text())
+        said = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
         if said["format"] != FORMAT:
             raise DataSetNotFound(
                 f"The labelled corpus in {folder} has format {said['format']}; this actlake reads "
