@@ -1,234 +1,140 @@
-"""Fill a store with several processes, kill them at random moments, and start them again.
+"""Start a driver, kill or suspend it at a random moment, and look at what it left.
 
-Used by ``benchmarks/kills.py`` and by the test suite. The driver and its writers are separate
-processes, and die by SIGKILL. Writing is slowed down after each file, so that most kills come
-between a unit's first file and its ledger record; only the product's own code decides what
-survives.
+Used by ``benchmarks/kills.py``. Drivers and their writers are separate processes; what they do is
+in ``benchmarks/kill_programs.py``.
 """
 
-import itertools
 import multiprocessing
 import os
 import signal
 import time
-from dataclasses import dataclass
-from multiprocessing.connection import Connection, wait
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from kill_programs import PROGRAMS, Pace
 
-from actlake.storage import (
-    ActivationStore,
-    Context,
-    Document,
-    Extent,
-    Geometry,
-    Lease,
-    Provenance,
-    Site,
-    StoreBuilder,
-    StoreRequest,
-    Token,
-    add_sites,
-    open_store,
-    write_unit,
-)
-from actlake.storage.layout import MANIFEST
-from actlake.storage.location import STAGING, LocalFolder
+from actlake.storage import Site, open_store
+from actlake.storage.errors import LeaseLost, StoreNotFound
+from actlake.storage.fence import LEFTOVERS, STAGING
 
-SITES = (Site(1), Site(2, "mlp_out"))
-NUM_ROWS = 1000  # with units of 96 rows: ten full units and a partial one
-NUM_WRITERS = 2
-OF_THE_RUN = ("ledger", "log", STAGING)  # who did what, when: not what the store holds
+OF_THE_RUN = ("ledger", "log", STAGING, LEFTOVERS)  # who did what, when: not what the store holds
+_REFUSED = 3
+"""Exit status of a driver that found itself taken over."""
 
 
-@dataclass(frozen=True)
-class Killed:
-    """What one kill has met."""
+@dataclass
+class Trial:
+    """One store, from its program's first start to its end."""
 
-    interrupted_units: int
-    """Units of which it wrote some file, but not the ledger record of a site."""
-    finished: bool
-    """The driver was done before the kill came."""
+    program: str
+    folder: Path
+    pace: Pace
+    kills: int = 0
+    stops: int = 0
+    refused: int = 0
+    """Suspended drivers that woke up, were refused, and ended with `LeaseLost`."""
+    interrupted_units: int = 0
+    """Units of which a killed or suspended driver had written some file, but not the record."""
+    lost_units: int = 0
+    """Units of a site that were committed once, and are not any more."""
+    _committed: set[tuple[Site, int]] = field(default_factory=set)
 
+    def kill_once(self, rng: np.random.Generator) -> bool:
+        """Start the program and kill it, or first one of its writers; whether it had ended."""
+        started = time.time()
+        driver, writers = self._start()
+        if not self._await_a_moment(driver, rng, started):
+            return True
+        if writers and rng.random() < 0.25:
+            _signal(int(rng.choice(writers)), signal.SIGKILL)
+            driver.join(float(rng.exponential(6 * self.pace.pause_s)))
+        _signal(driver.pid, signal.SIGKILL)
+        driver.join()
+        self.kills += 1
+        self._look(started)
+        return False
 
-class SlowFolder(LocalFolder):
-    """Sleeps after each file of the arrays, as a disk under load does."""
+    def stop_once(self, rng: np.random.Generator) -> bool:
+        """Suspend the program and its writers, let another end it, and let the first go on."""
+        started = time.time()
+        driver, writers = self._start()
+        if not self._await_a_moment(driver, rng, started):
+            return True
+        whose = [driver.pid, *writers]
+        for pid in whose:
+            _signal(pid, signal.SIGSTOP)
+        self.stops += 1
+        self._look(started)
+        self.finish()
+        taken_over = contents(self.folder)
+        for pid in reversed(whose):
+            _signal(pid, signal.SIGCONT)
+        driver.join()
+        assert driver.exitcode in (0, _REFUSED), driver.exitcode
+        self.refused += driver.exitcode == _REFUSED
+        assert contents(self.folder) == taken_over, "the suspended driver has changed the store"
+        self._look(started)
+        return True
 
-    def __init__(self, root: Path, *, pause_s: float) -> None:
-        super().__init__(root, staging=STAGING)
-        self._pause_s = pause_s
+    def finish(self) -> None:
+        """Let the program end, undisturbed."""
+        driver, _ = self._start(Pace(lease_s=self.pace.lease_s))
+        driver.join()
+        assert driver.exitcode == 0, (self.program, driver.exitcode)
+        self._look(time.time())
 
-    def write(self, key: str, parts: Any) -> None:
-        super().write(key, parts)
-        if key.startswith("rows.zarr/"):
-            time.sleep(self._pause_s)
-
-
-def fill(folder: Path, *, pause_s: float = 0.0, pids: Connection | None = None) -> None:
-    """The driver: begin the store or go on with it, and fill it to the end."""
-    fork = multiprocessing.get_context("fork")
-    pipes, writers = [], []
-    for _ in range(NUM_WRITERS):
-        ours, theirs = fork.Pipe()
-        writer = fork.Process(target=_write_units, args=(folder, pause_s, theirs, [*pipes, ours]))
-        writer.start()
+    def _start(self, pace: Pace | None = None) -> tuple[multiprocessing.Process, list[int]]:
+        ours, theirs = _SPAWNED.Pipe()
+        driver = _SPAWNED.Process(
+            target=_drive, args=(self.program, self.folder, pace or self.pace, theirs)
+        )
+        driver.start()
         theirs.close()
-        pipes.append(ours)
-        writers.append(writer)
-    if pids is not None:
-        pids.send([writer.pid for writer in writers])
-    location = SlowFolder(folder, pause_s=pause_s / 8)
-    with Lease.acquire(location, give_up_s=5) as lease:
-        if location.size(MANIFEST) is None:
-            _lay_out(lease)
-        store = open_store(location)
-        add_sites(lease, store, SITES, {})
-        _hand_out(lease, store.refresh(), pipes)
-        lease.ledger.merge_all()
-    for pipe in pipes:
-        pipe.close()
-    for writer in writers:
-        writer.join()
+        return driver, ours.recv()
 
+    def _await_a_moment(
+        self, driver: multiprocessing.Process, rng: np.random.Generator, started: float
+    ) -> bool:
+        """Wait for a random moment; False where the driver has ended before."""
+        pause = self.pace.pause_s
+        patterns = {True: "tokens/**/c.*", False: "acts/**/c.*"}
+        if rng.random() < 0.8:  # most come while units are written, or a corpus is laid down
+            lays_out = not (self.folder / "store.json").is_file() and rng.random() < 0.4
+            while driver.exitcode is None and not self._written(patterns[lays_out], started):
+                driver.join(pause / 4)
+        driver.join(float(rng.exponential(15 * pause)))  # a unit takes about ten pauses
+        assert driver.exitcode in (None, 0), (self.program, driver.exitcode)
+        return driver.exitcode is None
 
-def _hand_out(lease: Lease, store: ActivationStore, pipes: list[Connection]) -> None:
-    """Give each idle writer the next missing unit; what a dead one had is given again."""
-    waiting = list(store.committed().missing(store.schema.num_units))
-    busy: dict[Connection, int] = {}
-    idle = list(pipes)
-    while waiting or busy:
-        while waiting and idle:
-            pipe, unit = idle.pop(), waiting.pop(0)
-            try:
-                pipe.send((unit, lease.token))
-                busy[pipe] = unit
-            except OSError:
-                waiting.insert(0, unit)
-        if not busy:  # all writers are dead: the driver does the rest itself
-            unit = waiting.pop(0)
-            lease.ledger.commit(_write(store, unit, lease.token))
-        for pipe in wait(list(busy)):
-            unit = busy.pop(pipe)
-            try:
-                records = pipe.recv()
-            except (EOFError, OSError):
-                waiting.insert(0, unit)
-                continue
-            lease.ledger.commit(records)
-            idle.append(pipe)
+    def _written(self, pattern: str, since: float) -> list[Path]:
+        return [
+            path
+            for path in (self.folder / "rows.zarr").glob(pattern)
+            if path.stat().st_mtime > since
+        ]
 
-
-def _write_units(folder: Path, pause_s: float, pipe: Connection, others: list[Connection]) -> None:
-    for other in others:  # inherited by the fork; kept open they would hide the driver's death
-        other.close()
-    store: ActivationStore | None = None
-    while True:
+    def _look(self, since: float) -> None:
+        """Count what is interrupted now, and what was committed and is not any more."""
         try:
-            unit, token = pipe.recv()
-            if store is None:
-                store = open_store(SlowFolder(folder, pause_s=pause_s))
-            pipe.send(_write(store, unit, token))
-        except (EOFError, OSError):  # the driver is dead
+            store = open_store(self.folder)
+        except StoreNotFound:
+            self.lost_units += len(self._committed)
             return
-
-
-def _write(store: ActivationStore, unit: int, token: Token) -> Any:
-    rows = activations(store, store.schema.unit_extent(unit))
-    return write_unit(store, unit, rows, token=token)
-
-
-def activations(store: ActivationStore, rows: Extent) -> dict[Site, np.ndarray]:
-    """What a toy model says of these rows: each depends on all of its context before it."""
-    contexts = store.contexts_of(rows)
-    starts = store.contexts["start"].read(contexts.start, contexts.stop + 1)
-    found = []
-    for start, stop in itertools.pairwise(starts):
-        ids = store.tokens["id"].read(int(start), int(min(stop, rows.stop)))
-        states = np.cumsum(np.sin(np.outer(ids + 1, np.arange(1, store.schema.dim + 1))), axis=0)
-        found.append(states[max(0, rows.start - int(start)) :])
-    joined = np.concatenate(found)
-    return {site: (joined * (site.layer + 1)).astype(np.float16) for site in SITES}
-
-
-def _lay_out(lease: Lease) -> None:
-    rng = np.random.default_rng(0)
-    request = StoreRequest(
-        dim=12,
-        dtype="float16",
-        layout="documents",
-        context_length=64,
-        splits=("train", "test"),
-        special_ids=(0,),
-    )
-    provenance = Provenance(model={"name": "toy"})
-    with StoreBuilder(lease, request, provenance, token_chunk_rows=128, token_shard_rows=256) as b:
-        while b.rows < NUM_ROWS:  # contexts of any length straddle units
-            n = min(int(rng.integers(1, 64)), NUM_ROWS - b.rows)
-            split = ("train", "test")[int(rng.integers(0, 2))]
-            document = b.add_document(Document(f"{b.rows}", "made", split, "x" * n))
-            ids = rng.integers(0, 99, n).astype(np.int32)
-            b.add_context(Context(ids, np.full(n, document), np.arange(n, dtype=np.int32), split))
-        b.finish(lambda rows: Geometry(chunk_rows=32, unit_rows=96))
-
-
-def kill_once(folder: Path, rng: np.random.Generator, *, pause_s: float) -> Killed:
-    """Start a driver on the store, kill it or one of its writers, and look at what it left."""
-    started = time.time()
-    ours, theirs = _SPAWNED.Pipe()
-    driver = _SPAWNED.Process(
-        target=fill, args=(folder,), kwargs={"pause_s": pause_s, "pids": theirs}
-    )
-    driver.start()
-    theirs.close()
-    writers = ours.recv()
-    kills_a_writer = rng.random() < 0.25
-    if rng.random() < 0.8:  # most kills come while units are being written
-        while driver.exitcode is None and not _files_of_units(folder, since=started):
-            driver.join(pause_s / 4)
-    driver.join(float(rng.exponential(15 * pause_s)))  # a unit takes about ten pauses
-    if driver.exitcode is not None:
-        assert driver.exitcode == 0, driver.exitcode
-        return Killed(0, True)
-    if kills_a_writer:
-        _kill(int(rng.choice(writers)))
-        driver.join(float(rng.exponential(6 * pause_s)))
-    _kill(driver.pid)
-    driver.join()
-    return Killed(interrupted_units(folder, since=started), False)
-
-
-def finish(folder: Path) -> None:
-    """Fill what is left, undisturbed, in a process of its own."""
-    driver = _SPAWNED.Process(target=fill, args=(folder,))
-    driver.start()
-    driver.join()
-    assert driver.exitcode == 0, driver.exitcode
-
-
-def interrupted_units(folder: Path, *, since: float) -> int:
-    """How many units have a file that was written since then, and a site without its record."""
-    if not (folder / MANIFEST).is_file():
-        return 0
-    store = open_store(folder)
-    names = {str(site): site for site in SITES}
-    touched = set()
-    for path in _files_of_units(folder, since=since):
-        site = path.relative_to(folder / "rows.zarr").parts[1]
-        unit = int(path.name.split(".")[1])
-        if unit not in store.ledger.covered[names[site]]:
-            touched.add(unit)
-    return len(touched)
-
-
-def _files_of_units(folder: Path, *, since: float) -> list[Path]:
-    return [
-        path
-        for kind in ("acts", "moments")
-        for path in (folder / "rows.zarr" / kind).glob("*/**/c.*")
-        if path.stat().st_mtime > since
-    ]
+        now = {(site, unit) for site in store.sites for unit in store.ledger.covered[site]}
+        self.lost_units += len(self._committed - now)
+        self._committed |= now
+        names = {str(site): site for site in store.sites}
+        self.interrupted_units += len(
+            {
+                unit
+                for path in self._written("acts/**/c.*", since)
+                + self._written("moments/**/c.*", since)
+                if (unit := int(path.name.split(".")[1]))
+                not in store.ledger.covered[names[path.relative_to(self.folder).parts[2]]]
+            }
+        )
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -240,10 +146,17 @@ def contents(folder: Path) -> dict[str, bytes]:
     }
 
 
-def _kill(pid: int | None) -> None:
+def _drive(program: str, folder: Path, pace: Pace, pids: Connection) -> None:
+    try:
+        PROGRAMS[program](folder, pace, pids)
+    except LeaseLost:
+        os._exit(_REFUSED)  # its writers may wait for it
+
+
+def _signal(pid: int | None, number: signal.Signals) -> None:
     assert pid is not None
     try:
-        os.kill(pid, signal.SIGKILL)
+        os.kill(pid, number)
     except ProcessLookupError:
         return
 

@@ -22,6 +22,7 @@ from actlake.storage import (
     open_store,
     write_unit,
 )
+from actlake.storage.fence import Token
 from actlake.storage.ledger import LedgerWriter, ShardRecord, read_state
 from actlake.storage.location import LocalFolder, locate
 
@@ -88,7 +89,7 @@ def lay_out_corpus(folder: Path) -> None:
 
 def synthetic_store() -> Path:
     """A store of ROWS x DIM float16 (1.2 GB), with the same rows in ``../synthetic.raw``."""
-    folder = once("synthetic-1", _synthetic_store)
+    folder = once("synthetic-2", _synthetic_store)
     raw = raw_rows()
     if not raw.is_file() or raw.stat().st_size != ROWS * DIM * 2:
         rows = open_store(folder)[SITE]
@@ -116,12 +117,14 @@ def _synthetic_store(folder: Path) -> None:
 
 def large_ledger() -> Path:
     """A ledger of LEDGER_UNITS units in a thousand commits, merged as it goes."""
-    return once("ledger-1", _large_ledger)
+    return once("ledger-2", _large_ledger)
 
 
 def _large_ledger(folder: Path) -> None:
     location = LocalFolder(folder)
-    ledger = LedgerWriter(location, read_state(location))
+    writer = location.writer(Token(1, "0"))
+    writer.begin()
+    ledger = LedgerWriter(location, writer, read_state(location))
     ledger.append({"kind": "open", "epoch": 1, "owner": {}})
     ledger.append({"kind": "sites", "sites": [str(SITE)], "request": {}})
     for first in range(0, LEDGER_UNITS, 1000):
@@ -129,6 +132,7 @@ def _large_ledger(folder: Path) -> None:
             ShardRecord(SITE, unit, 75_000_000, unit * 7919 % 2**32, 20_000, unit * 31 % 2**32)
             for unit in range(first, first + 1000)
         )
+    writer.end()
 
 
 def main() -> None:

@@ -192,7 +192,7 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=None, help="of both; all cores if left out")
     options = parser.parse_args()
     Clock.start()
-    folder = str(options.store or prepare.once("probe-smollm2", make_store))
+    folder = str(options.store or prepare.once("probe-smollm2-2", make_store))
     store = open_store(folder)
     attach_kinds(store)
     config = config_for(folder, threads=options.threads)

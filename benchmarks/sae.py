@@ -333,7 +333,7 @@ def main() -> None:
     parser.add_argument("--store", default=None)
     parser.add_argument("--quick", action="store_true")
     options = parser.parse_args()
-    store = open_store(Path(options.store or prepare.once("sae-smollm2", make_store)))
+    store = open_store(Path(options.store or prepare.once("sae-smollm2-2", make_store)))
     long, short, contexts = (2, 1, 4) if options.quick else (24, 3, 16)
     result: dict[str, float] = {}
     differences = []

@@ -47,6 +47,7 @@ from actlake.platform.tracking import TrackingConfig, open_tracker
 from actlake.storage import Lease, Site
 from actlake.storage import ledger as ledgers
 from actlake.storage.extents import UnitSet
+from actlake.storage.fence import Token
 from actlake.storage.ledger import FAN_OUT, LedgerWriter, ShardRecord, read_state
 from actlake.storage.location import LocalFolder
 from actlake.storage.sealed import crc32c, seal
@@ -132,10 +133,16 @@ def on_paper(model: Model) -> OnPaper:
     )
 
 
+def _ledger_of(location: LocalFolder) -> LedgerWriter:
+    writer = location.writer(Token(1, "0"))
+    writer.begin()
+    return LedgerWriter(location, writer, read_state(location))
+
+
 def lay_down(location: LocalFolder, units: int) -> None:
     """The ledger that committing `units` units one by one leaves, as merged segments."""
     names = [str(Site(layer)) for layer in range(SITES)]
-    writer = LedgerWriter(location, read_state(location))
+    writer = _ledger_of(location)
     writer.append({"kind": "sites", "sites": names, "request": {}})
     writer.merge_all()
     largest = max(
@@ -153,19 +160,19 @@ def lay_down(location: LocalFolder, units: int) -> None:
 
 def _lay_down_segment(writer: LedgerWriter, size: int, names: list[str], *, table: bool) -> None:
     location, first = writer._location, writer.state.last
-    segment = ledgers._Segment(first + 1, first + size)
     content = ledgers._table_bytes(_table(names, first, size)) if table else b""
     entry = {
         "kind": "merged",
+        "number": first + size,
+        "first": first + 1,
         "others": [],
         "covered": {name: [(first, first + size)] for name in names},
-        "revoked": {},
         "table": {"bytes": len(content), "crc32c": crc32c(content)},
     }
-    location.write(segment.table_key, [content])
-    location.write(segment.key, [seal({"number": [segment.first, segment.last], **entry})])
+    location.write(ledgers._table_key(entry), [content])
+    location.write(ledgers._entry_key(first + size), [seal(entry)])
     writer.state.apply(entry)
-    writer.state.last = segment.last
+    writer.state.last = first + size
 
 
 def records_of(unit: int) -> list[ShardRecord]:
@@ -299,16 +306,14 @@ def merging(folder: Path) -> dict[str, float]:
     entries = FAN_OUT**4
     location = LocalFolder(folder)
     names = [str(Site(layer)) for layer in range(SITES)]
-    writer = LedgerWriter(location, read_state(location))
+    writer = _ledger_of(location)
     writer.state.covered = {Site(layer): UnitSet() for layer in range(SITES)}
     for _ in range(FAN_OUT):
         _lay_down_segment(writer, entries // FAN_OUT, names, table=True)
-    segments = ledgers._cover(location)
     cpu = time.process_time()
-    merged = writer._merge(segments)
+    writer._merge(writer._replayed())
     cpu = time.process_time() - cpu
-    size = location.size(merged.table_key)
-    assert size is not None
+    ((_, size),) = ((key, size) for key, size in location.sizes("ledger") if "parquet" in key)
     records = entries * SITES
     return {"records": records, "seconds": cpu, "ms_per_unit": 1000 * cpu / entries,
             "table_bytes_per_record": size / records}  # fmt: skip

@@ -149,7 +149,7 @@ def main() -> None:
         print(peak_of_a_pass(Path(options.store), options.memory))
         return
     Clock.start()
-    folder = Path(options.store or prepare.once("transport-smollm2", make_store))
+    folder = Path(options.store or prepare.once("transport-smollm2-2", make_store))
     store = open_store(folder)
     pairs = resolve_pairs("all", SITES, SITES)
     request = request_moments([store], pairs)

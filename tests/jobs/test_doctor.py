@@ -18,7 +18,7 @@ from actlake.jobs.doctor.check import Finding, run_checks
 from actlake.platform.cluster.same_code import SILENT, NodeAnswer
 from actlake.storage import ActlakeError
 from actlake.storage.errors import StoreNotWritable
-from actlake.storage.location import LocalFolder
+from actlake.storage.fence import FolderWriter
 
 
 @pytest.fixture(autouse=True)
@@ -147,7 +147,7 @@ def test_a_store_that_is_only_read_need_not_be_writable(
     def refuse(*_: Any) -> None:
         raise StoreNotWritable("read-only\nhint: mount it for writing")
 
-    monkeypatch.setattr(LocalFolder, "create", refuse)
+    monkeypatch.setattr(FolderWriter, "create", refuse)
     config = tmp_path / "sae.yaml"
     config.write_text(f"store: {smollm2_store}\nout: {tmp_path}/out\n")
 
@@ -298,7 +298,7 @@ def test_wandb_online_without_a_login_fails(
 def test_a_file_system_that_lets_two_create_one_file_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(LocalFolder, "create", lambda self, key, data: self.write(key, [data]))
+    monkeypatch.setattr(FolderWriter, "create", FolderWriter.replace)
 
     found = next(iter(access.check_store(str(tmp_path / "store"))))
 

@@ -25,6 +25,14 @@ def manifest(full):
     return unsealed(full / "store.json")
 
 
+@pytest.fixture
+def corpus(full):
+    """The ledger's entry of what was laid down."""
+    entries = map(unsealed, sorted((full / "ledger").glob("*.json")))
+    (entry,) = [entry for entry in entries if entry["kind"] == "corpus"]
+    return entry
+
+
 def test_rows_lie_where_the_page_says(full, known, manifest):
     schema, cut = manifest["schema"], manifest["schema"]["geometry"]
     row_bytes = schema["dim"] * 4
@@ -39,9 +47,17 @@ def test_rows_lie_where_the_page_says(full, known, manifest):
         np.testing.assert_array_equal(values, known.acts[open_store(full).sites[1]][row])
 
 
-def test_files_have_the_sizes_and_checksums_that_corpus_json_says(full):
-    corpus = unsealed(full / "corpus.json")
+def test_store_json_repeats_the_ledgers_corpus(manifest, corpus):
+    assert manifest == {name: corpus[name] for name in manifest}
+    assert set(manifest) == {"format", "schema", "provenance", "fingerprint"}
 
+
+def test_the_first_corpus_begins_at_row_0_and_is_the_whole_store(corpus):
+    for what in ("rows", "contexts", "documents"):
+        assert corpus[what] == [0, corpus["schema"][what]]
+
+
+def test_files_have_the_sizes_and_checksums_that_the_ledgers_corpus_says(full, corpus):
     for key, expected in corpus["files"].items():
         data = (full / key).read_bytes()
         assert expected == {"bytes": len(data), "crc32c": google_crc32c.value(data)}
@@ -52,8 +68,8 @@ def test_files_have_the_sizes_and_checksums_that_corpus_json_says(full):
     )
 
 
-def test_the_fingerprint_is_of_the_models_revision_and_the_contents(full, known, manifest):
-    contents = unsealed(full / "corpus.json")["sha256"]
+def test_the_fingerprint_is_of_the_models_revision_and_the_contents(known, manifest, corpus):
+    contents = corpus["sha256"]
     lines = [
         json.dumps(
             {"id": d.id, "source": d.source, "split": d.split, "text": d.text, **d.columns},
@@ -82,10 +98,13 @@ def number_of(data, *, chunks, chunk_bytes, index_bytes):
 def test_the_ledgers_table_says_of_every_shard_what_the_page_says(full, manifest):
     with Lease.acquire(locate(full)) as lease:
         lease.ledger.merge_all()
-    (entry,) = [unsealed(path) for path in (full / "ledger").glob("*.json")]
+    (path,) = (full / "ledger").glob("*.json")
+    entry = unsealed(path)
     (table,) = (full / "ledger").glob("*.parquet")
     data = table.read_bytes()
     assert entry["table"] == {"bytes": len(data), "crc32c": google_crc32c.value(data)}
+    assert table.stem == f"{path.stem}-{google_crc32c.value(data):08x}"
+    assert [entry["first"], entry["number"]] == [1, int(path.stem)]
     assert entry["covered"] == {"resid_post.0": [[0, 11]], "resid_post.3": [[0, 11]]}
 
     records = pq.read_table(table).to_pylist()

@@ -11,7 +11,9 @@ import pytest
 
 from actlake.storage import Lease, Site, add_sites, open_store
 from actlake.storage import lease as lease_module
+from actlake.storage.clock import SystemClock
 from actlake.storage.errors import LeaseLost, StoreExists, StoreLocked
+from actlake.storage.fence import FolderWriter, Token
 from actlake.storage.ledger import LedgerWriter, read_state
 from actlake.storage.location import LocalFolder, locate
 from actlake.storage.processes import is_gone, this_process
@@ -54,9 +56,12 @@ def quick_beats(monkeypatch):
 def other_host(location, *, epoch=1):
     """A driver of another machine has opened the store, and is silent since."""
     owner = {"host": "node7", "boot": "another", "pids": "pid:[1]", "pid": 4711, "started": 1}
-    LedgerWriter(location, read_state(location)).append(
+    writer = location.writer(Token(epoch, "0" * 16))
+    writer.begin()
+    LedgerWriter(location, writer, read_state(location)).append(
         {"kind": "open", "epoch": epoch, "owner": owner}
     )
+    return writer
 
 
 def hold(folder):
@@ -136,26 +141,20 @@ def test_a_driver_that_was_taken_over_can_commit_nothing_more(location):
     stale = Lease.acquire(location)
     stale.release()
     with Lease.acquire(location):
-        with pytest.raises(LeaseLost, match=r"\(epoch 1\) can commit nothing more\nhint:"):
+        with pytest.raises(LeaseLost, match=r"\(epoch 1\) of .* is over: another[\s\S]*\nhint:"):
             stale.ledger.commit([])
         with pytest.raises(LeaseLost, match=r"lease \(epoch 1\) of .* was taken over"):
             stale.token.check(location)
 
 
-def test_a_stale_driver_does_not_sweep_what_a_later_one_is_writing(folder, location):
-    other_host(location)
-    stale = Lease(
-        location, LedgerWriter(location, read_state(location)), lease_module.Token(1, "a")
-    )
-    with Lease.acquire(location, give_up_s=0):
-        half = folder / "partial" / "c.0.0.x.partial"
-        half.parent.mkdir(exist_ok=True)
-        half.write_bytes(b"half")
-
+def test_a_stale_driver_that_ends_leaves_a_later_one_writing(folder, location):
+    stale = Lease.acquire(location)
+    with Lease.acquire(location, give_up_s=0) as later:
         stale.release()
 
-        assert half.exists()
-    assert not half.exists()
+        later.writer.create("key", [b"whole"])
+    assert location.read("key") == b"whole"
+    assert not (folder / "partial").exists()
 
 
 @pytest.mark.parametrize("challengers", [2, 8])
@@ -232,8 +231,8 @@ def test_a_folder_with_other_files_is_not_made_a_store(folder, location):
 
 def test_files_that_killed_writers_left_half_written_are_swept(folder, location):
     end(hold(folder))
-    (folder / "partial").mkdir(exist_ok=True)
-    (folder / "partial" / "c.3.0.abc.partial").write_bytes(b"half a shard")
+    (staging,) = (folder / "partial").iterdir()
+    (staging / "c.3.0.abc").write_bytes(b"half a shard")
 
     with Lease.acquire(location):
         pass
@@ -258,3 +257,24 @@ def test_a_holder_that_commits_and_ends_while_one_waits_is_followed_not_fought(k
     assert len(acquired) == 1
     assert acquired[0].token.epoch == holder.token.epoch + 1
     acquired[0].release()
+
+
+def test_a_heartbeat_goes_on_whatever_goes_wrong_and_says_so(location, monkeypatch, caplog):
+    class Stepped(SystemClock):
+        def repeat(self, deed, *, every_s):
+            self.beat = deed
+            return lambda: None
+
+    location.clock = clock = Stepped()
+    with Lease.acquire(location) as lease:
+        before = location.read(lease.token.lease_key)
+        with monkeypatch.context() as broken:
+            broken.setattr(FolderWriter, "replace", lambda *_, **__: [][0])
+            assert clock.beat()
+        assert "could not be renewed: list index out of range" in caplog.text
+
+        assert clock.beat()
+        assert location.read(lease.token.lease_key) != before
+        with Lease.acquire(locate(location.url), give_up_s=0):
+            assert not clock.beat()
+    assert "was taken over" in caplog.text

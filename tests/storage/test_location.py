@@ -2,14 +2,22 @@
 
 import errno
 import os
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from actlake.storage import Lease, open_store, write_unit
-from actlake.storage.errors import StoreError, StoreNotFound, StoreNotReadable, StoreNotWritable
-from actlake.storage.location import KeyTaken, LocalFolder, locate
+from actlake.storage import Lease, durable, open_store, write_unit
+from actlake.storage.errors import (
+    KeyTaken,
+    StoreError,
+    StoreNotFound,
+    StoreNotReadable,
+    StoreNotWritable,
+)
+from actlake.storage.fence import Token
+from actlake.storage.location import LocalFolder, locate
 
 UNIT_3 = "rows.zarr/acts/resid_post.3/c.3.0"
 
@@ -17,6 +25,13 @@ UNIT_3 = "rows.zarr/acts/resid_post.3/c.3.0"
 @pytest.fixture
 def location(tmp_path):
     return locate(tmp_path / "place")
+
+
+@pytest.fixture
+def writer(location):
+    made = location.writer(Token(1, "a1"))
+    made.begin()
+    return made
 
 
 class SystemCalls:
@@ -59,11 +74,11 @@ def test_a_shard_and_its_folder_reach_the_disk_before_the_ledger_names_them(
         known.write(lease, store, 3)
 
     calls = [call for call in seen.calls if "lease-" not in call[1]]
-    renamed = calls.index(("rename", UNIT_3))
-    kind, partial = calls[renamed - 1]
-    assert (kind, partial.startswith("partial/c.3.0.")) == ("fsync", True)
-    assert calls[renamed + 1] == ("fsync", "rows.zarr/acts/resid_post.3")
-    linked = next(i for i, (kind, name) in enumerate(calls) if kind == "link")
+    named = calls.index(("link", UNIT_3))
+    kind, partial = calls[named - 1]
+    assert (kind, partial.startswith(f"partial/{lease.token.name}/c.3.0.")) == ("fsync", True)
+    assert calls[named + 1] == ("fsync", "rows.zarr/acts/resid_post.3")
+    linked = next(i for i, (_, name) in enumerate(calls) if re.fullmatch(r"ledger/\d+.json", name))
     assert calls[linked - 1][0] == "fsync"
     assert calls[linked + 1] == ("fsync", "ledger")
     assert linked > max(i for i, (_, name) in enumerate(calls) if name.startswith("rows.zarr"))
@@ -79,15 +94,15 @@ def test_what_is_written_is_read_and_replaced_whole(location):
     assert list(location.list("nowhere")) == []
 
 
-def test_of_two_that_create_a_file_the_second_is_refused(location):
-    location.create("key", b"one")
+def test_of_two_that_create_a_file_the_second_is_refused(location, writer):
+    writer.create("key", [b"one"])
 
     with pytest.raises(KeyTaken, match="key already exists"):
-        location.create("key", b"two")
+        writer.create("key", [b"one"])
     assert location.read("key") == b"one"
 
 
-def test_a_link_whose_answer_was_lost_on_the_network_counts_as_made(location, monkeypatch):
+def test_a_link_whose_answer_was_lost_on_the_network_counts_as_made(location, writer, monkeypatch):
     link = os.link
 
     def answer_lost(old, new):
@@ -95,32 +110,61 @@ def test_a_link_whose_answer_was_lost_on_the_network_counts_as_made(location, mo
         raise FileExistsError(errno.EEXIST, "repeated question")
 
     monkeypatch.setattr(os, "link", answer_lost)
-    location.create("key", b"one")
+    writer.create("key", [b"one"])
 
     assert location.read("key") == b"one"
 
 
-def test_a_file_system_without_hard_links_is_refused_by_name(location, monkeypatch):
+NO_LINKS = [errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EXDEV, errno.EMLINK]
+
+
+def without_links(monkeypatch, code):
     def no_links(old, new):
-        raise OSError(errno.EPERM, "not permitted")
+        raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(os, "link", no_links)
 
-    with pytest.raises(StoreNotWritable, match=r"no hard links[\s\S]*hint: .* NFS"):
-        location.create("key", b"one")
+
+@pytest.mark.parametrize("code", NO_LINKS)
+def test_a_file_system_without_hard_links_keeps_writers_apart_by_renames(
+    location, writer, monkeypatch, code
+):
+    without_links(monkeypatch, code)
+    writer.create("key", [b"one"])
+
+    with pytest.raises(KeyTaken, match="key already exists"):
+        writer.create("key", [b"two"])
+    assert location.read("key") == b"one"
+    with pytest.raises(KeyTaken, match=r"key in .* is there already and holds other bytes"):
+        writer.ensure("key", [b"two"])
+    writer.ensure("key", [b"one"])
 
 
-def test_deleting_removes_what_is_below_and_follows_no_link(location, tmp_path):
-    location.write("a/b", [b"x"])
-    (tmp_path / "elsewhere").mkdir()
-    (tmp_path / "elsewhere" / "precious").write_bytes(b"y")
-    (location.root / "a" / "link").symlink_to(tmp_path / "elsewhere")
+def test_a_file_system_that_cannot_keep_writers_apart_is_refused_by_name(
+    location, writer, monkeypatch
+):
+    without_links(monkeypatch, errno.EPERM)
+    monkeypatch.setattr(durable, "_LIBC", object())  # as where the kernel has no such rename
 
-    location.delete("a")
-    location.delete("a")
+    with pytest.raises(StoreNotWritable, match=r"neither hard links nor renam[\s\S]*hint: .* NFS"):
+        writer.create("key", [b"one"])
+    assert location.size("key") is None
 
-    assert not (location.root / "a").exists()
-    assert (tmp_path / "elsewhere" / "precious").exists()
+
+@pytest.mark.parametrize("code", [errno.ESTALE, errno.EIO, errno.EBUSY])
+def test_what_a_file_server_says_comes_in_our_words(location, writer, monkeypatch, code):
+    """An NFS handle gone stale, a server that is away; to read as to write."""
+    location.write("key", [b"x"])
+
+    def fail(*args, **kwargs):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(StoreNotWritable, match=rf"Cannot write a/b .*{os.strerror(code)}\nhint: "):
+        writer.create("a/b", [b"x"])
+    monkeypatch.setattr(Path, "open", fail)
+    with pytest.raises(StoreNotReadable, match=rf"Cannot read key .*{os.strerror(code)}\nhint: "):
+        location.read("key")
 
 
 def full_after(monkeypatch, num_bytes, code):

@@ -18,7 +18,8 @@ from actlake.storage import (
     verify,
     write_unit,
 )
-from actlake.storage.location import STAGING, LocalFolder, locate
+from actlake.storage.fence import FolderWriter
+from actlake.storage.location import LocalFolder, locate
 
 SITES = [Site(0), Site(3), Site(5, "mlp_out")]
 units = st.integers(0, 10)
@@ -32,17 +33,24 @@ class DyingFolder(LocalFolder):
     """Dies before, or in the middle of, the n-th file."""
 
     def __init__(self, root, *, files):
-        super().__init__(root, staging=STAGING)
-        self._files = files
+        super().__init__(root)
+        self.files = files
 
-    def write(self, key, parts):
-        if self._files == 0:
-            staging = self.root / STAGING
-            staging.mkdir(exist_ok=True)
-            (staging / "c.9.x.partial").write_bytes(b"".join(map(bytes, parts))[:50])
+    def writer(self, token):
+        return DyingWriter(self, token)
+
+
+class DyingWriter(FolderWriter):
+    def __init__(self, folder, token):
+        super().__init__(folder.root, token)
+        self._folder = folder
+
+    def ensure(self, key, parts):
+        if self._folder.files == 0:
+            (self._staging / "c.9.x").write_bytes(b"".join(map(bytes, parts))[:50])
             raise Crash
-        self._files -= 1
-        super().write(key, parts)
+        self._folder.files -= 1
+        super().ensure(key, parts)
 
 
 class StoreMachine(RuleBasedStateMachine):

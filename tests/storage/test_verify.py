@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from actlake.storage import Lease, Site, open_store, verify, write_unit
+from actlake.storage.corpus_record import CorpusRecord
 from actlake.storage.errors import ActlakeError, StoreDamaged
 from actlake.storage.ledger import read_shards
 from actlake.storage.location import locate
@@ -15,7 +16,6 @@ from actlake.storage.verify import undersized
 
 ONE_OF_EACH = [
     "store.json",
-    "corpus.json",
     "documents.parquet",
     "rows.zarr/zarr.json",
     "rows.zarr/acts/zarr.json",
@@ -262,3 +262,32 @@ def test_a_sealed_file_may_be_reformatted_but_not_changed(full):
     path.write_text(path.read_text().replace('"rows": 250', '"rows": 251'))
     with pytest.raises(StoreDamaged, match=r"store.json has changed since it was written: CRC32C"):
         open_store(full)
+
+
+def test_values_that_are_not_those_of_the_fingerprint_are_found_though_all_checksums_fit(full):
+    store = open_store(full)
+    (corpus,) = store.ledger.corpora
+    for name in ("tokens/id", "contexts/start"):
+        other = replace(corpus, sha256={**corpus.sha256, name: "0" * 64})
+        store.ledger.corpora = [other]
+        (problem,) = verify(store).problems
+        assert str(problem) == f"{name} does not hold the values that were laid down"
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "../secret",
+        "/etc/hostname",
+        "tokenizer/..",
+        "tokenizer/../../secret",
+        "rows.zarr/acts/x/c.0",
+    ],
+)
+def test_a_ledger_that_names_a_file_beside_the_corpus_is_refused(full, key):
+    (corpus,) = open_store(full).ledger.corpora
+    entry = corpus.as_json()
+    entry["files"][key] = {"bytes": 1, "crc32c": 0}
+
+    with pytest.raises(StoreDamaged, match=r"names a file that is no part of one: .*\nhint:"):
+        CorpusRecord.from_json(entry)

@@ -15,7 +15,8 @@ from actlake.storage.create import StoreBuilder, StoreRequest
 from actlake.storage.errors import ActlakeError, StoreError
 from actlake.storage.export import ExportResult, export_store
 from actlake.storage.extents import Extent, UnitSet
-from actlake.storage.lease import Lease, Token
+from actlake.storage.fence import Token
+from actlake.storage.lease import Lease
 from actlake.storage.moments import Moments
 from actlake.storage.provenance import Provenance
 from actlake.storage.querying.labels import Alignment, Labels

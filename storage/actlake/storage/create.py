@@ -1,11 +1,13 @@
-"""Make a store: lay the corpus down, then make it visible by one file.
+"""Make a store: lay the corpus down, then make it visible by one entry of the ledger.
 
-``store.json`` is written last. Until it is there, nothing is: a builder that dies leaves files
-that the next one removes. When it is there, the rows are fixed for good.
+Until that entry is there, nothing is: a builder that dies leaves files that the next one moves
+aside. When it is there, the rows are fixed for good, and nothing of them is ever cleared.
 """
 
+import copy
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,19 +20,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from actlake.storage.corpus import Context, Document
+from actlake.storage.corpus_record import DOCUMENTS, TOKENIZER, CorpusRecord, FileRecord
 from actlake.storage.dtypes import ActivationDtype, numpy_dtype
-from actlake.storage.errors import InvalidSchema, StoreExists
-from actlake.storage.layout import MANIFEST as MANIFEST
-from actlake.storage.layout import ROWS, ArraySpec, Compression
+from actlake.storage.errors import InvalidSchema, KeyTaken, StoreDamaged, StoreExists
+from actlake.storage.extents import Extent
+from actlake.storage.layout import MANIFEST, ROWS, ArraySpec, Compression
 from actlake.storage.lease import Lease
 from actlake.storage.provenance import Provenance, fingerprint
-from actlake.storage.schema import FORMAT, Geometry, Layout, StoreSchema, plan_geometry
-from actlake.storage.sealed import crc32c, seal
+from actlake.storage.schema import Geometry, Layout, StoreSchema, plan_geometry
+from actlake.storage.sealed import crc32c
 from actlake.storage.shards import encode_shard
 
-CORPUS = "corpus.json"
-DOCUMENTS = "documents.parquet"
-TOKENIZER = "tokenizer"
+logger = logging.getLogger(__name__)
 _DOCUMENTS_AT_ONCE = 4096
 
 
@@ -64,16 +65,12 @@ class StoreBuilder:
         token_chunk_rows: int = 2**16,
         token_shard_rows: int = 2**22,
     ) -> None:
-        location = lease.location
-        if location.size(MANIFEST) is not None:
-            raise StoreExists(f"There is a store at {location.url} already")
-        for leftover in (ROWS, DOCUMENTS, CORPUS, TOKENIZER):
-            location.delete(leftover)
-        self._location = location
+        _set_leftovers_aside(lease)
+        self._lease = lease
         self._request = request
         self._provenance = provenance
         self._split_codes = {name: code for code, name in enumerate(request.splits)}
-        self._files: dict[str, dict[str, int]] = {}
+        self._files: dict[str, FileRecord] = {}
         self._documents = _DocumentSpool()
         self._rows = 0
         self._contexts = 0
@@ -98,7 +95,7 @@ class StoreBuilder:
         return self._documents.add(document)
 
     def add_context(self, context: Context) -> None:
-        """Add a context: its tokens become the next rows."""
+        """Add a context: its tokens become the next rows. Its arrays may be used again at once."""
         n = len(context)
         if not n == len(context.documents) == len(context.chars):
             raise InvalidSchema(
@@ -179,32 +176,48 @@ class StoreBuilder:
                 token_shard_rows=shard,
             ),
         )
-        self._write_everything_but_the_manifest(schema)
-        contents = {name: column.sha256 for name, column in self._columns.items()}
-        contents["documents"] = self._documents.sha256
-        manifest = {
-            "format": FORMAT,
-            "schema": schema.as_json(),
-            "provenance": self._provenance.as_json(),
-            "fingerprint": fingerprint(self._provenance, contents=contents),
-        }
-        self._location.write(CORPUS, [seal({"files": self._files, "sha256": contents})])
-        self._location.write(MANIFEST, [seal(manifest)])
-        return schema
-
-    def _write_everything_but_the_manifest(self, schema: StoreSchema) -> None:
         for spec in (*schema.tokens().values(), *schema.context_arrays().values()):
             self._columns[spec.name].finish(spec)
         for key, data in schema.common_metadata().items():
-            self._location.write(key, [data])
+            self._ensure(key, [data])
         self._write(DOCUMENTS, [self._documents.as_parquet()])
+        self._refuse_strays(schema)
+        contents = {name: column.sha256 for name, column in self._columns.items()}
+        contents["documents"] = self._documents.sha256
+        corpus = CorpusRecord(
+            schema=schema,
+            provenance=self._provenance,
+            fingerprint=fingerprint(self._provenance, contents=contents),
+            rows=Extent(0, schema.rows),
+            contexts=Extent(0, schema.contexts),
+            documents=Extent(0, schema.documents),
+            sha256=contents,
+            files=self._files,
+        )
+        self._lease.ledger.append(corpus.as_json())
+        self._lease.write_manifest()
+        return schema
 
     def _write(self, key: str, parts: list[Any]) -> None:
-        self._location.write(key, parts)
-        self._files[key] = {
-            "bytes": sum(memoryview(p).nbytes for p in parts),
-            "crc32c": crc32c(*parts),
-        }
+        self._ensure(key, parts)
+        self._files[key] = FileRecord(
+            bytes=sum(memoryview(p).nbytes for p in parts), crc32c=crc32c(*parts)
+        )
+
+    def _ensure(self, key: str, parts: list[Any]) -> None:
+        try:
+            self._lease.writer.ensure(key, parts)
+        except KeyTaken as error:
+            raise _another_corpus(self._lease, key) from error
+
+    def _refuse_strays(self, schema: StoreSchema) -> None:
+        """Whatever lies among the corpus's files is of this corpus: nothing could be set aside."""
+        specs = [*schema.tokens().values(), *schema.context_arrays().values()]
+        ours = {*self._files, *schema.common_metadata()}
+        for folder in (TOKENIZER, *(spec.folder for spec in specs)):
+            for key in self._lease.location.list(folder):
+                if key not in ours:
+                    raise _another_corpus(self._lease, key)
 
     def _code(self, split: str) -> int:
         try:
@@ -225,6 +238,41 @@ class StoreBuilder:
         trace: TracebackType | None,
     ) -> None:
         self._documents.close()
+
+
+def _set_leftovers_aside(lease: Lease) -> None:
+    """Make room for a corpus; refused where there is more than an unfinished one.
+
+    Raises
+    ------
+    StoreExists
+        A corpus is laid down.
+    StoreDamaged
+        A store is there whose ledger does not know its corpus.
+    """
+    location, state = lease.location, lease.ledger.state
+    if state.corpora:
+        raise StoreExists(f"There is a store at {location.url} already")
+    if state.covered or location.size(MANIFEST) is not None:
+        raise StoreDamaged(
+            f"There is a store at {location.url}, and its ledger does not know its corpus\n"
+            "hint: restore the folder `ledger` from a copy; or move the store's files away, and "
+            "make it anew"
+        )
+    folder = lease.writer.set_aside([ROWS, DOCUMENTS, TOKENIZER])
+    if folder is not None:
+        logger.warning(
+            "%s holds an unfinished corpus, of which nothing is committed: it is kept in %s, "
+            "which may be removed", location.url, folder,
+        )  # fmt: skip
+
+
+def _another_corpus(lease: Lease, key: str) -> StoreExists:
+    return StoreExists(
+        f"{key} in {lease.location.url} is of another corpus, which was not finished; in a bucket "
+        "it cannot be moved aside\nhint: give another prefix, or remove this one when nobody "
+        "writes to it"
+    )
 
 
 class _Column:
@@ -248,7 +296,7 @@ class _Column:
         return self._digest.hexdigest()
 
     def append(self, values: np.ndarray[Any, Any]) -> None:
-        values = np.ascontiguousarray(values, numpy_dtype(self._dtype))
+        values = np.array(values, numpy_dtype(self._dtype))  # a copy: the caller's may be reused
         self._digest.update(values.tobytes())
         self._waiting.append(values)
         self._num_waiting += len(values)
@@ -315,7 +363,7 @@ class _DocumentSpool:
             "source": document.source,
             "split": document.split,
             "text": document.text,
-            **document.columns,
+            **copy.deepcopy(dict(document.columns)),  # the caller's lists may be reused
         }
         self._digest.update(json.dumps(row, sort_keys=True).encode() + b"\n")
         self._waiting.append(row)

@@ -18,6 +18,7 @@
         ├── AlreadyCommitted        a unit that is there already       (ValueError)
         ├── StoreLocked             another driver is writing          (RuntimeError)
         ├── LeaseLost               another driver has taken over      (RuntimeError)
+        ├── KeyTaken                a file that is there, and another  (FileExistsError)
         ├── NonFiniteActivations    overflow, infinity or NaN          (ValueError)
         ├── UnknownSplit            no split of that name              (LookupError)
         ├── EmptySelection          no row is left to read             (LookupError)
@@ -106,6 +107,10 @@ class StoreLocked(StoreError, RuntimeError):
 
 class LeaseLost(StoreError, RuntimeError):
     """The lease was taken over by another driver; nothing more can be committed."""
+
+
+class KeyTaken(StoreError, FileExistsError):
+    """A file would be created where one is already: somebody else was first."""
 
 
 class NonFiniteActivations(StoreError, ValueError):

@@ -17,7 +17,8 @@ import numpy as np
 import pyarrow as pa
 
 from actlake.storage.corpus import Context, Document
-from actlake.storage.create import TOKENIZER, StoreBuilder, StoreRequest
+from actlake.storage.corpus_record import TOKENIZER
+from actlake.storage.create import StoreBuilder, StoreRequest
 from actlake.storage.errors import (
     EmptySelection,
     InvalidQuery,
@@ -26,7 +27,6 @@ from actlake.storage.errors import (
     StoreExists,
 )
 from actlake.storage.extents import Extent
-from actlake.storage.layout import MANIFEST
 from actlake.storage.lease import Lease
 from actlake.storage.ledger import ShardRecord
 from actlake.storage.location import Location, locate
@@ -40,7 +40,7 @@ from actlake.storage.resume import check_same, use_numerics
 from actlake.storage.sites import Site
 from actlake.storage.store import ActivationStore, open_store
 from actlake.storage.verify import undersized
-from actlake.storage.writer import add_sites, write_unit
+from actlake.storage.writer import add_sites, free_missing, write_unit
 
 Array = np.ndarray[Any, Any]
 logger = logging.getLogger(__name__)
@@ -122,6 +122,7 @@ def export_store(
             {"exported_from": parent.fingerprint, "numerics": list(parent.ledger.numerics)},
         )
         store.refresh()
+        free_missing(lease, store, wanted)
         missing = list(store.committed(wanted).missing(store.schema.num_units))
         for done, unit in enumerate(missing):
             rows = contexts.parent_rows(store.schema.unit_extent(unit))
@@ -362,7 +363,7 @@ def _lay_out(
         compression=schema.compression,
         nonfinite=schema.nonfinite,
     )
-    if lease.location.size(MANIFEST) is not None:
+    if lease.ledger.state.corpora:
         store = open_store(lease.location)
         check_same(store, request, provenance)
         return store

@@ -2,8 +2,9 @@
 
 A driver opens a store by appending an ``open`` entry with the next epoch to the ledger; that
 entry takes the number a stale driver's next commit would need, so a stale driver can never
-commit (`LeaseLost`). The heartbeat file only decides how *soon* a dead driver is given up: at
-once where its process is known to be gone, else when its beat has not changed for a while.
+commit (`LeaseLost`). Then it ends whatever earlier drivers and their workers may still write
+(`Writer.fence`). The heartbeat file only decides how *soon* a dead driver is given up: at once
+where its process is known to be gone, else when its beat has not changed for a while.
 
 The worst that a wrong guess does is to end the earlier driver with an error.
 """
@@ -11,23 +12,30 @@ The worst that a wrong guess does is to end the earlier driver with an error.
 import logging
 import secrets
 from collections.abc import Mapping
-from contextlib import suppress
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
 from actlake.storage.errors import (
+    KeyTaken,
     LeaseLost,
     StoreDamaged,
     StoreError,
     StoreExists,
     StoreLocked,
     StoreNotFound,
-    StoreNotWritable,
+)
+from actlake.storage.fence import (
+    LEDGER,
+    LEFTOVERS,
+    STAGING,
+    Token,
+    Writer,
+    epochs_with_lease,
+    lease_key,
 )
 from actlake.storage.layout import MANIFEST
-from actlake.storage.ledger import FOLDER, LedgerState, LedgerWriter, read_state
-from actlake.storage.location import STAGING, KeyTaken, Location
+from actlake.storage.ledger import LedgerState, LedgerWriter, read_state
+from actlake.storage.location import Location
 from actlake.storage.processes import is_gone, this_process
 from actlake.storage.sealed import seal, unseal
 
@@ -35,43 +43,7 @@ logger = logging.getLogger(__name__)
 
 BEAT_S = 5.0
 GIVE_UP_S = 30.0
-_OURS = frozenset({FOLDER, STAGING, "log"})
-
-
-@dataclass(frozen=True, slots=True)
-class Token:
-    """What a worker needs to know that it writes where its driver reads.
-
-    Sent to every worker; `check` reads the file back at the worker's own idea of the location.
-    """
-
-    epoch: int
-    nonce: str
-
-    def is_over(self, location: Location) -> bool:
-        """Whether a later driver has begun to work."""
-        return max(_epochs(location), default=0) > self.epoch
-
-    def check(self, location: Location) -> None:
-        """Refuse to work at a place where the driver's lease is not seen.
-
-        Raises
-        ------
-        LeaseLost
-            The heartbeat file of this epoch is not there, or is another driver's: the path is
-            local to another machine, or the lease was taken over.
-        """
-        if self.is_over(location):
-            raise LeaseLost(f"The lease (epoch {self.epoch}) of {location.url} was taken over")
-        try:
-            beat = unseal(location.read(_beat_key(self.epoch)), name=_beat_key(self.epoch))
-        except StoreNotFound as error:
-            raise LeaseLost(
-                f"The driver's lease (epoch {self.epoch}) cannot be seen at {location.url}\n"
-                "hint: the store must lie where all workers and the driver see the same files"
-            ) from error
-        if beat["nonce"] != self.nonce or beat["released"]:
-            raise LeaseLost(f"The lease (epoch {self.epoch}) of {location.url} is over")
+_OURS = frozenset({LEDGER, STAGING, LEFTOVERS, "log"})
 
 
 class Lease:
@@ -83,10 +55,15 @@ class Lease:
         Appends to the log; raises `LeaseLost` once another driver has taken over.
     token
         For workers, see `Token`.
+    writer
+        Writes what the store is made of.
     """
 
-    def __init__(self, location: Location, ledger: LedgerWriter, token: Token) -> None:
+    def __init__(
+        self, location: Location, writer: Writer, ledger: LedgerWriter, token: Token
+    ) -> None:
         self.location = location
+        self.writer = writer
         self.ledger = ledger
         self.token = token
         self._beat = 0
@@ -109,40 +86,57 @@ class Lease:
             The place cannot be written.
         """
         state = read_state(location)
-        if not state.last and location.size(MANIFEST) is None and location.is_foreign(_OURS):
-            raise StoreExists(
-                f"{location.url} holds other files, and no activation store\n"
-                "hint: give an empty folder, or one that does not exist yet"
-            )
+        if not state.last:
+            _refuse_what_is_there(location)
         was_released = not state.epoch or _wait_until_over(location, state, give_up_s=give_up_s)
         waited_for, state = state.epoch, read_state(location)  # it may have committed meanwhile
         if state.epoch != waited_for:
             raise _locked(location, state)
-        writer = LedgerWriter(location, state)
         token = Token(state.epoch + 1, secrets.token_hex(8))
+        writer = location.writer(token)
+        ledger = LedgerWriter(location, writer, state)
+        writer.begin()
         try:
-            writer.append({"kind": "open", "epoch": token.epoch, "owner": this_process()})
+            ledger.append({"kind": "open", "epoch": token.epoch, "owner": this_process()})
         except LeaseLost as error:  # whoever took the number is alive
+            writer.end()
             raise _locked(location, read_state(location)) from error
-        except StoreNotWritable as error:
-            now = read_state(location)
-            if now.epoch == state.epoch:
-                raise
-            raise _locked(location, now) from error  # the winner has swept our file
-        lease = cls(location, writer, token)
-        lease._clear_up(after_kill=not was_released)
+        except StoreError:
+            writer.end()
+            raise
+        # Since the state was read nothing has been committed: the next number was ours. Files may
+        # have come, of earlier drivers; from here on none do.
+        writer.fence()
+        lease = cls(location, writer, ledger, token)
+        try:
+            lease._clear_up(after_kill=not was_released)
+        except BaseException:
+            lease.release()
+            raise
         return lease
+
+    def write_manifest(self) -> None:
+        """Make ``store.json``, which repeats the ledger's corpus, where it is not there."""
+        corpus = self.ledger.state.corpus
+        if corpus is not None and self.location.size(MANIFEST) is None:
+            self.writer.ensure(MANIFEST, [seal(corpus.manifest())])
 
     def release(self) -> None:
         """Give the lease back; the next driver need not wait."""
         if not self._is_released:
             self._is_released = True
             self._end_beating()
-            # Where the disk is full this cannot be said, and the next driver finds out by itself.
-            with suppress(StoreError, OSError):
+            try:
                 self._write_beat(released=True)
-                if not self.token.is_over(self.location):
-                    self.location.sweep()
+            except (KeyTaken, LeaseLost):  # it was taken over, which ended all else
+                return
+            except Exception as error:  # the next driver finds out by itself
+                logger.warning("The end of the lease of %s could not be said: %s",
+                               self.location.url, error)  # fmt: skip
+            try:
+                self.writer.end()
+            except StoreError as error:  # the next driver does it
+                logger.warning("%s", error)
 
     def __enter__(self) -> Self:
         return self
@@ -156,40 +150,55 @@ class Lease:
         self.release()
 
     def _clear_up(self, *, after_kill: bool) -> None:
-        """Remove what drivers before this one and their writers have left behind."""
-        earlier = [epoch for epoch in _epochs(self.location) if epoch < self.token.epoch]
-        self.location.delete_files(map(_beat_key, earlier))
-        self.location.sweep()
+        """Remove what drivers before this one have left behind, and make again what is lost."""
+        earlier = [e for e in epochs_with_lease(self.location) if e < self.token.epoch]
+        self.writer.remove(map(lease_key, earlier))
         if after_kill:
             self.ledger.clean()
+        if self.ledger.state.corpora and self.location.size(MANIFEST) is None:
+            logger.warning("%s of %s was missing and is made again from the ledger, whose units "
+                           "are as they were", MANIFEST, self.location.url)  # fmt: skip
+            self.write_manifest()
 
     def _renew(self) -> bool:
-        """Beat once; whether to go on beating."""
+        """Beat once; whether to go on beating. Whatever goes wrong is said, and tried again."""
         try:
             self._write_beat()
-        except KeyTaken:  # a later driver has cleared it away; the next commit says so
+        except (KeyTaken, LeaseLost):  # a later driver has ended it; the next commit says so
+            logger.warning("The lease of %s was taken over", self.location.url)
             return False
-        except (StoreError, OSError) as error:  # made up for by the next, or by the takeover
+        except Exception as error:  # made up for by the next beat, or by the takeover
             logger.warning("The lease of %s could not be renewed: %s", self.location.url, error)
         return True
 
     def _write_beat(self, *, released: bool = False) -> None:
         self._beat += 1
         content = {"nonce": self.token.nonce, "beat": self._beat, "released": released}
-        key = _beat_key(self.token.epoch)
-        self._beaten = self.location.replace(key, seal(content), seen=self._beaten)
+        beat = [seal(content)]
+        if self._beaten is None:
+            self._beaten = self.writer.create(self.token.lease_key, beat)
+        else:
+            self._beaten = self.writer.replace(self.token.lease_key, beat, seen=self._beaten)
 
 
-_BEAT = f"{FOLDER}/lease-"
+def _refuse_what_is_there(location: Location) -> None:
+    """Refuse to begin a store, where there is no ledger, among things that are none of ours."""
+    if location.size(MANIFEST) is not None:
+        raise ledger_is_gone(location)
+    if location.is_foreign(_OURS):
+        raise StoreExists(
+            f"{location.url} holds other files, and no activation store\n"
+            "hint: give an empty folder, or one that does not exist yet"
+        )
 
 
-def _beat_key(epoch: int) -> str:
-    return f"{_BEAT}{epoch:06d}"
-
-
-def _epochs(location: Location) -> list[int]:
-    """Epochs whose heartbeat file is there."""
-    return [int(key.removeprefix(_BEAT)) for key in location.list(FOLDER) if key.startswith(_BEAT)]
+def ledger_is_gone(location: Location) -> StoreDamaged:
+    """The error of a place with a ``store.json`` whose corpus no ledger knows."""
+    return StoreDamaged(
+        f"The ledger of {location.url} is gone: nobody knows which units are whole\n"
+        "hint: restore the folder `ledger` from a copy; or move the store's files away, and "
+        "harvest anew"
+    )
 
 
 def _wait_until_over(location: Location, state: LedgerState, *, give_up_s: float) -> bool:
@@ -213,7 +222,7 @@ def _wait_until_over(location: Location, state: LedgerState, *, give_up_s: float
 
 
 def _read_beat(location: Location, epoch: int) -> Mapping[str, Any]:
-    key = _beat_key(epoch)
+    key = lease_key(epoch)
     try:
         content: Mapping[str, Any] = unseal(location.read(key), name=key)
     except (StoreNotFound, StoreDamaged):

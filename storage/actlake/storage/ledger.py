@@ -5,41 +5,44 @@ transaction log (Armbrust et al. 2020, VLDB 13(12)). An entry is created under t
 by an operation that only one writer can win, so the log is also the fence between drivers: the
 ``open`` entry of a new driver takes the number that a stale one would need.
 
-    00000001.json              one entry, sealed (`actlake.storage.sealed`)
-    00000001-00000032.json     the same as entries 1 to 32, merged; what they say of units is
-    00000001-00000032.parquet  a table, a row per (site, unit), for `verify` and `resume`
+    00000001.json           one entry, sealed (`actlake.storage.sealed`)
+    00000033.json           merged: says what entries 1 to 32 said; they are then deleted
+    00000033-1a2b3c4d.parquet   its table, a row per (site, unit), for `verify` and `resume`
 
-Thirty-two segments of one size are merged into one, so a store of 10⁷ units has some hundred
-files to read when it is opened, and opening reads no table: a merged segment states the units
-it covers as runs. A merge says nothing new, so whatever it leaves behind when it is
-interrupted is passed over.
+Thirty-two entries of one size are merged into one, so a store of 10⁷ units has some hundred
+files to read when it is opened, and opening reads no table: a merged entry states the units
+it covers as runs. A merge says nothing new, but it takes a number as all entries do, so a
+driver that was taken over cannot merge either; what an interrupted merge leaves is passed over.
 """
 
 import io
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from actlake.storage.corpus_record import CorpusRecord
 from actlake.storage.errors import (
     AlreadyCommitted,
     FormatTooNew,
+    KeyTaken,
     LeaseLost,
     SiteNotStored,
     StoreDamaged,
     StoreNotFound,
 )
 from actlake.storage.extents import UnitSet
-from actlake.storage.location import KeyTaken, Location
+from actlake.storage.fence import LEDGER, Writer
+from actlake.storage.location import Location
 from actlake.storage.sealed import crc32c, seal, unseal
 from actlake.storage.sites import Site
 
-FOLDER = "ledger"
 FAN_OUT = 32
-_NAME = re.compile(rf"{FOLDER}/(?P<first>\d{{8,}})(-(?P<last>\d{{8,}}))?\.json")
+_ENTRY = re.compile(rf"{LEDGER}/(\d{{8,}})\.json")
+_TABLE_FILE = re.compile(rf"{LEDGER}/(\d{{8,}})-[0-9a-f]{{8}}\.parquet")
 _RETRIES = 20
 # About 180 bytes a record in memory while they are merged: 700 MB.
 _MOST_RECORDS_IN_ONE_TABLE = 4_000_000
@@ -121,6 +124,7 @@ class LedgerState:
     epoch: int = 0
     """Epoch of the last driver that opened the store."""
     owner: Mapping[str, Any] = field(default_factory=dict)
+    corpora: list[CorpusRecord] = field(default_factory=list)
     groups: list[SiteGroup] = field(default_factory=list)
     numerics: list[Mapping[str, Any]] = field(default_factory=list)
     covered: dict[Site, UnitSet] = field(default_factory=dict)
@@ -135,13 +139,13 @@ class LedgerState:
             self.groups.append(group)
             for site in group.sites:
                 self.covered.setdefault(site, UnitSet())
+        elif kind == "corpus":
+            self.corpora.append(CorpusRecord.from_json(entry))
         elif kind == "numerics":
             self.numerics.append(entry["numerics"])
-        elif kind in ("units", "revoke", "merged"):
+        elif kind in ("units", "merged"):
             for other in _others(entry):
                 self.apply(other)
-            for site, units in _revoked(entry).items():
-                self.covered[site].difference_update(units)
             for site, units in _covered(entry).items():
                 self.covered[site].update(units)
         else:
@@ -151,6 +155,11 @@ class LedgerState:
             )
 
     @property
+    def corpus(self) -> CorpusRecord | None:
+        """The last of the chain, whose schema is the store's; None before one is laid down."""
+        return self.corpora[-1] if self.corpora else None
+
+    @property
     def sites(self) -> tuple[Site, ...]:
         """Every site that was ever asked for, sorted."""
         return tuple(sorted(self.covered))
@@ -158,24 +167,15 @@ class LedgerState:
 
 @dataclass(frozen=True, slots=True, order=True)
 class _Segment:
-    """A file of the log: entries `first` to `last`."""
+    """What one entry says: itself, or, merged, what entries `first` to `last` say."""
 
     first: int
     last: int
+    """The entry's own number."""
 
     @property
     def key(self) -> str:
-        return f"{FOLDER}/{self.stem}.json"
-
-    @property
-    def table_key(self) -> str:
-        return f"{FOLDER}/{self.stem}.parquet"
-
-    @property
-    def stem(self) -> str:
-        if self.first == self.last:
-            return f"{self.first:08d}"
-        return f"{self.first:08d}-{self.last:08d}"
+        return _entry_key(self.last)
 
     def __len__(self) -> int:
         return self.last - self.first + 1
@@ -197,10 +197,7 @@ def read_state(location: Location) -> LedgerState:
 
 
 def read_shards(location: Location) -> Iterator[ShardRecord]:
-    """Every committed (unit, site) with its checksums, streamed.
-
-    Of a unit that was revoked and committed again only the later record is given. A harvest
-    may go on meanwhile.
+    """Every committed (unit, site) with its checksums, streamed; a harvest may go on meanwhile.
 
     Raises
     ------
@@ -222,26 +219,20 @@ def read_shards(location: Location) -> Iterator[ShardRecord]:
 
 
 def _read_shards(location: Location) -> Iterator[ShardRecord]:
-    revoked_later: list[dict[Site, UnitSet]] = []
-    revoked: dict[Site, UnitSet] = {}
-    read = _read_all(location)
-    for _, entry in reversed(read):
-        revoked_later.append({site: UnitSet(units.runs()) for site, units in revoked.items()})
-        for site, units in _revoked(entry).items():
-            revoked.setdefault(site, UnitSet()).update(units)
-    for (segment, entry), gone in zip(read, reversed(revoked_later), strict=True):
-        table = _without(_table_of(location, segment, entry), gone)
-        for batch in table.to_batches(max_chunksize=4096):
+    for _, entry in _read_all(location):
+        for batch in _table_of(location, entry).to_batches(max_chunksize=4096):
             yield from map(ShardRecord.from_json, batch.to_pylist())
 
 
 class LedgerWriter:
     """Appends to the log, for the driver that holds the lease. Not for two threads at once."""
 
-    def __init__(self, location: Location, state: LedgerState, *, fan_out: int = FAN_OUT) -> None:
+    def __init__(
+        self, location: Location, writer: Writer, state: LedgerState, *, fan_out: int = FAN_OUT
+    ) -> None:
         self._location = location
+        self._writer = writer
         self._fan_out = fan_out
-        self._listed: set[str] = set()  # names in the folder at the last commit
         self._segments: list[_Segment] | None = None  # to replay, as this driver left them
         self.state = state
 
@@ -253,21 +244,10 @@ class LedgerWriter:
         LeaseLost
             Another driver has written the entry of this number.
         """
-        number = self.state.last + 1
-        segment = _Segment(number, number)
-        try:
-            self._location.create(segment.key, seal({"number": number, **entry}))
-            self._refuse_if_overtaken(segment)
-        except KeyTaken as error:
-            raise LeaseLost(
-                f"Another driver has taken over {self._location.url}; this one "
-                f"(epoch {self.state.epoch}) can commit nothing more\n"
-                "hint: one harvest runs on a store at a time; this one may stop"
-            ) from error
+        self._create(entry)
         self.state.apply(entry)
-        self.state.last = number
         if self._segments is not None:
-            self._segments.append(segment)
+            self._segments.append(_Segment(self.state.last, self.state.last))
 
     def commit(self, shards: Iterable[ShardRecord]) -> None:
         """Make written units visible; now and then, merge segments of the log.
@@ -292,50 +272,69 @@ class LedgerWriter:
             if shard.unit in covered:
                 raise already_committed(shard.site, shard.unit, self._location.url)
         self.append({"kind": "units", "shards": [shard.as_json() for shard in rows]})
-        try:
-            self._merge_where_due()
-        except StoreNotFound:  # a driver that is being fenced merges at the same time
-            self._segments = None
-
-    def revoke(self, shards: Iterable[tuple[Site, int]]) -> None:
-        """Take (site, unit) out of the ledger; they are then missing, to be written again."""
-        rows = [{"site": str(site), "unit": unit} for site, unit in shards]
-        if rows:
-            self.append({"kind": "revoke", "shards": rows})
+        self._merge_where_due()
 
     def merge_all(self) -> None:
-        """Leave one segment, unless the store is so large that its table would be too."""
-        segments = _cover(self._location)
+        """Leave one entry, unless the store is so large that its table would be too."""
+        segments = self._replayed()
         records = sum(map(len, self.state.covered.values()))
         if len(segments) > 1 and records <= _MOST_RECORDS_IN_ONE_TABLE:
-            self._merge(segments)
-            self._segments = None
+            self._segments = [self._merge(segments)]
 
     def clean(self) -> None:
-        """Remove entries that an interrupted merge has left beside the merged segment."""
-        kept = _cover(self._location)
-        leftovers = set(_segments(self._location)) - set(kept)
-        self._location.delete_files(segment.key for segment in leftovers)
+        """Remove what interrupted merges have left: entries that are merged, tables of none.
 
-    def _refuse_if_overtaken(self, own: _Segment) -> None:
-        """Look whether the number was only free because its entry has been merged away.
-
-        Whatever was there at the commit before is older; only new names are looked into, since
-        at 10⁸ units there are hundreds.
+        Decided on one listing: of a listing and a later one it would not be known what had
+        become of the ledger in between. Whatever is not replayed from that listing is covered by
+        what is, for good. A table of a later number than ours is of a merge that is under way.
         """
-        listed = set(self._location.list(FOLDER))
-        new = _named(listed - self._listed)
-        # Only what covers the number: a successor's next entry says that this one was seen.
-        if any(s.first <= own.first and own.last <= s.last and s != own for s in new):
-            self._location.delete_files([own.key])
-            raise KeyTaken(f"{own.key} has been merged away")
-        self._listed = listed
+        for _ in range(_RETRIES):
+            listed = list(self._location.list(LEDGER))
+            try:
+                read = _replayed(self._location, _read(self._location, _numbers(listed)))
+            except (StoreNotFound, StoreDamaged):  # whoever is fenced removes what it has merged
+                continue
+            kept = {segment.key for segment, _ in read}
+            kept |= {_table_key(entry) for _, entry in read if entry["kind"] == "merged"}
+            last = read[-1][0].last if read else 0
+            self._writer.remove(
+                key for key in listed if key not in kept and 0 < _number_in(key) <= last
+            )
+            return
+        raise _too_fast(self._location)
+
+    def _create(self, entry: Mapping[str, Any]) -> None:
+        number = self.state.last + 1
+        try:
+            self._writer.create(_entry_key(number), [seal({"number": number, **entry})])
+            self._refuse_if_overtaken(number)
+        except KeyTaken as error:
+            raise _overtaken(self._location, self.state) from error
+        self.state.last = number
+
+    def _refuse_if_overtaken(self, number: int) -> None:
+        """Look whether the number was only free because its entry has been merged away."""
+        for _ in range(_RETRIES):
+            later = [n for n in _numbers(self._location.list(LEDGER)) if n > number]
+            try:
+                entries = _read(self._location, later)
+            except StoreNotFound:  # merged away as well
+                continue
+            # Only what covers the number: a successor's next entry says that this one was seen.
+            if any(_first(entry) <= number for entry in entries.values()):
+                self._writer.remove([_entry_key(number)])
+                raise KeyTaken(f"{_entry_key(number)} has been merged away")
+            return
+        raise _too_fast(self._location)
+
+    def _replayed(self) -> list[_Segment]:
+        if self._segments is None:
+            self._segments = [segment for segment, _ in _read_all(self._location)]
+        return self._segments
 
     def _merge_where_due(self) -> None:
         """Merge the newest segments, wherever there are `fan_out` of about one size."""
-        if self._segments is None:
-            self._segments = _cover(self._location)
-        segments = self._segments
+        segments = self._replayed()
         most = 1
         while most < self.state.last:
             start = len(segments)
@@ -350,78 +349,75 @@ class LedgerWriter:
             most *= self._fan_out
 
     def _merge(self, segments: list[_Segment]) -> _Segment:
-        merged = _Segment(segments[0].first, segments[-1].last)
-        entries = _read(self._location, segments)
-        covered, revoked = _net_effect(entries)
-        content = _table_bytes(_merged_table(self._location, segments, entries))
+        """Append an entry that says what these, the newest, say; then remove them."""
+        try:
+            read = _read(self._location, [segment.last for segment in segments])
+        except StoreNotFound as error:  # whoever has merged them has taken a number for it
+            raise _overtaken(self._location, self.state) from error
+        entries = list(read.values())
+        content = _table_bytes(_merged_table(self._location, entries))
+        first = segments[0].first
         entry = {
             "kind": "merged",
-            "number": [merged.first, merged.last],
+            "first": first,
             "others": _without_old_drivers([o for entry in entries for o in _others(entry)]),
-            "covered": _as_runs(covered),
-            "revoked": _as_runs(revoked) if merged.first > 1 else {},
+            "covered": _as_runs(_all_covered(entries)),
             "table": {"bytes": len(content), "crc32c": crc32c(content)},
         }
-        self._location.write(merged.table_key, [content])
-        self._location.write(merged.key, [seal(entry)])
+        # Named for its contents as well: another driver's table of this number is another file.
+        self._writer.ensure(_table_key({"number": self.state.last + 1, **entry}), [content])
+        self._create(entry)
         # Readers that listed them already list again.
-        self._location.delete_files(key for s in segments for key in (s.key, s.table_key))
-        return merged
+        self._writer.remove(
+            [
+                *(segment.key for segment in segments),
+                *(_table_key(entry) for entry in entries if entry["kind"] == "merged"),
+            ]
+        )
+        return _Segment(first, self.state.last)
+
+
+def _overtaken(location: Location, state: LedgerState) -> LeaseLost:
+    return LeaseLost(
+        f"Another driver has taken over {location.url}; this one (epoch {state.epoch}) can commit "
+        "nothing more\nhint: one harvest runs on a store at a time; this one may stop"
+    )
 
 
 def already_committed(site: Site, unit: int, url: str) -> AlreadyCommitted:
     """The error of writing or committing a unit twice."""
     return AlreadyCommitted(
         f"Unit {unit} of {site} is committed in {url}; committed files are never written again\n"
-        "hint: `actlake verify --repair` takes damaged units out of the ledger first"
+        "hint: `actlake verify --repair` writes damaged files again, as they were committed"
     )
 
 
-def _segments(location: Location) -> list[_Segment]:
-    """Every segment that has a file, sorted; also leftovers of an interrupted merge."""
-    return sorted(_named(location.list(FOLDER)))
+def _entry_key(number: int) -> str:
+    return f"{LEDGER}/{number:08d}.json"
 
 
-def _named(keys: Iterable[str]) -> Iterator[_Segment]:
-    for name in map(_NAME.fullmatch, keys):
-        if name:
-            yield _Segment(int(name["first"]), int(name["last"] or name["first"]))
+def _table_key(merged: Mapping[str, Any]) -> str:
+    """Of a merged entry."""
+    return f"{LEDGER}/{merged['number']:08d}-{merged['table']['crc32c']:08x}.parquet"
 
 
-def _cover(location: Location) -> list[_Segment]:
-    """The segments to replay: the fewest that lie end to end from entry 1 to the last.
+def _numbers(keys: Iterable[str]) -> list[int]:
+    """Of the entries among these keys, in order."""
+    return sorted(int(name[1]) for name in map(_ENTRY.fullmatch, keys) if name)
 
-    Leftovers of an interrupted merge are passed over.
-    """
-    segments = _segments(location)
-    # Per number that comes next: in how few segments it is reached, and by which last one.
-    reached: dict[int, tuple[int, _Segment | None]] = {1: (0, None)}
-    for segment in segments:
-        if segment.first in reached:
-            steps = reached[segment.first][0] + 1
-            if steps < reached.get(segment.last + 1, (steps + 1, None))[0]:
-                reached[segment.last + 1] = steps, segment
-    number = max(reached)
-    beyond = [segment.stem for segment in segments if segment.last >= number]
-    if beyond:
-        raise StoreDamaged(
-            f"The ledger of {location.url} has no entry {number:08d}, but has {beyond[0]}\n"
-            "hint: restore the file; without it nobody knows which units are whole"
-        )
-    cover: list[_Segment] = []
-    while (last := reached[number][1]) is not None:
-        cover.append(last)
-        number = last.first
-    return cover[::-1]
+
+def _number_in(key: str) -> int:
+    """The number of an entry, or of the entry that a table is of; 0 of any other key."""
+    name = _ENTRY.fullmatch(key) or _TABLE_FILE.fullmatch(key)
+    return int(name[1]) if name else 0
 
 
 def _read_all(location: Location) -> list[tuple[_Segment, dict[str, Any]]]:
-    """The log's segments with their entries. Merging may go on meanwhile: then once more."""
+    """The entries to replay. Merging may go on meanwhile: then once more."""
     damage: StoreDamaged | None = None
     for _ in range(_RETRIES):
         try:
-            segments = _cover(location)
-            return list(zip(segments, _read(location, segments), strict=True))
+            return _replayed(location, _read(location, _numbers(location.list(LEDGER))))
         except StoreNotFound:
             damage = None
         except StoreDamaged as error:  # a gap may be a listing of before and after a merge
@@ -431,6 +427,36 @@ def _read_all(location: Location) -> list[tuple[_Segment, dict[str, Any]]]:
     raise _too_fast(location)
 
 
+def _replayed(
+    location: Location, entries: Mapping[int, dict[str, Any]]
+) -> list[tuple[_Segment, dict[str, Any]]]:
+    """Of all entries that are there, those to replay: none that a later one has merged.
+
+    Raises
+    ------
+    StoreDamaged
+        One is missing.
+    """
+    chain: list[tuple[_Segment, dict[str, Any]]] = []
+    number = max(entries, default=0)
+    while number:
+        if number not in entries:
+            later = chain[-1][0].last
+            raise StoreDamaged(
+                f"The ledger of {location.url} has no entry {number:08d}, but has {later:08d}\n"
+                "hint: restore the file; without it nobody knows which units are whole"
+            )
+        segment = _Segment(_first(entries[number]), number)
+        chain.append((segment, entries[number]))
+        number = segment.first - 1
+    return chain[::-1]
+
+
+def _first(entry: Mapping[str, Any]) -> int:
+    """The first entry of those whose place this one takes; its own number if it merges none."""
+    return int(entry["first"] if entry["kind"] == "merged" else entry["number"])
+
+
 def _too_fast(location: Location) -> StoreDamaged:
     return StoreDamaged(
         f"The ledger of {location.url} changes faster than it can be read\n"
@@ -438,27 +464,27 @@ def _too_fast(location: Location) -> StoreDamaged:
     )
 
 
-def _read(location: Location, segments: list[_Segment]) -> list[dict[str, Any]]:
-    files = location.read_all([segment.key for segment in segments])
-    return [_unsealed(location, s, data) for s, data in zip(segments, files, strict=True)]
+def _read(location: Location, numbers: Sequence[int]) -> dict[int, dict[str, Any]]:
+    """Entries by their numbers; `StoreNotFound` where one is not there (any more)."""
+    files = location.read_all(map(_entry_key, numbers))
+    return {n: _unsealed(location, n, data) for n, data in zip(numbers, files, strict=True)}
 
 
-def _unsealed(location: Location, segment: _Segment, data: bytes) -> dict[str, Any]:
-    entry: dict[str, Any] = unseal(data, name=f"{location.url}/{segment.key}")
-    expected = segment.first if segment.first == segment.last else [segment.first, segment.last]
-    if entry.pop("number") != expected:
+def _unsealed(location: Location, number: int, data: bytes) -> dict[str, Any]:
+    name = f"{location.url}/{_entry_key(number)}"
+    entry: dict[str, Any] = unseal(data, name=name)
+    if entry["number"] != number:
         raise StoreDamaged(
-            f"{location.url}/{segment.key} is another entry under this name: "
-            "the ledger has been reordered"
+            f"{name} is another entry under this name: the ledger has been reordered"
         )
     return entry
 
 
 def _others(entry: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The entries that are not about units, which a merged segment keeps as they are."""
+    """The entries that are not about units, which a merged one keeps as they are."""
     if entry["kind"] == "merged":
         return list(entry["others"])
-    return [] if entry["kind"] in ("units", "revoke") else [entry]
+    return [] if entry["kind"] == "units" else [entry]
 
 
 def _without_old_drivers(others: list[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
@@ -467,31 +493,18 @@ def _without_old_drivers(others: list[Mapping[str, Any]]) -> list[Mapping[str, A
     return [o for i, o in enumerate(others) if o["kind"] != "open" or i == last]
 
 
-def _revoked(entry: Mapping[str, Any]) -> dict[Site, UnitSet]:
-    if entry["kind"] == "merged":
-        return _from_runs(entry["revoked"])
-    return _units_of(entry["shards"]) if entry["kind"] == "revoke" else {}
-
-
 def _covered(entry: Mapping[str, Any]) -> dict[Site, UnitSet]:
     if entry["kind"] == "merged":
         return _from_runs(entry["covered"])
     return _units_of(entry["shards"]) if entry["kind"] == "units" else {}
 
 
-def _net_effect(
-    entries: Iterable[Mapping[str, Any]],
-) -> tuple[dict[Site, UnitSet], dict[Site, UnitSet]]:
-    """What the entries together add, and what they take away from earlier ones."""
+def _all_covered(entries: Iterable[Mapping[str, Any]]) -> dict[Site, UnitSet]:
     covered: dict[Site, UnitSet] = {}
-    revoked: dict[Site, UnitSet] = {}
     for entry in entries:
-        for site, units in _revoked(entry).items():
-            revoked.setdefault(site, UnitSet()).update(units)
-            covered.setdefault(site, UnitSet()).difference_update(units)
         for site, units in _covered(entry).items():
             covered.setdefault(site, UnitSet()).update(units)
-    return covered, revoked
+    return covered
 
 
 def _units_of(shards: Iterable[Mapping[str, Any]]) -> dict[Site, UnitSet]:
@@ -509,42 +522,31 @@ def _from_runs(runs: Mapping[str, Any]) -> dict[Site, UnitSet]:
     return {Site.parse(site): UnitSet(map(tuple, pairs)) for site, pairs in runs.items()}
 
 
-def _table_of(location: Location, segment: _Segment, entry: Mapping[str, Any]) -> pa.Table:
-    """The records of one segment, whose entry has been read."""
+def _table_of(location: Location, entry: Mapping[str, Any]) -> pa.Table:
+    """The records of one entry."""
     if entry["kind"] != "merged":
         rows = entry["shards"] if entry["kind"] == "units" else []
         return pa.Table.from_pylist(rows, schema=_TABLE)
-    name = f"{location.url}/{segment.table_key}"
+    key = _table_key(entry)
     try:
-        content = location.read(segment.table_key)
+        content = location.read(key)
     except StoreNotFound as error:
-        if location.size(segment.key) is None:  # merged away with its entry
+        if location.size(_entry_key(entry["number"])) is None:  # merged away with its entry
             raise
-        raise StoreDamaged(f"{name} is missing\nhint: restore the file from a copy") from error
+        raise StoreDamaged(
+            f"{location.url}/{key} is missing\nhint: restore the file from a copy"
+        ) from error
     if crc32c(content) != entry["table"]["crc32c"]:
-        raise StoreDamaged(f"{name} has changed since it was written: it fails its CRC32C")
+        raise StoreDamaged(
+            f"{location.url}/{key} has changed since it was written: it fails its CRC32C"
+        )
     return pq.read_table(io.BytesIO(content), schema=_TABLE)
 
 
-def _merged_table(
-    location: Location, segments: Iterable[_Segment], entries: Iterable[Mapping[str, Any]]
-) -> pa.Table:
-    """The records of several segments, one of each (site, unit), sorted."""
-    table = _TABLE.empty_table()
-    for segment, entry in zip(segments, entries, strict=True):
-        table = _without(table, _revoked(entry))
-        table = pa.concat_tables([table, _table_of(location, segment, entry)])
-    return table.sort_by([("site", "ascending"), ("unit", "ascending")])
-
-
-def _without(table: pa.Table, revoked: Mapping[Site, UnitSet]) -> pa.Table:
-    """The records that no later entry has revoked."""
-    if not any(revoked.values()) or not len(table):
-        return table
-    rows = zip(table["site"].to_pylist(), table["unit"].to_pylist(), strict=True)
-    return table.filter(
-        pa.array([unit not in revoked.get(Site.parse(site), ()) for site, unit in rows])
-    )
+def _merged_table(location: Location, entries: Iterable[Mapping[str, Any]]) -> pa.Table:
+    """The records of several entries, sorted."""
+    tables = [_table_of(location, entry) for entry in entries]
+    return pa.concat_tables(tables).sort_by([("site", "ascending"), ("unit", "ascending")])
 
 
 def _table_bytes(table: pa.Table) -> bytes:

@@ -1,13 +1,13 @@
 """A location in an S3 bucket, or at a server that speaks S3.
 
-An object is put whole or not at all, by one PUT or by completing a multipart upload, so nothing
-is staged, renamed or synced: when `write` returns, the object is durable and every reader sees
-it (S3 is strongly consistent). `create` is a PUT with ``If-None-Match: *``, `replace` one with
-``If-Match``; before the first of them, a server is asked whether it keeps these conditions, and
+An object is put whole or not at all, so nothing is staged, renamed or synced: when a PUT returns,
+the object is durable and every reader sees it (S3 is strongly consistent). What a store is made of
+is put by `actlake.storage.object_writer`: created with ``If-None-Match: *``, exchanged with
+``If-Match``. Before the first of them, a server is asked whether it keeps these conditions, and
 refused where it does not, since drivers could not be kept apart there.
 
 A request whose answer was lost is made again, and then meets its own first success: `create`
-marks each object with a number of its own and looks, `replace` compares the bytes.
+marks each object with a number of its own and looks, `exchange` compares the bytes.
 
 Why obstore, and what was tried: docs/design/005-object-storage.md.
 """
@@ -27,8 +27,9 @@ from obstore.exceptions import AlreadyExistsError, PreconditionError
 from actlake.storage.ahead import REQUESTS_AT_ONCE, file_threads, request_threads
 from actlake.storage.attempts import Attempts, Refused, TryAgain
 from actlake.storage.clock import SYSTEM_CLOCK, Clock
-from actlake.storage.errors import StoreDamaged, StoreNotFound, StoreNotWritable
-from actlake.storage.location import KeyTaken
+from actlake.storage.errors import KeyTaken, StoreDamaged, StoreNotFound, StoreNotWritable
+from actlake.storage.fence import LEDGER, Token, Writer
+from actlake.storage.object_writer import BucketWriter, joined
 from actlake.storage.s3_access import S3Place, forget_credentials, open_client, server
 
 READ_TIMEOUT_S = 30.0
@@ -148,7 +149,7 @@ class S3Folder:
 
     def write(self, key: str, parts: Iterable[Any]) -> None:
         """See `Location.write`."""
-        body = _joined(parts)
+        body = joined(parts)
         large = len(body) > _LARGEST_PUT
         self._attempt(
             f"PUT {key}",
@@ -158,36 +159,91 @@ class S3Folder:
             writes=True,
         )
 
-    def write_all(self, files: Iterable[tuple[str, Iterable[Any]]]) -> None:
-        """See `Location.write_all`."""
-        for _ in file_threads().map(lambda file: self.write(*file), files):
-            pass
+    def writer(self, token: Token) -> Writer:
+        """See `Location.writer`."""
+        return BucketWriter(self, token)
 
-    def create(self, key: str, data: bytes) -> None:
-        """See `Location.create`."""
-        self._require_conditions()
-        self._create(key, data)
+    # What writers are made of.
 
-    def replace(self, key: str, data: bytes, *, seen: str | None) -> str:
-        """See `Location.replace`."""
-        self._require_conditions()
-        return self._replace(key, data, seen)
+    def create(self, key: str, data: Any) -> str:
+        """Put an object where none is; `KeyTaken` where one is. Its tag is returned."""
+        mark = uuid.uuid4().hex
 
-    def delete(self, key: str) -> None:
-        """See `Location.delete`."""
-        self.delete_files([key])
-        while page := self._page(key, None):
-            self.delete_files(found for found, _ in page)
+        def request() -> str:
+            try:
+                put = obstore.put(
+                    self._writes, key, data, mode="create", attributes={_MARK: mark},
+                    use_multipart=False,
+                )  # fmt: skip
+            except AlreadyExistsError as error:
+                try:
+                    there = obstore.get(self._reads, key)
+                except FileNotFoundError:  # 409: two at once, and perhaps neither has won
+                    raise TryAgain("409 ConditionalRequestConflict") from error
+                if there.attributes.get(_MARK) != mark:
+                    raise KeyTaken(f"{key} already exists in {self.url}") from None
+                return there.meta["e_tag"] or ""
+            return put["e_tag"] or ""
 
-    def delete_files(self, keys: Iterable[str]) -> None:
-        """See `Location.delete_files`."""
+        return self._attempt(f"PUT {key}", request, writes=True)
+
+    def exchange(self, key: str, data: Any, seen: str) -> str:
+        """Put an object in the place of the one with this tag; `KeyTaken` where it is another."""
+
+        def request() -> str:
+            try:
+                put = obstore.put(
+                    self._writes, key, data, mode={"e_tag": seen}, use_multipart=False
+                )
+            except PreconditionError:
+                return self._tag_if(key, data)
+            return put["e_tag"] or ""
+
+        return self._attempt(f"PUT {key}", request, writes=True)
+
+    def tag(self, key: str) -> str | None:
+        """What names the state of an object; None where there is none."""
+        try:
+            found = self._attempt(f"HEAD {key}", lambda: obstore.head(self._reads, key)["e_tag"])
+        except StoreNotFound:
+            return None
+        return found or ""
+
+    def delete(self, keys: Iterable[str]) -> None:
+        """Delete objects, whatever they are by now."""
         doomed = list(keys)
         for start in range(0, len(doomed), _KEYS_AT_ONCE):
             some = doomed[start : start + _KEYS_AT_ONCE]
             self._attempt(f"DELETE {some[0]}", partial(self._delete, some), writes=True)
 
-    def sweep(self) -> None:
-        """See `Location.sweep`: nothing is ever half-written under a key."""
+    def require_conditions(self) -> None:
+        """Find out, once, whether the server keeps conditions on PUT.
+
+        Raises
+        ------
+        StoreNotWritable
+            It does not.
+        """
+        if self._keeps_conditions:
+            return
+        key = f"{LEDGER}/probe-{uuid.uuid4().hex}"  # where no other driver clears up
+        try:
+            self.create(key, b"1")
+            kept = _is_refused(lambda: self.create(key, b"2")) and _is_refused(
+                lambda: self.exchange(key, b"3", '"another"')
+            )
+        except Refused as error:
+            if error.code not in _CANNOT_DO:
+                raise
+            kept = False
+        self.delete([key])
+        if not kept:
+            raise StoreNotWritable(
+                f"{server()} does not keep conditions on PUT (If-None-Match, If-Match), by which "
+                "drivers are kept apart\nhint: write to Amazon S3 or a server that keeps them, or "
+                "to a shared file system; reading needs no conditions"
+            )
+        self._keeps_conditions = True
 
     # One request.
 
@@ -258,75 +314,16 @@ class S3Folder:
 
         return self._attempt(f"LIST {folder}", request)
 
-    def _create(self, key: str, data: bytes) -> None:
-        mark = uuid.uuid4().hex
-
-        def request() -> None:
-            try:
-                obstore.put(
-                    self._writes, key, data, mode="create", attributes={_MARK: mark},
-                    use_multipart=False,
-                )  # fmt: skip
-            except AlreadyExistsError as error:
-                try:
-                    there = obstore.get(self._reads, key).attributes
-                except FileNotFoundError:  # 409: two at once, and perhaps neither has won
-                    raise TryAgain("409 ConditionalRequestConflict") from error
-                if there.get(_MARK) != mark:
-                    raise KeyTaken(f"{key} already exists in {self.url}") from None
-
-        self._attempt(f"PUT {key}", request, writes=True)
-
-    def _replace(self, key: str, data: bytes, seen: str | None) -> str:
-        def request() -> str:
-            mode: Any = {"e_tag": seen} if seen else "overwrite"
-            try:
-                put = obstore.put(self._writes, key, data, mode=mode, use_multipart=False)
-            except PreconditionError:
-                return self._tag_if(key, data)
-            return put["e_tag"] or ""
-
-        return self._attempt(f"PUT {key}", request, writes=True)
-
-    def _tag_if(self, key: str, data: bytes) -> str:
+    def _tag_if(self, key: str, data: Any) -> str:
         """The tag of a key that holds these bytes: an attempt that succeeded without answer."""
         try:
             there = obstore.get(self._reads, key)
-            is_ours = there.bytes() == data
+            is_ours = memoryview(there.bytes()) == memoryview(data)
         except FileNotFoundError:
             is_ours = False
         if not is_ours:
             raise KeyTaken(f"{key} in {self.url} is not what it was") from None
         return there.meta["e_tag"] or ""
-
-    def _require_conditions(self) -> None:
-        """Find out, once, whether the server keeps conditions on PUT.
-
-        Raises
-        ------
-        StoreNotWritable
-            It does not.
-        """
-        if self._keeps_conditions:
-            return
-        key = f"ledger/probe-{uuid.uuid4().hex}"  # where no other driver clears up
-        try:
-            self._create(key, b"1")
-            kept = _is_refused(lambda: self._create(key, b"2")) and _is_refused(
-                lambda: self._replace(key, b"3", '"another"')
-            )
-        except Refused as error:
-            if error.code not in _CANNOT_DO:
-                raise
-            kept = False
-        self.delete_files([key])
-        if not kept:
-            raise StoreNotWritable(
-                f"{server()} does not keep conditions on PUT (If-None-Match, If-Match), by which "
-                "drivers are kept apart\nhint: write to Amazon S3 or a server that keeps them, or "
-                "to a shared file system; reading needs no conditions"
-            )
-        self._keeps_conditions = True
 
 
 _RANGE_NOT_SATISFIABLE = 416
@@ -381,11 +378,3 @@ def _is_refused(put: Callable[[], object]) -> bool:
     except KeyTaken:
         return True
     return False
-
-
-def _joined(parts: Iterable[Any]) -> Any:
-    """One buffer of bytes; a single part is not copied."""
-    views = [np.frombuffer(part, np.uint8) for part in parts if memoryview(part).nbytes]
-    if len(views) == 1:
-        return views[0]
-    return b"".join(view.data for view in views)

@@ -1,6 +1,6 @@
 """Make damaged files again what was committed.
 
-    metadata   written again: the schema says every byte of it
+    metadata   written again: the ledger says every byte of it
     moments    worked out again, where the unit's rows are whole
     rows       had again from where they came: an exported store's from its parent
                (`actlake.storage.parent`), a harvested one's from its model
@@ -27,10 +27,10 @@ Array = np.ndarray[Any, Any]
 
 
 def restore_metadata(lease: Lease, store: ActivationStore) -> int:
-    """Write every ``zarr.json`` again that is not what the schema says; how many."""
+    """Write every file again that the ledger gives (`metadata_problems`); how many."""
     damaged = list(metadata_problems(store))
     for _, key, expected in damaged:
-        lease.location.write(key, [expected])
+        lease.writer.replace(key, [expected])
     return len(damaged)
 
 

@@ -5,6 +5,7 @@ beside it. Row ``i`` of every array is about the same token. Nothing here needs 
 """
 
 import itertools
+import logging
 import os
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,7 +20,7 @@ import pyarrow.parquet as pq
 
 from actlake.storage.ahead import map_ahead
 from actlake.storage.arrays import Path, RowArray
-from actlake.storage.create import DOCUMENTS, MANIFEST, TOKENIZER
+from actlake.storage.corpus_record import DOCUMENTS, TOKENIZER
 from actlake.storage.errors import (
     FormatTooNew,
     InvalidSite,
@@ -30,11 +31,12 @@ from actlake.storage.errors import (
     unknown_split,
 )
 from actlake.storage.extents import Extent, UnitSet
+from actlake.storage.layout import MANIFEST
+from actlake.storage.lease import ledger_is_gone
 from actlake.storage.ledger import LedgerState, read_state
 from actlake.storage.location import Location, locate
 from actlake.storage.moments import Moments, is_excluded, row_groups
-from actlake.storage.provenance import Provenance
-from actlake.storage.schema import FORMAT, StoreSchema
+from actlake.storage.schema import FORMAT
 from actlake.storage.sealed import unseal
 from actlake.storage.sites import Site
 
@@ -50,6 +52,7 @@ if TYPE_CHECKING:  # these read stores
     from actlake.storage.reading.batches import Batches, BatchOptions
 
 Array = np.ndarray[Any, Any]
+logger = logging.getLogger(__name__)
 
 
 def open_store(
@@ -80,38 +83,43 @@ def open_store(
     FormatTooNew
         A newer actlake wrote it.
     StoreDamaged
-        ``store.json`` or the ledger is not what was written.
+        ``store.json`` or the ledger is not what was written, or they differ.
     StoreNotReadable, StoreUnreachable
         No permission, no such bucket; its server does not answer.
     """
     location = locate(url)
-    try:
-        manifest = unseal(location.read(MANIFEST), name=f"{location.url}/{MANIFEST}")
-    except StoreNotFound as error:
+    manifest = _read_manifest(location)
+    ledger = read_state(location)
+    if ledger.corpus is None:
+        if manifest is not None:  # which is made after the ledger's entry, and from it
+            raise ledger_is_gone(location)
         raise StoreNotFound(
             f"There is no activation store at {location.url} (no {MANIFEST})\n"
             "hint: `actlake harvest` makes one; a harvest that was killed before its corpus was "
             "laid out leaves none"
-        ) from error
+        )
+    if manifest is None:
+        # It is made right after the ledger's entry; `verify` names one that is lost.
+        logger.info("%s of %s is not there; the ledger says what it says", MANIFEST, location.url)
+    elif manifest != ledger.corpus.manifest():
+        raise StoreDamaged(
+            f"{MANIFEST} of {location.url} is not what the ledger says of the corpus\n"
+            f"hint: remove {MANIFEST}: it is made again from the ledger by the next harvest"
+        )
+    return ActivationStore(location, ledger, path=path)
+
+
+def _read_manifest(location: Location) -> Any:
+    try:
+        manifest = unseal(location.read(MANIFEST), name=f"{location.url}/{MANIFEST}")
+    except StoreNotFound:
+        return None
     if manifest["format"] > FORMAT:
         raise FormatTooNew(
             f"{location.url} is a store of format {manifest['format']}; this actlake reads up "
             f"to format {FORMAT}\nhint: pip install --upgrade actlake"
         )
-    ledger = read_state(location)
-    if not ledger.last:  # a store is built under a lease, which is the first entry
-        raise StoreDamaged(
-            f"The ledger of {location.url} is gone: nobody knows which units are whole\n"
-            "hint: restore the folder `ledger`; without it, a harvest computes every unit again"
-        )
-    return ActivationStore(
-        location,
-        StoreSchema.from_json(manifest["schema"]),
-        Provenance.from_json(manifest["provenance"]),
-        manifest["fingerprint"],
-        ledger,
-        path=path,
-    )
+    return manifest
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,18 +161,17 @@ class ActivationStore:
     def __init__(
         self,
         location: Location,
-        schema: StoreSchema,
-        provenance: Provenance,
-        fingerprint: str,
         ledger: LedgerState,
         *,
         path: Path = "auto",
     ) -> None:
+        corpus = ledger.corpus
+        assert corpus is not None, location.url
         self.location = location
-        self.schema = schema
-        self.provenance = provenance
-        self.fingerprint = fingerprint
         self.ledger = ledger
+        schema = self.schema = corpus.schema
+        self.provenance = corpus.provenance
+        self.fingerprint = corpus.fingerprint
         self._path: Path = path
         self.tokens = {n: RowArray(location, s, path=path) for n, s in schema.tokens().items()}
         self.contexts = {
@@ -190,7 +197,7 @@ class ActivationStore:
     def __reduce__(self) -> tuple[Any, ...]:
         """For another process: the ledger goes along as it was read, files are mapped anew."""
         made = partial(type(self), path=self._path)
-        return made, (self.location, self.schema, self.provenance, self.fingerprint, self.ledger)
+        return made, (self.location, self.ledger)
 
     def refresh(self) -> Self:
         """Read the ledger again, to see what a running harvest has committed since."""

@@ -4,6 +4,7 @@ Reads every byte once. What is found wrong is named by site and unit, with the c
 its files must have again: `actlake.storage.repair` says how they get them.
 """
 
+import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -12,12 +13,14 @@ import numpy as np
 import pyarrow as pa
 
 from actlake.storage.ahead import map_ahead
-from actlake.storage.create import CORPUS, DOCUMENTS
+from actlake.storage.arrays import RowArray
+from actlake.storage.corpus_record import DOCUMENTS
 from actlake.storage.errors import StoreDamaged, StoreNotFound
-from actlake.storage.extents import UnitSet, block_extent, num_blocks
+from actlake.storage.extents import Extent, UnitSet, block_extent, num_blocks
+from actlake.storage.layout import MANIFEST
 from actlake.storage.ledger import ShardRecord, read_shards, read_state
 from actlake.storage.moments import moments_by_group
-from actlake.storage.sealed import crc32c, unseal
+from actlake.storage.sealed import crc32c, seal
 from actlake.storage.shards import combined_crc32c, decode_shard, shard_crc32c
 from actlake.storage.sites import Site
 from actlake.storage.store import ActivationStore
@@ -95,6 +98,7 @@ def verify(
     counted = _Counter(progress)
     problems += _corpus_files(store, counted)
     if not problems:
+        problems += _corpus_hashes(store)
         problems += _corpus_contents(store)
     corpus_is_whole = not problems
     problems += [problem for problem, *_ in metadata_problems(store)]
@@ -150,24 +154,41 @@ class _Counter:
 
 def _corpus_files(store: ActivationStore, counted: _Counter) -> Iterator[Problem]:
     hint = "the corpus cannot be repaired; harvest it again to another path"
-    try:
-        corpus = unseal(store.location.read(CORPUS), name=CORPUS)
-    except (StoreDamaged, StoreNotFound) as error:
-        yield Problem("corpus", f"{error}\nhint: {hint}")
-        return
-    for key, expected in corpus["files"].items():
-        try:
-            data = store.location.read(key)
-        except StoreNotFound:
-            yield Problem("corpus", f"{key} is missing\nhint: {hint}")
-            continue
-        counted(len(data))
-        if len(data) != expected["bytes"]:
-            yield Problem(
-                "corpus", f"{key} has {len(data):,} bytes, not {expected['bytes']:,}\nhint: {hint}"
-            )
-        elif crc32c(data) != expected["crc32c"]:
-            yield Problem("corpus", f"{key} fails its CRC32C\nhint: {hint}")
+    for corpus in store.ledger.corpora:
+        for key, expected in corpus.files.items():
+            data = _read(store, key)
+            if data is None:
+                yield Problem("corpus", f"{key} is missing\nhint: {hint}")
+                continue
+            counted(len(data))
+            if len(data) != expected.bytes:
+                message = f"{key} has {len(data):,} bytes, not {expected.bytes:,}"
+                yield Problem("corpus", f"{message}\nhint: {hint}")
+            elif crc32c(data) != expected.crc32c:
+                yield Problem("corpus", f"{key} fails its CRC32C\nhint: {hint}")
+
+
+def _corpus_hashes(store: ActivationStore) -> Iterator[Problem]:
+    """The values of the index arrays against the hashes that the fingerprint was made of.
+
+    The files may hold, with valid checksums, other values than were laid down.
+    """
+    arrays = {f"tokens/{name}": array for name, array in store.tokens.items()}
+    arrays |= {f"contexts/{name}": array for name, array in store.contexts.items()}
+    for corpus in store.ledger.corpora:
+        spans = {"row": corpus.rows, "context": corpus.contexts}
+        spans["context_boundary"] = Extent(corpus.contexts.start, corpus.contexts.stop + 1)
+        for name, array in arrays.items():
+            (dimension,) = array.spec.dimension_names
+            if _sha256(array, spans[dimension]) != corpus.sha256[name]:
+                yield Problem("corpus", f"{name} does not hold the values that were laid down")
+
+
+def _sha256(array: RowArray, span: Extent) -> str:
+    digest = hashlib.sha256()
+    for start in range(span.start, span.stop, _ROWS_AT_ONCE):
+        digest.update(array.read(start, min(start + _ROWS_AT_ONCE, span.stop)).tobytes())
+    return digest.hexdigest()
 
 
 def _corpus_contents(store: ActivationStore) -> Iterator[Problem]:
@@ -219,14 +240,19 @@ def _corpus_contents(store: ActivationStore) -> Iterator[Problem]:
 
 
 def metadata_problems(store: ActivationStore) -> Iterator[tuple[Problem, str, bytes]]:
-    """Every ``zarr.json`` that is not what the schema says: what is wrong, its key and bytes."""
+    """Every file that the ledger gives again and that is not so: what is wrong, its key and bytes.
+
+    Those are ``store.json`` and each ``zarr.json``.
+    """
+    schema = store.schema
+    manifest = store.ledger.corpora[-1].manifest()
+    common = {MANIFEST: seal(manifest), **schema.common_metadata()}
     for site in (None, *store.sites):
-        schema = store.schema
-        files = schema.common_metadata() if site is None else schema.site_metadata(site)
+        files = common if site is None else schema.site_metadata(site)
         for key, expected in files.items():
             found = _read(store, key)
             if found != expected:
-                wrong = "is missing" if found is None else "is not what the schema says"
+                wrong = "is missing" if found is None else "is not what the ledger says"
                 yield Problem("metadata", f"{key} {wrong}", site), key, expected
 
 

@@ -2,13 +2,17 @@
 
 The order is: check the values, write the moments, write the rows, all on the disk, and only
 then does the driver commit the records in the ledger. A writer that dies anywhere in between
-leaves files that nobody reads, and that the next attempt writes again, byte for byte.
+leaves files that nobody reads. Files are only ever created: a worker that comes late finds its
+own bytes, and writes none over those of another. What dead workers have left is freed by the
+driver, before it hands the units out (`free_missing`).
 
 Committed files are written once more only where they are damaged, and only with the bytes that
 were committed (`restore_unit`).
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import logging
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +20,8 @@ import numpy as np
 
 from actlake.storage.dtypes import LARGEST_FINITE
 from actlake.storage.errors import InvalidSchema, NonFiniteActivations, StoreNotFound
-from actlake.storage.lease import Lease, Token
+from actlake.storage.fence import Token
+from actlake.storage.lease import Lease
 from actlake.storage.ledger import ShardRecord, already_committed
 from actlake.storage.moments import Moments, moments_by_group
 from actlake.storage.shards import combined_crc32c, encode_shard
@@ -24,7 +29,9 @@ from actlake.storage.sites import Site
 from actlake.storage.store import ActivationStore
 
 Array = np.ndarray[Any, Any]
+logger = logging.getLogger(__name__)
 _Files = list[tuple[str, Sequence[Any]]]
+_SHARD = re.compile(r"c\.(\d+)(\.0)*")
 
 
 def add_sites(
@@ -39,8 +46,9 @@ def add_sites(
     if not new:
         return
     for site in new:
-        for key, data in store.schema.site_metadata(site).items():
-            lease.location.write(key, [data])
+        lease.writer.ensure_all(
+            (key, [data]) for key, data in store.schema.site_metadata(site).items()
+        )
     lease.ledger.append(
         {"kind": "sites", "sites": [str(site) for site in new], "request": dict(request)}
     )
@@ -51,7 +59,7 @@ def write_unit(
     unit: int,
     rows: Mapping[Site, Array],
     *,
-    token: Token | None = None,
+    token: Token,
     numerics: int = 0,
     on_moments: Callable[[Site, list[Moments]], None] | None = None,
 ) -> list[ShardRecord]:
@@ -65,7 +73,7 @@ def write_unit(
         Of each site (n, dim), n the rows of the unit, in the store's dtype; float32 and
         float64 are rounded to it.
     token
-        The driver's, to refuse writing after the lease was taken over.
+        The driver's, for which it is written.
     on_moments
         Told the moments of each site's groups of rows, so that nobody has to read them back.
 
@@ -75,6 +83,9 @@ def write_unit(
         There is no such unit, or `rows` have another shape.
     AlreadyCommitted
         The unit is in the ledger.
+    KeyTaken
+        A file of it is there and holds other bytes: another worker has written it meanwhile, with
+        other numerics.
     NonFiniteActivations
         Values are infinite or NaN, and the schema refuses them. Nothing was written.
     LeaseLost
@@ -95,13 +106,16 @@ def write_unit(
             raise _nonfinite(store, unit, site_rows)
         if on_moments is not None:
             on_moments(site_rows.site, site_rows.moments)
-    records = []
-    for site_rows in prepared:
-        if token is not None:
-            token.check(store.location)
-        record, files = _encode(store, unit, site_rows, numerics)
-        store.location.write_all(files)
-        records.append(record)
+    token.check(store.location)
+    records: list[ShardRecord] = []
+
+    def encoded() -> Iterator[tuple[str, Iterable[Any]]]:
+        for site_rows in prepared:  # a site at a time, as they are written
+            record, files = _encode(store, unit, site_rows, numerics)
+            records.append(record)
+            yield from files
+
+    store.location.writer(token).ensure_all(encoded())
     return records
 
 
@@ -138,6 +152,7 @@ def restore_unit(
         No space, or no permission.
     """
     committed = {record.site: record for record in records}
+    writer = store.location.writer(token)
     restored = []
     for site, values in rows.items():
         expected = committed[site.stored]
@@ -145,11 +160,46 @@ def restore_unit(
         record, files = _encode(store, unit, site_rows, expected.numerics)
         if record == expected:
             token.check(store.location)
-            store.location.write_all(
-                (key, parts) for key, parts in files if not _holds(store, key, parts)
-            )
+            for key, parts in files:
+                if not _holds(store, key, parts):
+                    writer.replace(key, parts)
             restored.append(record)
     return restored
+
+
+def free_missing(lease: Lease, store: ActivationStore, sites: Iterable[Site]) -> int:
+    """Take away files of units that are not committed, so that workers may create them.
+
+    Killed workers leave them; where the numerics are others now, they hold other bytes. For the
+    driver, before it hands units out. Returns how many files there were.
+    """
+    doomed = []
+    for site in sorted({site.stored for site in sites}):
+        committed = lease.ledger.state.covered[site]
+        for spec in (store.schema.activations(site), *store.schema.moments(site).values()):
+            for key in store.location.list(spec.folder):
+                shard = _SHARD.fullmatch(key.removeprefix(f"{spec.folder}/"))
+                if shard and int(shard[1]) not in committed:
+                    doomed.append(key)
+    _free(lease, doomed)
+    return len(doomed)
+
+
+def free_unit(lease: Lease, store: ActivationStore, unit: int, sites: Iterable[Site]) -> None:
+    """As `free_missing`, of one unit, which is handed out again."""
+    doomed = []
+    for site in sorted({site.stored for site in sites}):
+        if unit not in lease.ledger.state.covered[site]:
+            specs = (store.schema.activations(site), *store.schema.moments(site).values())
+            doomed += [spec.shard_key(unit) for spec in specs]
+    _free(lease, doomed)
+
+
+def _free(lease: Lease, keys: list[str]) -> None:
+    if keys:
+        lease.writer.free(keys)
+        logger.info("%s: files of units that are not committed are taken away: up to %d",
+                    lease.location.url, len(keys))  # fmt: skip
 
 
 def _refuse_committed(store: ActivationStore, unit: int, sites: Iterable[Site]) -> None:

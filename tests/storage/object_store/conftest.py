@@ -218,11 +218,9 @@ def upload() -> Callable[[Path, str], Location]:
 
     def copy(folder: Path, url: str) -> Location:
         location = locate(url)
-        location.write_all(
-            (str(path.relative_to(folder)), [path.read_bytes()])
-            for path in sorted(folder.rglob("*"))
-            if path.is_file()
-        )
+        for path in sorted(folder.rglob("*")):
+            if path.is_file():
+                location.write(str(path.relative_to(folder)), [path.read_bytes()])
         return location
 
     return copy

@@ -4,9 +4,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from actlake.storage import object_store
-from actlake.storage.errors import StoreDamaged, StoreNotFound
-from actlake.storage.location import KeyTaken, locate
+from actlake.storage import object_store, object_writer
+from actlake.storage.errors import KeyTaken, StoreDamaged, StoreNotFound, StoreNotWritable
+from actlake.storage.fence import Token
+from actlake.storage.location import locate
+
+TOKEN = Token(1, "a1")
 
 
 @pytest.fixture(params=["folder", "bucket"])
@@ -14,6 +17,18 @@ def location(request, tmp_path):
     if request.param == "folder":
         return locate(tmp_path / "place")
     return locate(request.getfixturevalue("url"))
+
+
+@pytest.fixture
+def writer(location):
+    made = location.writer(TOKEN)
+    made.begin()
+    return made
+
+
+def write_all(location, **files):
+    for key, data in files.items():
+        location.write(key.replace("__", "/"), [data])
 
 
 def test_what_is_written_is_read_and_replaced_whole(location):
@@ -38,7 +53,7 @@ def test_what_is_not_there_is_not_found(location):
 
 
 def test_a_listing_is_of_one_folder_with_sizes(location):
-    location.write_all([("a/x", [b"1"]), ("a/y", [b"22"]), ("a/b/z", [b"3"]), ("ab", [b"4"])])
+    write_all(location, a__x=b"1", a__y=b"22", a__b__z=b"3", ab=b"4")
 
     assert sorted(location.list("a")) == ["a/x", "a/y"]
     assert dict(location.sizes("a")) == {"a/x": 1, "a/y": 2}
@@ -55,36 +70,63 @@ def test_a_range_is_read_and_one_beyond_the_end_is_damage(location):
             location.read_range("key", start, stop)
 
 
-def test_of_two_that_create_a_key_the_second_is_refused(location):
-    location.create("key", b"one")
+@pytest.mark.parametrize("again", [b"one", b"two"])
+def test_of_two_that_create_a_key_the_second_is_refused(location, writer, again):
+    writer.create("key", [b"one"])
 
     with pytest.raises(KeyTaken, match="key already exists"):
-        location.create("key", b"two")
+        writer.create("key", [again])
     assert location.read("key") == b"one"
 
 
-def test_a_state_that_was_seen_is_replaced(location):
-    first = location.replace("key", b"1", seen=None)
-    second = location.replace("key", b"2", seen=first)
-    location.replace("key", b"3", seen=second)
+def test_what_is_there_is_kept_and_others_bytes_are_refused(location, writer):
+    writer.ensure("key", [b"o", b"ne"])
+    writer.ensure("key", [b"one"])
 
+    for other in (b"two", b"ones", b""):
+        with pytest.raises(KeyTaken, match=r"key in .* is there already and holds other bytes"):
+            writer.ensure("key", [other])
+    writer.ensure_all([("a/x", [b"1"]), ("a/y", [b"2"])])
+    assert [location.read(key) for key in ("key", "a/x", "a/y")] == [b"one", b"1", b"2"]
+
+
+def test_a_state_that_was_seen_is_replaced(location, writer):
+    first = writer.create("key", [b"1"])
+    second = writer.replace("key", [b"2"], seen=first)
+    writer.replace("key", [b"3"], seen=second)
     assert location.read("key") == b"3"
 
+    writer.replace("key", [b"4"])
+    writer.replace("new", [b"5"])
 
-def test_a_key_or_all_below_it_is_removed(location):
-    location.write_all([("a/x", [b"1"]), ("a/b/z", [b"3"]), ("ab", [b"4"])])
+    assert [location.read(key) for key in ("key", "new")] == [b"4", b"5"]
 
-    location.delete("a")
-    location.delete("nothing")
-    location.delete_files(["ab", "nothing"])
 
-    assert list(location.list("a")) == []
-    assert location.size("a/b/z") is None
+def test_files_are_removed_where_they_are_there(location, writer):
+    write_all(location, a__x=b"1", a__y=b"2", ab=b"4")
+
+    writer.remove(["a/x", "ab", "nothing"])
+
+    assert list(location.list("a")) == ["a/y"]
     assert location.size("ab") is None
 
 
+def test_a_key_that_was_freed_can_be_created_again_by_any_worker(location, writer):
+    writer.ensure("a/x", [b"one"])
+
+    writer.free(["a/x", "a/nothing"])
+    writer.free(["a/x"])
+    location.writer(TOKEN).ensure("a/x", [b"two"])
+
+    assert location.read("a/x") == b"two"
+    with pytest.raises(KeyTaken):
+        writer.ensure("a/x", [b"three"])
+    assert location.size("a/nothing") is None
+
+
 def test_foreign_things_are_seen_and_hidden_ones_are_not(location):
-    location.write_all([("ledger/1", [b"1"]), (".DS_Store", [b"1"])])
+    location.write("ledger/1", [b"1"])
+    location.write(".DS_Store", [b"1"])
     ours = {"ledger", "partial"}
     assert not location.is_foreign(ours)
 
@@ -122,21 +164,30 @@ def test_a_listing_goes_on_over_its_pages(url, monkeypatch):
     monkeypatch.setattr(object_store, "_KEYS_AT_ONCE", 4)
     location = locate(url)
     keys = [f"a/{i:02}" for i in range(11)]
-    location.write_all((key, [b"x"]) for key in keys)
+    for key in keys:
+        location.write(key, [b"x"])
 
     assert list(location.list("a")) == keys
-    location.delete("a")
-    assert list(location.list("a")) == []
 
 
 def test_a_state_that_another_has_changed_or_removed_is_not_replaced(url):
     location = locate(url)
-    seen = location.replace("key", b"1", seen=None)
+    writer = location.writer(TOKEN)
+    seen = writer.create("key", [b"1"])
     location.write("key", [b"theirs"])
 
     with pytest.raises(KeyTaken, match="is not what it was"):
-        location.replace("key", b"2", seen=seen)
-    location.delete("key")
+        writer.replace("key", [b"2"], seen=seen)
+    writer.remove(["key"])
     with pytest.raises(KeyTaken):
-        location.replace("key", b"2", seen=seen)
+        writer.replace("key", [b"2"], seen=seen)
     assert location.size("key") is None
+
+
+def test_a_file_too_large_for_one_put_is_refused_with_what_to_do(url, monkeypatch):
+    monkeypatch.setattr(object_writer, "_LARGEST_PUT", 10)
+    writer = locate(url).writer(TOKEN)
+
+    with pytest.raises(StoreNotWritable, match=r"key has 11 bytes[\s\S]*hint: make .* in a folder"):
+        writer.ensure("key", [b"01234567890"])
+    assert locate(url).size("key") is None

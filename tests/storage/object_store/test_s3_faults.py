@@ -20,13 +20,17 @@ from actlake.storage import (
     write_unit,
 )
 from actlake.storage.errors import (
+    KeyTaken,
     LeaseLost,
     StoreDamaged,
     StoreLocked,
     StoreNotWritable,
     StoreUnreachable,
 )
-from actlake.storage.location import KeyTaken, locate
+from actlake.storage.fence import Token
+from actlake.storage.location import locate
+
+TOKEN = Token(1, "a1")
 
 SITE = "resid_post.3"
 
@@ -192,12 +196,12 @@ def test_what_was_spoilt_on_its_way_to_the_server_is_sent_again(
 def test_every_kind_of_write_carries_a_checksum(bucket, weather):
     location = locate(bucket.url)
 
-    location.create("new", b"one")
-    location.replace("key", b"1", seen=None)
+    tag = location.create("new", b"one")
+    location.exchange("new", b"1", tag)
     location.write("other", [b"one"])
 
     puts = [seen for seen in weather.seen if seen.method == "PUT"]
-    assert len(puts) > 3
+    assert len(puts) == 3
     assert all("x-amz-checksum-sha256" in seen.headers for seen in puts)
 
 
@@ -215,13 +219,14 @@ def test_the_servers_plea_for_patience_is_heard(status, bucket, weather):
 )
 def test_what_will_pass_is_tried_again_whatever_number_it_comes_with(status, code, bucket, weather):
     location = locate(bucket.url)
-    tag = location.replace("key", b"1", seen=None)
+    writer = location.writer(TOKEN)
+    tag = writer.create("key", [b"1"])
 
     for write in (
         lambda: location.write("other", [b"one"]),
-        lambda: location.replace("key", b"2", seen=tag),
-        lambda: location.create("new", b"one"),
-        lambda: location.delete_files(["other"]),
+        lambda: writer.replace("key", [b"2"], seen=tag),
+        lambda: writer.create("new", [b"one"]),
+        lambda: writer.remove(["other"]),
     ):
         weather.add("answer", status=status, code=code)
         write()
@@ -321,28 +326,30 @@ def test_a_creation_whose_answer_was_lost_counts_as_made(kind, bucket, weather):
     location = locate(bucket.url)
     weather.add(kind, "PUT", "/key", times=2)
 
-    location.create("key", b"one")
+    writer = location.writer(TOKEN)
+    writer.create("key", [b"one"])
 
     assert location.read("key") == b"one"
     with pytest.raises(KeyTaken):
-        location.create("key", b"one")
+        writer.create("key", [b"one"])
 
 
 def test_a_creation_that_meets_another_at_the_same_moment_is_made_again(bucket, weather):
     weather.add("answer", "PUT", "/key", status=409, code="ConditionalRequestConflict")
 
-    locate(bucket.url).create("key", b"one")
+    locate(bucket.url).writer(TOKEN).create("key", [b"one"])
 
     assert locate(bucket.url).read("key") == b"one"
 
 
 def test_a_replacement_whose_answer_was_lost_counts_as_made(bucket, weather):
     location = locate(bucket.url)
-    seen = location.replace("key", b"1", seen=None)
+    writer = location.writer(TOKEN)
+    seen = writer.create("key", [b"1"])
     weather.add("reset after", "PUT", "/key")
 
-    seen = location.replace("key", b"2", seen=seen)
-    location.replace("key", b"3", seen=seen)
+    seen = writer.replace("key", [b"2"], seen=seen)
+    writer.replace("key", [b"3"], seen=seen)
 
     assert location.read("key") == b"3"
 
@@ -350,13 +357,13 @@ def test_a_replacement_whose_answer_was_lost_counts_as_made(bucket, weather):
 def test_of_many_that_create_a_key_exactly_one_wins(bucket):
     locations = [locate(bucket.url) for _ in range(6)]
     for location in locations:
-        location._require_conditions()
+        location.writer(TOKEN).begin()
     barrier = threading.Barrier(len(locations))
 
     def race(number):
         barrier.wait()
         try:
-            locations[number].create("key", b"%d" % number)
+            locations[number].writer(TOKEN).create("key", [b"%d" % number])
         except KeyTaken:
             return None
         return number
@@ -482,7 +489,7 @@ def test_what_is_damaged_in_the_bucket_is_named(known, url):
     location.write(key, [bytes(data)])
     cut = "rows.zarr/acts/resid_post.0/c.2.0"
     location.write(cut, [location.read(cut)[:-7]])
-    location.delete("rows.zarr/acts/resid_post.0/c.6.0")
+    location.writer(TOKEN).remove(["rows.zarr/acts/resid_post.0/c.6.0"])
 
     store = open_store(url)
     report = verify(store)

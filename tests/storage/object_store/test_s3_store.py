@@ -11,9 +11,11 @@ from tokenizers.models import WordLevel
 
 from actlake.storage import Lease, Site, add_sites, export_store, open_store, open_stores, verify
 from actlake.storage.errors import StoreNotFound, StoreUnreachable
+from actlake.storage.fence import Token
 from actlake.storage.location import locate
 
 SITE = "resid_post.3"
+TOKEN = Token(1, "0" * 16)
 
 
 @pytest.fixture
@@ -241,7 +243,7 @@ def test_a_store_is_opened_where_an_event_loop_runs_as_in_notebooks(remote, loca
         lambda store: store[SITE][:],
         lambda store: store[SITE].take([0, 100, 200]),
         lambda store: store.location.read_all(["store.json"] * 9),
-        lambda store: store.location.write_all([("a", [b""]), ("b", [b""])]),
+        lambda store: store.location.writer(TOKEN).ensure_all([("a", [b"a"]), ("b", [b"b"])]),
         lambda store: pq.read_table(store.location.file("documents.parquet")),
     ],
     ids=["open", "a chunk", "chunks", "rows", "files", "writes", "a seekable file"],

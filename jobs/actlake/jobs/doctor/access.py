@@ -12,8 +12,9 @@ from actlake.jobs.doctor.machine import existing
 from actlake.platform.tracking.tracker import TrackingError
 from actlake.platform.tracking.wandb_runs import wandb_state
 from actlake.storage import ActivationStore, ActlakeError, open_store
-from actlake.storage.errors import StoreNotFound
-from actlake.storage.location import STAGING, KeyTaken, LocalFolder, Location, locate
+from actlake.storage.errors import KeyTaken, StoreNotFound
+from actlake.storage.fence import STAGING, Token
+from actlake.storage.location import LocalFolder, Location, locate
 from actlake.storage.summary import human_bytes
 
 _PROBE_BYTES = 2**20
@@ -28,23 +29,25 @@ def check_read(url: str) -> Iterator[Finding]:
 
 def check_store(url: str) -> Iterator[Finding]:
     """Write, read, replace, and create what exists already, beside a store or where it will be."""
-    location, folder = _probe_place(url)
-    key = f"{folder}doctor-{secrets.token_hex(6)}"
+    location, key = _probe_place(url)
     content = secrets.token_bytes(_PROBE_BYTES)
+    writer = location.writer(Token(0, secrets.token_hex(8)))
     try:
+        writer.begin()
         began = time.monotonic()
-        location.create(key, content)
+        writer.create(key, [content])
         wrote = time.monotonic()
         same = location.read(key) == content
         seconds = (wrote - began, time.monotonic() - wrote)
         try:
-            location.create(key, b"again")
+            writer.create(key, [b"again"])
             exclusive = False
         except KeyTaken:
             exclusive = True
     finally:
         with suppress(ActlakeError, OSError):  # what is wrong was said by what came before
-            location.delete(key)
+            writer.remove([key])
+            writer.end()
             if isinstance(location, LocalFolder):
                 location.root.rmdir()
     rates = f"1 MiB written in {seconds[0] * 1e3:.0f} ms, read in {seconds[1] * 1e3:.0f} ms"
@@ -64,11 +67,11 @@ def check_store(url: str) -> Iterator[Finding]:
 
 def _probe_place(url: str) -> tuple[Location, str]:
     """Where to try: in a bucket, among a store's unfinished files; else a folder beside it."""
-    location = locate(url)
+    location, name = locate(url), f"doctor-{secrets.token_hex(6)}"
     if not isinstance(location, LocalFolder):
-        return location, f"{STAGING}/"
+        return location, f"{STAGING}/{name}"
     above = existing(Path(location.url).parent)
-    return LocalFolder(above / f".actlake-doctor-{secrets.token_hex(6)}"), ""
+    return LocalFolder(above / f".actlake-{name}"), name
 
 
 def _what_is_there(url: str) -> Iterator[Finding]:

@@ -53,13 +53,13 @@ from actlake.platform.corpus import Progress
 from actlake.platform.models import ResolvedModel
 from actlake.platform.tracking import TrackedRun, Tracker, check_wandb, open_tracker, run_id_of
 from actlake.storage import ActivationStore, Lease, Site, UnitSet, add_sites, open_store
-from actlake.storage.create import MANIFEST
-from actlake.storage.ledger import ShardRecord
+from actlake.storage.ledger import ShardRecord, read_state
 from actlake.storage.location import locate
 from actlake.storage.querying.index_file import cache_folder
 from actlake.storage.resume import use_numerics
 from actlake.storage.summary import summarize
 from actlake.storage.verify import undersized
+from actlake.storage.writer import free_missing, free_unit
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +102,7 @@ def plan(config: HarvestConfig) -> HarvestPlan:
     """
     model, workers = resolve(config)
     location = locate(config.store)
-    if location.size(MANIFEST) is not None:
+    if read_state(location).corpora:
         prepared = store_as_found(open_store(location), config, model, progress=_silent)
         return _plan(config, model, prepared, workers)
     with scratch_store(config, model, threads=workers.threads, progress=_silent) as prepared:
@@ -152,6 +152,7 @@ def harvest(
         if not joins_cluster(config.cluster):  # there, the first receipt tells
             numerics = numerics_here(model, threads=threads, batch_tokens=config.batch_tokens)
             use_numerics(lease, numerics, allow_other=config.allow_other_numerics)
+        free_missing(lease, store, config.sites)
         cluster = stack.enter_context(session(config.cluster))
         tracker = stack.enter_context(_tracker(config, store))
         run = _Run(config, model, workers, lease, store, cluster, tracker, console)
@@ -267,8 +268,10 @@ class _Run:
             self._tally.actors.gone(event.replica)
         if event.kind == "replica_up" and self._tally.units == 0:
             self._tally.restart_clock()
-        elif event.kind == "unit_requeued":
+        elif event.kind == "unit_requeued" and event.unit is not None:
             self._tally.requeued += 1
+            # The next one may compute other bits, where that is allowed.
+            free_unit(self._lease, self._store, event.unit, self._config.sites)
         self._progress.update()
 
 

@@ -33,7 +33,6 @@ from actlake.storage import (
     StoreRequest,
     open_store,
 )
-from actlake.storage.create import MANIFEST
 from actlake.storage.errors import StoreMismatch
 from actlake.storage.location import LocalFolder
 from actlake.storage.provenance import differences
@@ -100,7 +99,7 @@ def prepare_store(
         The text is refused.
     """
     wanted = wanted_store(config, model)
-    if lease.location.size(MANIFEST) is not None:
+    if lease.ledger.state.corpora:
         store = open_store(lease.location)
         _check_same(store, config, wanted, progress)
     else:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from actlake.storage.create import DOCUMENTS
+from actlake.storage.corpus_record import DOCUMENTS
 from actlake.storage.errors import StoreDamaged
 
 if TYPE_CHECKING:  # store.py asks through lookup.py
