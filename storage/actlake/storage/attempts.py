@@ -1,12 +1,12 @@
 """Requests to an object store: made again while that can help, their errors in our words.
 
 Made again: answers 5xx, 408, 425 and 429, connections refused or lost, time-outs, bodies cut
-short, and what S3 means so but gives another number: 400 RequestTimeout, 409 OperationAborted,
-400 BadDigest.
-After ExpiredToken the credentials are looked for anew, once. Between attempts is a pause drawn
-from 0 to 0.1, 0.2, 0.4, … 10 s (full jitter; Brooker 2015, "Exponential backoff and jitter"), for
-two minutes; for ten seconds where the server has never answered, since a wrong address does not
-become right. Any status of HTTP is an answer, also a plea for patience at first contact.
+short, and what S3 means so but gives another number: 400 RequestTimeout and BadDigest, 409
+OperationAborted. After ExpiredToken the credentials are looked for anew, once. Between attempts is
+a pause drawn from 0 to 0.1, 0.2, 0.4, … 10 s (full jitter; Brooker 2015, "Exponential backoff and
+jitter"), for two minutes from the first failure or the last progress; for ten seconds where the
+server has never answered, since a wrong address does not become right. Any status of HTTP is an
+answer, also a plea for patience at first contact.
 
 Never shown: what the server wrote but for its error code, since it may repeat what we sent.
 """
@@ -131,7 +131,7 @@ class Attempts:
             No useful answer, however often we asked.
         """
         _refuse_in_a_fork(self._url)
-        began = time.monotonic()
+        failing_since: float | None = None
         number = reached = 0
         renewed = False
         while True:
@@ -146,18 +146,19 @@ class Attempts:
                     renewed, reason = True, "the credentials had expired"
                 else:
                     reason = self._reason(deed, error, writes=writes)
-                if progress() > reached:
-                    began, number, reached = time.monotonic(), 1, progress()
+                if failing_since is None or progress() > reached:
+                    failing_since, number, reached = time.monotonic(), 1, progress()
             else:
                 self._has_answered = True
                 return answer
             pause = random.uniform(0, min(LONGEST_PAUSE_S, SHORTEST_PAUSE_S * 2**number))
             patience = GIVE_UP_S if self._has_answered else GIVE_UP_FIRST_S
-            if time.monotonic() - began + pause > patience:
+            failing_s = time.monotonic() - failing_since
+            if failing_s + pause > patience:
                 what, look_at = _SPEAKS if is_answer else _IS_SILENT
                 raise StoreUnreachable(
                     f"{self._server} {what}: {deed} of {self._url} failed {number} times "
-                    f"in {time.monotonic() - began:.0f} s, the last time: {reason}\n"
+                    f"in {failing_s:.0f} s, the last time: {reason}\n"
                     f"hint: {look_at}; the same command goes on where it stopped"
                 ) from None
             level = logging.WARNING if number > 3 else logging.INFO

@@ -33,7 +33,8 @@ from actlake.storage.object_writer import BucketWriter, joined
 from actlake.storage.s3_access import S3Place, forget_credentials, open_client, server
 
 READ_TIMEOUT_S = 30.0
-WRITE_TIMEOUT_S = 300.0
+WRITE_TIMEOUT_S = 30.0  # and the sending of the body
+_SLOWEST = 2**18  # bytes a second that a line may take to the server
 _PIECE = 8 * 2**20  # what one GET asks for
 _STEP = 64 * 2**10  # what may come twice when an answer is interrupted
 # Up to here one PUT: a multipart upload that dies leaves parts that nobody sees and all pay for.
@@ -73,11 +74,19 @@ class S3Folder:
 
     def _open_clients(self) -> None:
         self._reads = open_client(self._place, timeout_s=READ_TIMEOUT_S)
-        self._writes = open_client(self._place, timeout_s=WRITE_TIMEOUT_S)
+        self._writers: dict[int, Any] = {}
 
     def _renew_clients(self) -> None:
         forget_credentials()
         self._open_clients()
+
+    def _writes(self, num_bytes: int) -> Any:
+        """A client to send so many bytes with: the server says nothing until it has them all."""
+        size = num_bytes.bit_length()
+        if size not in self._writers:
+            timeout_s = WRITE_TIMEOUT_S + 2**size / _SLOWEST
+            self._writers[size] = open_client(self._place, timeout_s=timeout_s)
+        return self._writers[size]
 
     # Reading.
 
@@ -154,7 +163,12 @@ class S3Folder:
         self._attempt(
             f"PUT {key}",
             lambda: obstore.put(
-                self._writes, key, body, use_multipart=large, chunk_size=_PART, max_concurrency=8
+                self._writes(len(body)),
+                key,
+                body,
+                use_multipart=large,
+                chunk_size=_PART,
+                max_concurrency=8,
             ),
             writes=True,
         )
@@ -172,7 +186,7 @@ class S3Folder:
         def request() -> str:
             try:
                 put = obstore.put(
-                    self._writes, key, data, mode="create", attributes={_MARK: mark},
+                    self._writes(len(data)), key, data, mode="create", attributes={_MARK: mark},
                     use_multipart=False,
                 )  # fmt: skip
             except AlreadyExistsError as error:
@@ -192,9 +206,8 @@ class S3Folder:
 
         def request() -> str:
             try:
-                put = obstore.put(
-                    self._writes, key, data, mode={"e_tag": seen}, use_multipart=False
-                )
+                client = self._writes(len(data))
+                put = obstore.put(client, key, data, mode={"e_tag": seen}, use_multipart=False)
             except PreconditionError:
                 return self._tag_if(key, data)
             return put["e_tag"] or ""
@@ -303,7 +316,7 @@ class S3Folder:
         return body, size, tag
 
     def _delete(self, keys: Sequence[str]) -> None:
-        obstore.delete(self._writes, keys)
+        obstore.delete(self._writes(0), keys)
 
     def _page(self, folder: str, after: str | None) -> Page:
         """What lies below a folder, up to `_KEYS_AT_ONCE`, in the order of keys."""

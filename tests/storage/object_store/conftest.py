@@ -32,7 +32,7 @@ class Fault:
     status: int = 500
     code: str = "InternalError"
     step_s: float = 0.1
-    """Between a twentieth of a slow body and the next."""
+    """Between a twentieth of a slow body and the next, and before a late answer."""
 
 
 @dataclass
@@ -88,6 +88,8 @@ class Proxy(BaseHTTPRequestHandler):
             return self._reset()
         if fault and kind == "answer":
             return self._answer(fault)
+        if fault and kind == "late":
+            time.sleep(fault.step_s)
         headers = dict(self.headers.items())
         if kind == "spoil":
             body = _flipped(body)

@@ -177,6 +177,46 @@ def test_a_write_that_fails_is_made_again(kind, bucket, weather):
     assert weather.count("PUT", "key") == 4
 
 
+@pytest.mark.parametrize(
+    ("method", "write", "size"),
+    [
+        ("PUT", lambda location, tag: location.write("key", [b"three"]), 5),
+        ("PUT", lambda location, tag: location.create("another", b"three"), 3),
+        ("PUT", lambda location, tag: location.exchange("key", b"three", tag), 5),
+        ("POST", lambda location, tag: location.delete(["key"]), None),
+    ],
+    ids=["write", "create", "exchange", "delete"],
+)
+def test_a_write_without_an_answer_is_made_again_soon(
+    method, write, size, bucket, weather, monkeypatch
+):
+    monkeypatch.setattr(object_store, "WRITE_TIMEOUT_S", 1.0)
+    monkeypatch.setattr(attempts, "GIVE_UP_S", 0.5)  # shorter: once more in any case
+    location = locate(bucket.url)
+    tag = location.create("key", b"one")
+    before = weather.count(method)
+    weather.add("silence", method)
+
+    write(location, tag)
+
+    assert weather.count(method) == before + 2
+    assert location.size("key") == size
+
+
+@pytest.mark.parametrize("large", [False, True], ids=["one PUT", "parts"])
+def test_a_large_body_has_the_time_that_a_slow_line_takes(large, bucket, weather, monkeypatch):
+    monkeypatch.setattr(object_store, "WRITE_TIMEOUT_S", 1.0)
+    monkeypatch.setattr(object_store, "_SLOWEST", 2**18)  # a MiB takes four seconds
+    monkeypatch.setattr(object_store, "_LARGEST_PUT", 2**20 - 1 if large else 2**20)
+    data = random.Random(0).randbytes(2**20)
+    weather.add("late", "PUT", "key", step_s=2.0)
+
+    locate(bucket.url).write("key", [data])
+
+    assert locate(bucket.url).read("key") == data
+    assert weather.count("PUT", "key") == 1
+
+
 @pytest.mark.parametrize("large", [False, True], ids=["one PUT", "parts"])
 def test_what_was_spoilt_on_its_way_to_the_server_is_sent_again(
     large, bucket, weather, monkeypatch
