@@ -71,7 +71,6 @@ class StoreBuilder:
         self._provenance = provenance
         self._split_codes = {name: code for code, name in enumerate(request.splits)}
         self._files: dict[str, FileRecord] = {}
-        self._documents = _DocumentSpool()
         self._rows = 0
         self._contexts = 0
         self._token_cut = (token_chunk_rows, token_shard_rows)
@@ -88,6 +87,7 @@ class StoreBuilder:
         }
         for name, data in sorted((tokenizer_files or {}).items()):
             self._write(f"{TOKENIZER}/{name}", [data])
+        self._documents = _DocumentSpool()  # last: what is refused before leaves no folder
 
     def add_document(self, document: Document) -> int:
         """Add a document; its ordinal, by which contexts name it, is returned."""
@@ -254,6 +254,7 @@ def _set_leftovers_aside(lease: Lease) -> None:
     if state.corpora:
         raise StoreExists(f"There is a store at {location.url} already")
     if state.covered or location.size(MANIFEST) is not None:
+        lease.token.check(location)  # a later driver may have made it
         raise StoreDamaged(
             f"There is a store at {location.url}, and its ledger does not know its corpus\n"
             "hint: restore the folder `ledger` from a copy; or move the store's files away, and "

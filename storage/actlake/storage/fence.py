@@ -44,6 +44,7 @@ _OVER = ".over"
 _STAGING_NAME = re.compile(rf"(?P<epoch>\d{{6,}})-[0-9a-f]+({re.escape(_OVER)})?")
 _GONE = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
 _RETRIES = 100
+_MAY_STOP = "\nhint: one harvest runs on a store at a time; this one may stop"
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +81,9 @@ class Token:
             local to another machine, or the lease was taken over.
         """
         if self.is_over(location):
-            raise LeaseLost(f"The lease (epoch {self.epoch}) of {location.url} was taken over")
+            raise LeaseLost(
+                f"The lease (epoch {self.epoch}) of {location.url} was taken over{_MAY_STOP}"
+            )
         try:
             beat = unseal(location.read(self.lease_key), name=self.lease_key)
         except StoreNotFound as error:
@@ -89,7 +92,7 @@ class Token:
                 "hint: the store must lie where all workers and the driver see the same files"
             ) from error
         if beat["nonce"] != self.nonce or beat["released"]:
-            raise LeaseLost(f"The lease (epoch {self.epoch}) of {location.url} is over")
+            raise LeaseLost(f"The lease (epoch {self.epoch}) of {location.url} is over{_MAY_STOP}")
 
 
 def lease_key(epoch: int) -> str:
@@ -111,6 +114,9 @@ class Writer(Protocol):
     a later driver has fenced this one; in a bucket they are not refused, but change nothing that
     a later driver has written. Files are whole or absent and durable when a call returns.
     """
+
+    takes_away: bool
+    """Whether `free` and `set_aside` do anything: not in a bucket."""
 
     def begin(self) -> None:
         """Make ready to write; `StoreNotWritable` where drivers cannot be kept apart."""
@@ -179,7 +185,8 @@ class Writer(Protocol):
     def free(self, keys: Iterable[str]) -> None:
         """Take away these files, those that are there, so that the keys can be created again.
 
-        Only for what no reader is served, such as the files of a unit that is not committed.
+        Only for what no reader is served, such as the files of a unit that is not committed. In a
+        bucket they stay: no condition on a request could say that nobody has committed them since.
         """
         ...
 
@@ -202,6 +209,8 @@ def holds_others(key: str, url: str) -> KeyTaken:
 
 class FolderWriter:
     """A `Writer` to a folder of a POSIX file system."""
+
+    takes_away = True
 
     def __init__(self, root: Path, token: Token) -> None:
         self._root = root
@@ -365,6 +374,6 @@ class FolderWriter:
                 raise LeaseLost(
                     f"The lease (epoch {self._token.epoch}) of {self._root} is over: another "
                     "driver has taken it over, or this one has given it back; it cannot "
-                    f"{deed}\nhint: one harvest runs on a store at a time; this one may stop"
+                    f"{deed}{_MAY_STOP}"
                 ) from error
             raise refusal(error, deed, str(self._root)) from error

@@ -86,8 +86,10 @@ class Lease:
             The place cannot be written.
         """
         state = read_state(location)
-        if not state.last:
-            _refuse_what_is_there(location)
+        if not state.last and (refusal := _refusal_to_begin(location)) is not None:
+            state = read_state(location)
+            if not state.last:  # else another driver has begun, and made what we have seen
+                raise refusal
         was_released = not state.epoch or _wait_until_over(location, state, give_up_s=give_up_s)
         waited_for, state = state.epoch, read_state(location)  # it may have committed meanwhile
         if state.epoch != waited_for:
@@ -181,15 +183,16 @@ class Lease:
             self._beaten = self.writer.replace(self.token.lease_key, beat, seen=self._beaten)
 
 
-def _refuse_what_is_there(location: Location) -> None:
-    """Refuse to begin a store, where there is no ledger, among things that are none of ours."""
+def _refusal_to_begin(location: Location) -> StoreError | None:
+    """Why no store is begun here, where there is no ledger: things that are none of ours."""
     if location.size(MANIFEST) is not None:
-        raise ledger_is_gone(location)
+        return ledger_is_gone(location)
     if location.is_foreign(_OURS):
-        raise StoreExists(
+        return StoreExists(
             f"{location.url} holds other files, and no activation store\n"
             "hint: give an empty folder, or one that does not exist yet"
         )
+    return None
 
 
 def ledger_is_gone(location: Location) -> StoreDamaged:

@@ -352,10 +352,11 @@ class LedgerWriter:
         """Append an entry that says what these, the newest, say; then remove them."""
         try:
             read = _read(self._location, [segment.last for segment in segments])
+            entries = list(read.values())
+            table = _merged_table(self._location, entries)
         except StoreNotFound as error:  # whoever has merged them has taken a number for it
             raise _overtaken(self._location, self.state) from error
-        entries = list(read.values())
-        content = _table_bytes(_merged_table(self._location, entries))
+        content = _table_bytes(table)
         first = segments[0].first
         entry = {
             "kind": "merged",

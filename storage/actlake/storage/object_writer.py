@@ -3,33 +3,34 @@
 Nothing can be renamed there, so there is no folder by whose removal an earlier driver's right
 could end (`actlake.storage.fence`). Instead no request of a driver, however late it arrives, can
 change what a later one has written: files are created where nothing is, and what is there already
-is compared; what is replaced is replaced as the object it was seen to be. That suffices since the
-files of a corpus and of a unit are what they are whoever writes them.
+is compared. That suffices since the files of a corpus and of a unit are what they are whoever
+writes them.
+
+Nothing is taken away to make room, not even under the condition that it is still what it was seen
+to be: the condition is a hash of its bytes, and a later driver may have written the same bytes,
+and committed them. So what holds other bytes stays, and whoever meets it is refused.
 """
 
-import uuid
 from collections.abc import Iterable
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from actlake.storage.ahead import file_threads
 from actlake.storage.errors import KeyTaken, StoreNotFound, StoreNotWritable
-from actlake.storage.fence import Token, holds_others
+from actlake.storage.fence import Token
 
 if TYPE_CHECKING:  # which makes writers
     from actlake.storage.object_store import S3Folder
 
 # What one PUT takes; a multipart upload, which takes more, cannot be put under conditions.
 _LARGEST_PUT = 5 * 2**30
-# An object that says of its key that nothing is there: a number of its own makes its tag unlike
-# that of any other object, so that a condition on it holds for this one alone.
-_FREE = b"actlake: free "
 
 
 class BucketWriter:
     """A `Writer` to a bucket."""
+
+    takes_away = False
 
     def __init__(self, location: "S3Folder", token: Token) -> None:
         self._location = location
@@ -55,12 +56,13 @@ class BucketWriter:
         try:
             self._location.create(key, body)
         except KeyTaken as error:
-            if (tag := self._tag_if_free(key)) is not None:
-                with suppress(KeyTaken):  # another has used it: is it with these bytes?
-                    self._location.exchange(key, body, tag)
-                    return
             if not self._holds(key, body):
-                raise holds_others(key, self._location.url) from error
+                raise KeyTaken(
+                    f"{key} in {self._location.url} is there already and holds other bytes: it was "
+                    "computed otherwise (other numerics) and not committed\n"
+                    "hint: compute as it was computed then; or, when nobody writes to this place, "
+                    "delete this object, and run the same command again"
+                ) from error
 
     def ensure_all(self, files: Iterable[tuple[str, Iterable[Any]]]) -> None:
         """See `Writer.ensure_all`; several at once."""
@@ -80,12 +82,7 @@ class BucketWriter:
         self._location.delete(keys)
 
     def free(self, keys: Iterable[str]) -> None:
-        """See `Writer.free`: each is replaced by an object that says so.
-
-        A deletion could not be put under a condition, and might come when the key is in use.
-        """
-        for _ in file_threads().map(self._free, keys):
-            pass
+        """See `Writer.free`: nothing can be taken away."""
 
     def set_aside(self, keys: Iterable[str]) -> str | None:
         """See `Writer.set_aside`: nothing can be moved."""
@@ -109,18 +106,6 @@ class BucketWriter:
             return memoryview(self._location.read(key)) == memoryview(body)
         except StoreNotFound:
             return False
-
-    def _free(self, key: str) -> None:
-        tag = self._location.tag(key)
-        if tag is not None and self._tag_if_free(key) is None:
-            self._location.exchange(key, _FREE + uuid.uuid4().hex.encode(), tag)
-
-    def _tag_if_free(self, key: str) -> str | None:
-        """The tag of an object that says that its key is free; None of any other."""
-        tag = self._location.tag(key)
-        if tag is None or self._location.size(key) != len(_FREE) + 32:
-            return None
-        return tag if self._location.read(key).startswith(_FREE) else None
 
 
 def joined(parts: Iterable[Any]) -> Any:

@@ -3,8 +3,8 @@
 The order is: check the values, write the moments, write the rows, all on the disk, and only
 then does the driver commit the records in the ledger. A writer that dies anywhere in between
 leaves files that nobody reads. Files are only ever created: a worker that comes late finds its
-own bytes, and writes none over those of another. What dead workers have left is freed by the
-driver, before it hands the units out (`free_missing`).
+own bytes, and writes none over those of another. What dead workers have left is taken away by the
+driver, before it hands the units out (`free_missing`), except in a bucket.
 
 Committed files are written once more only where they are damaged, and only with the bytes that
 were committed (`restore_unit`).
@@ -171,9 +171,11 @@ def free_missing(lease: Lease, store: ActivationStore, sites: Iterable[Site]) ->
     """Take away files of units that are not committed, so that workers may create them.
 
     Killed workers leave them; where the numerics are others now, they hold other bytes. For the
-    driver, before it hands units out. Returns how many files there were.
+    driver, before it hands units out. Returns how many files there were. In a bucket they stay.
     """
-    doomed = []
+    doomed: list[str] = []
+    if not lease.writer.takes_away:
+        return 0
     for site in sorted({site.stored for site in sites}):
         committed = lease.ledger.state.covered[site]
         for spec in (store.schema.activations(site), *store.schema.moments(site).values()):
@@ -196,7 +198,7 @@ def free_unit(lease: Lease, store: ActivationStore, unit: int, sites: Iterable[S
 
 
 def _free(lease: Lease, keys: list[str]) -> None:
-    if keys:
+    if keys and lease.writer.takes_away:
         lease.writer.free(keys)
         logger.info("%s: files of units that are not committed are taken away: up to %d",
                     lease.location.url, len(keys))  # fmt: skip
