@@ -1,0 +1,186 @@
+"""What processes do in a simulation: the product's own steps, in the order of its jobs."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from simulation.corpora import (
+    CONTEXT_LENGTH,
+    DIM,
+    SITES,
+    UNIT_ROWS,
+    Corpus,
+    activations,
+)
+
+from actlake.storage import (
+    ActivationStore,
+    Geometry,
+    Lease,
+    Provenance,
+    Site,
+    StoreBuilder,
+    StoreRequest,
+    Token,
+    VerifyReport,
+    add_sites,
+    open_store,
+    verify,
+    write_unit,
+)
+from actlake.storage.errors import StoreDamaged
+from actlake.storage.export import export_store
+from actlake.storage.ledger import ShardRecord
+from actlake.storage.location import Location
+from actlake.storage.repair import own_rows, restore_metadata, restore_shards
+from actlake.storage.resume import check_same, use_numerics
+from actlake.storage.verify import undersized
+from actlake.storage.writer import free_missing
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a reader was told: it stays true."""
+
+    fingerprint: str
+    ids: bytes
+    documents: tuple[str, ...]
+    rows: dict[tuple[Site, int], bytes]
+    """Of each committed (site, unit)."""
+
+
+def harvest(
+    location: Location,
+    corpus: Corpus,
+    *,
+    sites: tuple[Site, ...] = SITES,
+    most_units: int = 99,
+    merges: bool = True,
+    on_token: Callable[[Token], None] = lambda token: None,
+) -> None:
+    """Fill a store, or go on filling it; as `actlake.jobs.harvest`."""
+    with Lease.acquire(location) as lease:
+        on_token(lease.token)
+        store = _prepare(lease, corpus)
+        add_sites(lease, store, sites, {"corpus": corpus.name})
+        store.refresh()
+        lost = list(undersized(store))
+        numerics = use_numerics(lease, {"device": "simulated"})
+        free_missing(lease, store, sites)
+        for unit in list(store.committed(sites).missing(store.schema.num_units))[:most_units]:
+            lacking = [site for site in sites if unit not in store.ledger.covered[site]]
+            _commit(lease, store, unit, lacking, numerics)
+        if merges:
+            lease.ledger.merge_all()
+        if lost:
+            _refuse_lost(restore_shards(lease, store, lost, model_rows(store)))
+
+
+def _prepare(lease: Lease, corpus: Corpus) -> ActivationStore:
+    """The store with its corpus, made or found; as `prepare_store` of the harvest."""
+    request = StoreRequest(
+        dim=DIM,
+        dtype="float32",
+        layout="documents",
+        context_length=CONTEXT_LENGTH,
+        splits=("all",),
+    )
+    provenance = Provenance(model={"name": "simulated"}, corpus={"name": corpus.name})
+    if lease.ledger.state.corpora:
+        store = open_store(lease.location)
+        check_same(store, request, provenance)
+        return store
+    tokenizer = {"tokenizer.json": b"{}"}
+    with StoreBuilder(lease, request, provenance, tokenizer_files=tokenizer) as builder:
+        for document in corpus.documents():
+            builder.add_document(document)
+        for context in corpus.contexts():
+            builder.add_context(context)
+        builder.finish(lambda rows: Geometry(chunk_rows=UNIT_ROWS, unit_rows=UNIT_ROWS))
+    return open_store(lease.location)
+
+
+def _commit(
+    lease: Lease, store: ActivationStore, unit: int, sites: Iterable[Site], numerics: int
+) -> None:
+    rows = model(store, unit, sites)
+    lease.ledger.commit(write_unit(store, unit, rows, token=lease.token, numerics=numerics))
+
+
+def model(store: ActivationStore, unit: int, sites: Iterable[Site]) -> dict[Site, Any]:
+    """The activations of a unit, from the tokens that the store holds."""
+    ids = store.tokens["id"][store.schema.unit_extent(unit).slice()]
+    return {site: activations(ids, site) for site in sites}
+
+
+def model_rows(store: ActivationStore) -> Callable[[ShardRecord], Any]:
+    """What the model gives again for a damaged shard."""
+    return lambda record: model(store, record.unit, [record.site])[record.site]
+
+
+def read(location: Location) -> Seen:
+    """Read all that is committed."""
+    store = open_store(location)
+    rows = {
+        (site, unit): store[site][store.schema.unit_extent(unit).slice()].tobytes()
+        for site in store.sites
+        for unit in store.ledger.covered[site]
+    }
+    return Seen(
+        store.fingerprint,
+        np.asarray(store.tokens["id"][:]).tobytes(),
+        tuple(store.documents(["text"])["text"].to_pylist()),
+        rows,
+    )
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What `verify` said of what it had opened."""
+
+    report: VerifyReport
+    fingerprint: str
+    covered: dict[Site, list[tuple[int, int]]]
+
+
+def check(location: Location) -> Verified:
+    """Open the store and verify it."""
+    store = open_store(location)
+    covered = {site: store.ledger.covered[site].runs() for site in store.sites}
+    return Verified(verify(store), store.fingerprint, covered)
+
+
+def repair(location: Location) -> None:
+    """Make damaged files again what was committed; as `actlake verify --repair`."""
+    store = open_store(location)
+    report = verify(store)
+    if report.is_whole:
+        return
+    of_moments = [damage.record for damage in report.damaged if damage.rows_are_whole]
+    of_rows = [damage.record for damage in report.damaged if not damage.rows_are_whole]
+    with Lease.acquire(location) as lease:
+        restore_metadata(lease, store)
+        lost = restore_shards(lease, store, of_moments, own_rows(store))
+        lost |= restore_shards(lease, store, of_rows, model_rows(store))
+    _refuse_lost(lost)
+
+
+def _refuse_lost(lost: Mapping[ShardRecord, str]) -> None:
+    if lost:
+        raise StoreDamaged(f"Not restored: {lost}\nhint: the model is another")
+
+
+def export(parent: Location, location: Location) -> None:
+    """Copy a finished store's first site."""
+    export_store(open_store(parent), location, sites=SITES[0])
+
+
+def write_late(location: Location, token: Token, *, spoil: float = 0.0) -> None:
+    """Write unit 0 as a worker of the driver with that token, when nobody waits for it.
+
+    `spoil` is added to its activations, as another processor's last bits.
+    """
+    store = open_store(location)
+    rows = {site: values + spoil for site, values in model(store, 0, SITES).items()}
+    write_unit(store, 0, rows, token=token)
