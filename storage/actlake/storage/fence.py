@@ -44,6 +44,10 @@ _OVER = ".over"
 _STAGING_NAME = re.compile(rf"(?P<epoch>\d{{6,}})-[0-9a-f]+({re.escape(_OVER)})?")
 _GONE = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
 _RETRIES = 100
+MEANWHILE = (
+    "\nhint: another process has written it meanwhile; once that has ended, run the same command "
+    "again"
+)
 _MAY_STOP = "\nhint: one harvest runs on a store at a time; this one may stop"
 
 
@@ -200,11 +204,7 @@ class Writer(Protocol):
 
 def holds_others(key: str, url: str) -> KeyTaken:
     """The error of ensuring a file that is there with other bytes."""
-    return KeyTaken(
-        f"{key} in {url} is there already and holds other bytes\n"
-        "hint: another process has written it meanwhile; once that has ended, run the same command "
-        "again"
-    )
+    return KeyTaken(f"{key} in {url} is there already and holds other bytes{MEANWHILE}")
 
 
 class FolderWriter:
@@ -247,7 +247,7 @@ class FolderWriter:
             try:
                 name_exclusively(staged, path)
             except FileExistsError as error:
-                raise KeyTaken(f"{key} already exists in {self._root}") from error
+                raise KeyTaken(f"{key} already exists in {self._root}{MEANWHILE}") from error
         return ""
 
     def ensure(self, key: str, parts: Iterable[Any]) -> None:

@@ -28,7 +28,7 @@ from actlake.storage.ahead import REQUESTS_AT_ONCE, file_threads, request_thread
 from actlake.storage.attempts import Attempts, Refused, TryAgain
 from actlake.storage.clock import SYSTEM_CLOCK, Clock
 from actlake.storage.errors import KeyTaken, StoreDamaged, StoreNotFound, StoreNotWritable
-from actlake.storage.fence import LEDGER, Token, Writer
+from actlake.storage.fence import LEDGER, MEANWHILE, Token, Writer
 from actlake.storage.object_writer import BucketWriter, joined
 from actlake.storage.s3_access import S3Place, forget_credentials, open_client, server
 
@@ -195,7 +195,7 @@ class S3Folder:
                 except FileNotFoundError:  # 409: two at once, and perhaps neither has won
                     raise TryAgain("409 ConditionalRequestConflict") from error
                 if there.attributes.get(_MARK) != mark:
-                    raise KeyTaken(f"{key} already exists in {self.url}") from None
+                    raise KeyTaken(f"{key} already exists in {self.url}{MEANWHILE}") from None
                 return there.meta["e_tag"] or ""
             return put["e_tag"] or ""
 
@@ -335,7 +335,7 @@ class S3Folder:
         except FileNotFoundError:
             is_ours = False
         if not is_ours:
-            raise KeyTaken(f"{key} in {self.url} is not what it was") from None
+            raise KeyTaken(f"{key} in {self.url} is not what it was{MEANWHILE}") from None
         return there.meta["e_tag"] or ""
 
 
