@@ -14,6 +14,9 @@ from dataclasses import dataclass
 from actlake.jobs.saying import show_what_can_be_shown
 from actlake.platform.telemetry import turn_off_telemetry
 from actlake.storage import ActlakeError
+from actlake.storage.errors import in_words
+
+logger = logging.getLogger(__name__)
 
 Run = Callable[[Sequence[str]], int]
 
@@ -146,6 +149,13 @@ def run(arguments: Sequence[str]) -> int:
     except ActlakeError as error:
         _print(f"actlake {name}: {error}", err=True)
         return 1
+    except OSError as error:
+        words = in_words(error)
+        if words is None:
+            raise
+        logger.debug("What the system refused came from here", exc_info=True)
+        _print(f"actlake {name}: {words}", err=True)
+        return 1
     except KeyboardInterrupt:
         _print(f"actlake {name}: interrupted; the same command goes on from here", err=True)
         return 130
@@ -169,7 +179,10 @@ def usage() -> str:
 
 
 def _configure_logging() -> None:
-    level = os.environ.get("ACTLAKE_LOG", "INFO").upper()
+    level = os.environ.get("ACTLAKE_LOG", "").strip().upper() or "INFO"
+    if level not in logging.getLevelNamesMapping():
+        _print(f"actlake: ACTLAKE_LOG is no level of logging ({level}); INFO is used", err=True)
+        level = "INFO"
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
     logging.getLogger("actlake").setLevel(level)
 

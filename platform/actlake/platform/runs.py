@@ -38,6 +38,7 @@ from cattrs import BaseValidationError, Converter, transform_error
 
 from actlake.platform.plain_json import json_text
 from actlake.platform.redact import without_secrets
+from actlake.platform.safetensors_files import plain_mode
 from actlake.storage.errors import ActlakeError
 from actlake.storage.location import LocalFolder
 
@@ -236,6 +237,7 @@ def whole_folder(to: Path) -> Iterator[Path]:
         with suppress(OSError):  # a file system without locks: leftovers then just stay
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield partial
+        _let_others_read(partial)
         _sync(partial)
         try:
             partial.rename(to)
@@ -276,6 +278,14 @@ def _is_unlocked(folder: Path) -> bool:
     finally:
         os.close(handle)
     return True
+
+
+def _let_others_read(folder: Path) -> None:
+    """Give every file the umask's mode; some libraries let only its owner read it."""
+    mode = plain_mode(folder)
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            path.chmod(mode)
 
 
 def _sync(folder: Path) -> None:

@@ -34,6 +34,8 @@ A message says what happened, what there is, and, after ``hint:``, what to do.
 """
 
 import difflib
+import errno
+import os
 from collections.abc import Iterable
 
 
@@ -182,3 +184,38 @@ def nearest(name: object, known: Iterable[object]) -> str:
     if close:
         return f"hint: did you mean {close[0]!r}?"
     return f"hint: there is {', '.join(names) or 'nothing'}"
+
+
+def in_words(error: OSError) -> str | None:
+    """What the system refused, for whoever named the file; None for what only a bug would ask.
+
+    Of places that nothing else puts into words: the folders of results, logs, caches.
+    """
+    number = error.errno
+    if number is None or number not in _HINTS:
+        return None
+    what = error.filename if error.filename is not None else "A file"
+    named = os.fsdecode(what) if isinstance(what, str | bytes | os.PathLike) else "A file"
+    return (
+        f"{named}: {os.strerror(number)}\n"
+        f"hint: {_HINTS[number]}; what is complete is kept, and the same command goes on with it"
+    )
+
+
+_PERMISSION = "this user may not read or write it, or a folder above it: check their permissions"
+_HINTS = {
+    errno.EACCES: _PERMISSION,
+    errno.EPERM: _PERMISSION,
+    errno.EROFS: "the file system is read-only: name another place",
+    errno.ENOSPC: "the disk is full: make space, or name another place",
+    errno.EDQUOT: "your disk quota is used up: make space, or name another place",
+    errno.EFBIG: "no larger files are allowed: see `ulimit -f`",
+    errno.EIO: "the disk or the network failed: look at the system's log",
+    errno.ENOTDIR: "a part of the path is a file: name another place",
+    errno.EISDIR: "it is a folder, where a file was expected",
+    errno.ENOENT: "check the path, which is relative to the current folder",
+    errno.ENAMETOOLONG: "name a place with a shorter path",
+    errno.ELOOP: "its symbolic links lead in a circle",
+    errno.EMFILE: "too many files are open: raise `ulimit -n`",
+    errno.EEXIST: "a file is where a folder should be: name another place",
+}

@@ -22,6 +22,7 @@ from safetensors.numpy import load_file, save_file
 from actlake.jobs.probe.config import TaskKind
 from actlake.jobs.probe.errors import InvalidProbe, ProbeNotFound
 from actlake.platform.runs import whole_folder
+from actlake.platform.safetensors_files import readable, written
 from actlake.storage.errors import nearest
 from actlake.storage.sites import Site
 
@@ -192,14 +193,12 @@ def save_probe(
         "classes": list(classes), **about,
     }  # fmt: skip
     with whole_folder(to) as folder:
-        save_file(
-            {
-                "weight": np.ascontiguousarray(weight, np.float32),
-                "bias": np.ascontiguousarray(bias, np.float64),
-            },
-            folder / WEIGHTS,
-        )
-        (folder / WEIGHTS).chmod(0o644)  # safetensors makes files that nobody else may read
+        tensors: dict[str, Array] = {
+            "weight": np.ascontiguousarray(weight, np.float32),
+            "bias": np.ascontiguousarray(bias, np.float64),
+        }
+        with written(folder / WEIGHTS) as path:
+            save_file(tensors, path)
         (folder / ABOUT).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
     return to
 
@@ -212,7 +211,7 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Array]]:
                 f"The probe in {folder} has format {about['format']}; this actlake reads "
                 f"{FORMAT}\nhint: install a newer actlake"
             )
-        tensors = load_file(folder / WEIGHTS)
+        tensors = load_file(readable(folder / WEIGHTS))
         if not {"weight", "bias"} <= tensors.keys():
             raise ProbeNotFound(f"The probe in {folder} is damaged: no weight or bias")
     except FileNotFoundError as error:

@@ -60,6 +60,7 @@ from actlake.platform.compute_threads import compute_threads
 from actlake.platform.config import to_dict
 from actlake.platform.plain_json import json_text
 from actlake.platform.runs import RunRecord, whole_folder
+from actlake.platform.safetensors_files import plain_mode
 from actlake.platform.tracking import Tracker, check_wandb, open_tracker, run_id_of
 from actlake.storage import Site
 from actlake.storage.location import LocalFolder
@@ -176,7 +177,9 @@ def train_probes(config: ProbeConfig, *, console: Console | None = None) -> Prob
         folder = stack.enter_context(whole_folder(out))
         parts = parts_folder(config, opened)
         parts.mkdir(parents=True, exist_ok=True)
-        stack.enter_context(FileLock(parts.with_name(f"{parts.name}.lock"), mode=0o644))
+        stack.enter_context(
+            FileLock(parts.with_name(f"{parts.name}.lock"), mode=plain_mode(parts.parent))
+        )
         say(plan_of(config, opened), console)
         with open_tracker(
             config.tracking,

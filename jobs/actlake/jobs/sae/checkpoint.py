@@ -22,6 +22,7 @@ from torch import Tensor
 from actlake.jobs.sae.errors import CheckpointDamaged
 from actlake.platform.plain_json import json_text
 from actlake.platform.runs import whole_folder
+from actlake.platform.safetensors_files import readable, written
 
 FORMAT = 1
 STATE = "state.json"
@@ -73,7 +74,8 @@ class Checkpoints:
         if not to.exists():
             with whole_folder(to) as partial:
                 for name, parts in tensors.items():
-                    save_file(dict(parts), partial / f"{name}.safetensors")
+                    with written(partial / f"{name}.safetensors") as path:
+                        save_file(dict(parts), path)
                 content = {
                     "format": FORMAT,
                     "step": state.step,
@@ -103,7 +105,7 @@ class Checkpoints:
             format_ = content.pop("format")
             if format_ == FORMAT:
                 return State(**content)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
             raise _damaged(path, error) from error
         raise CheckpointDamaged(
             f"{path} is of format {format_}; this version of actlake reads {FORMAT}\n"
@@ -120,8 +122,8 @@ class Checkpoints:
         """
         path = self._at(step) / f"{name}.safetensors"
         try:
-            return load_file(path)
-        except (OSError, SafetensorError) as error:
+            return load_file(readable(path))
+        except (FileNotFoundError, SafetensorError) as error:
             raise _damaged(path, error) from error
 
     def _remove(self, checkpoint: Path) -> None:

@@ -52,6 +52,7 @@ from actlake.platform.cluster import (
 )
 from actlake.platform.models.numerics import resolve_device
 from actlake.platform.runs import Input, RunRecord
+from actlake.platform.safetensors_files import plain_mode
 from actlake.storage import ActivationStore, Extent, Site, open_store
 
 logger = logging.getLogger(__name__)
@@ -190,7 +191,7 @@ def encode_store(
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    lock = FileLock(folder / ".lock", timeout=0)
+    lock = FileLock(folder / ".lock", timeout=0, mode=plain_mode(folder))
     try:
         lock.acquire()
     except Timeout as error:

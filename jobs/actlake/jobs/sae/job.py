@@ -180,7 +180,7 @@ def _begin(opened: Opened) -> RunRecord:
 def _only_one(out: Path) -> Iterator[None]:
     """Keep other processes away from the folder; the lock goes with the process."""
     out.mkdir(parents=True, exist_ok=True)
-    handle = os.open(out / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    handle = os.open(out / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:

@@ -23,6 +23,7 @@ from actlake.jobs.sae.trainable import TrainableSAE
 from actlake.jobs.sae.trained import CONFIG, WEIGHTS, TrainedSAE
 from actlake.platform.plain_json import json_text
 from actlake.platform.runs import whole_folder
+from actlake.platform.safetensors_files import written
 
 __all__ = ["Scaling", "export_side_by_side", "publish", "recalibrate", "write_sae"]
 
@@ -119,7 +120,8 @@ def write_sae(sae: TrainedSAE, folder: Path) -> None:
         Something is at `folder`.
     """
     with whole_folder(folder) as partial:
-        save_file(_as_stored(sae), partial / WEIGHTS)
+        with written(partial / WEIGHTS) as path:
+            save_file(_as_stored(sae), path)
         (partial / CONFIG).write_text(f"{json_text(sae.config, indent=2)}\n", encoding="utf-8")
 
 

@@ -30,6 +30,7 @@ from actlake.jobs.sae.file_fields import understood_fields, understood_tensors
 from actlake.jobs.sae.matching_pursuit import pursue
 from actlake.jobs.sae.scaling import Scaling
 from actlake.jobs.sae.sparse import starts_of, weighted_sums
+from actlake.platform.safetensors_files import readable
 from actlake.storage.sites import Site
 
 __all__ = ["CONFIG", "WEIGHTS", "Scaling", "TrainedSAE", "read_sae"]
@@ -262,7 +263,7 @@ def read_sae(path: str) -> TrainedSAE:
     folder = folder_of(path)
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        tensors = load_file(folder / WEIGHTS)
+        tensors = load_file(readable(folder / WEIGHTS))
     except (FileNotFoundError, NotADirectoryError) as error:
         raise DictionaryMismatch(
             f"There is no SAE in {path}: it needs {CONFIG} and {WEIGHTS}\n"

@@ -22,6 +22,7 @@ from actlake.jobs.transport.errors import InvalidTransport, OperatorNotFound
 from actlake.jobs.transport.operators import AffineMap, RankedMaps
 from actlake.jobs.transport.pairs import Pair
 from actlake.platform.runs import whole_folder
+from actlake.platform.safetensors_files import readable, written
 
 Array = np.ndarray[Any, Any]
 
@@ -109,11 +110,9 @@ def save_operator(
         **about,
     }
     with whole_folder(to) as folder:
-        save_file(
-            {name: np.ascontiguousarray(value, np.float32) for name, value in tensors.items()},
-            folder / WEIGHTS,
-        )
-        (folder / WEIGHTS).chmod(0o644)  # safetensors makes files that nobody else may read
+        plain = {name: np.ascontiguousarray(part, np.float32) for name, part in tensors.items()}
+        with written(folder / WEIGHTS) as path:
+            save_file(plain, path)
         (folder / ABOUT).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
     return to
 
@@ -126,7 +125,7 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Array]]:
                 f"The operator in {folder} has format {about['format']}; this actlake reads "
                 f"{FORMAT}\nhint: install a newer actlake"
             )
-        return about, load_file(folder / WEIGHTS)
+        return about, load_file(readable(folder / WEIGHTS))
     except FileNotFoundError as error:
         raise OperatorNotFound(
             f"There is no operator in {folder}: no {Path(str(error.filename)).name}\n"

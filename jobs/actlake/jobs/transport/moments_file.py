@@ -30,6 +30,7 @@ from actlake.jobs.transport.errors import MomentsMismatch
 from actlake.jobs.transport.moments import RELATIVE_NOISE, PairMoments, PairSums, Whitening
 from actlake.jobs.transport.pairs import Pair
 from actlake.jobs.transport.parts import FIT, TEST, VALIDATE
+from actlake.platform.safetensors_files import readable, written
 from actlake.storage import ActivationStore
 from actlake.storage.provenance import shortened
 
@@ -277,8 +278,8 @@ class StoredMoments:
         if share not in self._files:
             path = self.folder / f"{share}.safetensors"
             try:
-                self._files[share] = safe_open(path, framework="numpy")
-            except (OSError, SafetensorError) as error:
+                self._files[share] = safe_open(readable(path), framework="numpy")
+            except (FileNotFoundError, SafetensorError) as error:
                 raise MomentsMismatch(
                     f"{path} cannot be read: {error}\n"
                     "hint: delete the folder; the moments are computed again"
@@ -325,7 +326,7 @@ def write_sums(
 
 def read_sums(path: Path, design: Design) -> tuple[BlockSums, dict[str, str]]:
     """What `write_sums` wrote in float64, and what it is about."""
-    with safe_open(path, framework="numpy") as file:
+    with safe_open(readable(path), framework="numpy") as file:
         about = file.metadata() or {}
         sums = BlockSums(
             [
@@ -352,8 +353,9 @@ def write_json(path: Path, data: Mapping[str, Any]) -> None:
 
 def _write(path: Path, tensors: Mapping[str, Array], about: Mapping[str, str]) -> None:
     partial = path.with_name(f".{path.name}.partial")
-    save_file({name: np.ascontiguousarray(t) for name, t in tensors.items()}, partial, dict(about))
-    partial.chmod(0o644)  # safetensors makes files that nobody else may read
+    plain = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+    with written(partial):
+        save_file(plain, partial, dict(about))
     _into_place(partial, path)
 
 

@@ -42,6 +42,7 @@ from actlake.jobs.transport.moments_file import (
 from actlake.jobs.transport.pairs import Pair
 from actlake.jobs.transport.parts import PART_ROWS, TEST, Part, Shares, divide
 from actlake.platform.cluster import ARITY, Resources, Session, map_reduce
+from actlake.platform.safetensors_files import plain_mode
 from actlake.storage import ActivationStore, open_store
 from actlake.storage.summary import human_bytes
 
@@ -184,7 +185,7 @@ def compute_moments(
         return found
     folder = root / request.key
     folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(root / f".{request.key}.lock"):
+    with FileLock(root / f".{request.key}.lock", mode=plain_mode(root)):
         if not (folder / COMPLETE).is_file():
             shares = shares or shares_of(stores, request)
             write_json(folder / REQUEST, request.as_json())

@@ -5,12 +5,13 @@ Everything in it can be deleted at any time and is made again when it is needed.
 """
 
 import shutil
-import tempfile
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 
 from filelock import FileLock
 
+from actlake.platform.safetensors_files import plain_mode
 from actlake.storage.querying.index_file import cache_folder
 
 
@@ -32,12 +33,17 @@ def cached_folder(name: str, make: Callable[[Path], None]) -> Path:
     if folder.is_dir():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_name(folder.name + ".lock")):
+    with FileLock(folder.with_name(folder.name + ".lock"), mode=plain_mode(folder.parent)):
         if folder.is_dir():
             return folder
-        unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        unfinished = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:12]}")
+        unfinished.mkdir()  # not by tempfile, whose folders only their owner may open
         try:
             make(unfinished)
+            mode = plain_mode(unfinished)
+            for path in unfinished.rglob("*"):
+                if path.is_file():
+                    path.chmod(mode)
             unfinished.rename(folder)
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)

@@ -63,7 +63,7 @@ class JsonLinesTracker:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / METRICS
         _repair(self.path, resume_step)
-        self._handle = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        self._handle = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
         self._summary = _read_summary(folder / SUMMARY)
         self._open = True
 
