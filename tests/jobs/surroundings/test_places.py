@@ -17,6 +17,8 @@ from actlake.jobs.cli import COMMANDS, Command, run
 from actlake.jobs.probe import Probe
 from actlake.jobs.sae import read_sae
 from actlake.jobs.transport.artefact import TransportOperator
+from actlake.platform.corpus import hub_dataset
+from actlake.platform.corpus.config import HubDataset
 from actlake.platform.runs import RunRecord, whole_folder
 from actlake.platform.safetensors_files import plain_mode, readable, written
 
@@ -228,6 +230,26 @@ def test_a_whole_folder_keeps_the_modes_of_folders(umask, tmp_path):
 
     assert stat.S_IMODE((tmp_path / "out" / "inside").stat().st_mode) == 0o755
     assert modes(tmp_path / "out") == {"inside/weights": 0o644}
+
+
+def test_a_tilde_is_the_home_folder_in_every_out(job, command, plain_environment):
+    ended = command(*job, "--out=~/results/out", *UNTRACKED)  # no shell expands this one
+
+    assert ended.returncode == 0, ended.stderr
+    assert (Path(plain_environment["HOME"]) / "results" / "out" / "run.json").is_file()
+
+
+def test_a_tilde_is_the_home_folder_of_a_data_set_and_of_a_config(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.jsonl").write_text('{"text": "one"}\n')
+    source = HubDataset(dataset="~/texts", dataset_split="train")
+
+    assert next(iter(hub_dataset._open(source)))["text"] == "one"
+
+    (tmp_path / "run.yaml").write_text("no_such_key: 1\n")
+    assert run(["transport", "--config", "~/run.yaml"]) == 1
+    assert "no_such_key" in capsys.readouterr().err
 
 
 def test_a_level_of_logging_that_is_none_is_said_and_the_command_runs(

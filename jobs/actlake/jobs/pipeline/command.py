@@ -42,7 +42,7 @@ def main(arguments: Sequence[str]) -> int:
     if "plan" in flags:
         say(plan_text(steps))
         return 0
-    run = PipelineRun(steps, config.parallel, Path(config.logs), tell=_say)
+    run = PipelineRun(steps, config.parallel, Path(config.logs).expanduser(), tell=_say)
     outcomes = run.run()
     counts = {
         words: list(outcomes.values()).count(words) for words in dict.fromkeys(outcomes.values())

@@ -41,7 +41,7 @@ def parts_folder(config: ProbeConfig, opened: Opened) -> Path:
     """Where finished sites wait for the others: beside `out`, by what they depend on."""
     decides = what_decides(to_dict(config), _NOT_OF_A_SITE)
     payload = json_text([decides, opened.store.fingerprint, labels_digest(config, opened.store)])
-    out = Path(config.out)
+    out = Path(config.out).expanduser()
     key = hashlib.sha256(payload.encode()).hexdigest()[:12]
     return out.with_name(f".{out.name}.sites") / key
 

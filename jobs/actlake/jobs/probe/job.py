@@ -167,7 +167,7 @@ def train_probes(config: ProbeConfig, *, console: Console | None = None) -> Prob
     if done := _result_that_is_there(config, opened):
         return done
     check_wandb(config.tracking)
-    out = Path(config.out)
+    out = Path(config.out).expanduser()
     record = RunRecord.start(
         JOB, to_dict(config), inputs=inputs_of(config, opened.store), seed=config.seed
     )
@@ -349,7 +349,7 @@ def _metric_folder(row: Mapping[str, object]) -> str:
 
 def _result_that_is_there(config: ProbeConfig, opened: Opened) -> ProbeResult | None:
     """The result of the same config on the same rows, where it is complete already."""
-    folder = Path(config.out)
+    folder = Path(config.out).expanduser()
     if not (folder / "run.json").is_file():
         return None
     record = RunRecord.load(folder)

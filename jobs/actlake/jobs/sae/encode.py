@@ -157,7 +157,7 @@ def encode_store(
     chosen = sites_read(trained, opened, sites, any_hook=any_hook)
     if split is not None:
         opened.lookup.split_code(split)
-    folder = Path(out)
+    folder = Path(out).expanduser()
     encoding = begin(
         folder,
         Encoding(

@@ -48,7 +48,7 @@ class Opened:
     @property
     def out(self) -> Path:
         """Folder of the results."""
-        return Path(self.config.out)
+        return Path(self.config.out).expanduser()
 
     @property
     def identity(self) -> dict[str, Any]:

@@ -138,20 +138,20 @@ def fit_transport(config: TransportConfig, *, console: Console | None = None) ->
     with (
         stops_at_once(),
         compute_threads(threads_here(config.moments.threads, 1)),
-        whole_folder(Path(config.out)) as folder,
+        whole_folder(Path(config.out).expanduser()) as folder,
     ):
         moments = _moments(config, opened, console)
         with open_tracker(
             config.tracking,
             run_id=run_id_of(JOB, [what_decides(to_dict(config)), opened.request.key], config.out),
             folder=folder / "log",
-            final_folder=Path(config.out) / "log",
+            final_folder=Path(config.out).expanduser() / "log",
             job_type=JOB,
             config_dict=to_dict(config),
         ) as tracker:
             metrics = ResultWriter(config, opened, moments, folder, tracker, console).run()
         record.finish(metrics).save(folder)
-    return TransportResult(Path(config.out), opened.pairs, metrics, was_there=False)
+    return TransportResult(Path(config.out).expanduser(), opened.pairs, metrics, was_there=False)
 
 
 def _plan(opened: Opened) -> TransportPlan:
@@ -188,7 +188,7 @@ def what_decides(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _result_that_is_there(config: TransportConfig, opened: Opened) -> TransportResult | None:
     """The result of the same config on the same rows, where it is complete already."""
-    folder = Path(config.out)
+    folder = Path(config.out).expanduser()
     if not (folder / "run.json").is_file():
         return None
     record = RunRecord.load(folder)

@@ -81,7 +81,8 @@ def open_config(config: TransportConfig) -> Opened:
             )
     if config.causal or config.shortcut:
         model_of_store(stores[0], config.model)
-    root = Path(config.moments.folder or Path(config.out).parent / "moments")
+    out = Path(config.out).expanduser()
+    root = Path(config.moments.folder or out.parent / "moments").expanduser()
     threads = threads_here(config.moments.threads, config.moments.workers)
     shares = shares_of(stores, request)
     return Opened(

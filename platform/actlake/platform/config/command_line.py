@@ -122,7 +122,7 @@ def _pairs(rest: Sequence[str], parser: Parser) -> Iterator[tuple[str, str]]:
 
 def _read_file(path: str) -> tuple[dict[str, Any], dict[str, int]]:
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = Path(path).expanduser().read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(
             f"Cannot read the configuration file {path}: {error.strerror}\n"

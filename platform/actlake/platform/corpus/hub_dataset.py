@@ -70,7 +70,7 @@ def _open(source: HubDataset) -> Any:
         ) from error
     try:
         return load_dataset(
-            source.dataset,
+            str(Path(source.dataset).expanduser()) if source.dataset[:1] == "~" else source.dataset,
             source.subset,
             split=source.dataset_split,
             revision=source.revision,

@@ -32,7 +32,7 @@ def main(arguments: Sequence[str]) -> int:
     console = Console()
     if options.data == "tokens":
         return _tokens(options, console)
-    folder = Path(options.out)
+    folder = Path(options.out).expanduser()
     made = not (folder / "about.json").is_file()
     corpus = _made(options) if made else read_corpus(folder)
     if made:
