@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from actlake.jobs.cli import COMMANDS, run
+from actlake.jobs.cli import COMMANDS, Command, run
 from actlake.storage import open_store
 
 
@@ -57,6 +57,26 @@ def test_every_command_has_help_with_examples(capsys, name):
 
     assert ended.value.code in (0, None)
     assert f"actlake {name} " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "then"),
+    [
+        ("harvest", "goes on from here"),
+        ("sae", "goes on from here"),
+        ("verify", "begins anew"),
+        ("info", "begins anew"),
+        ("doctor", "begins anew"),
+    ],
+)
+def test_what_an_interrupted_command_promises_is_so(name, then, monkeypatch, capsys):
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(COMMANDS, name, Command("", lambda: interrupted))
+
+    assert run([name]) == 130
+    assert capsys.readouterr().err == f"actlake {name}: interrupted; the same command {then}\n"
 
 
 def test_an_unknown_command_names_the_nearest(capsys):

@@ -125,6 +125,10 @@ COMMANDS = {
 }
 
 
+_GO_ON = frozenset({"demo", "export", "harvest", "probe", "run", "sae", "transport"})
+"""Commands that keep what is complete; the others have nothing to keep."""
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command that the process was called with, and exit."""
     raise SystemExit(run(sys.argv[1:] if argv is None else list(argv)))
@@ -157,7 +161,8 @@ def run(arguments: Sequence[str]) -> int:
         _print(f"actlake {name}: {words}", err=True)
         return 1
     except KeyboardInterrupt:
-        _print(f"actlake {name}: interrupted; the same command goes on from here", err=True)
+        then = "goes on from here" if name in _GO_ON else "begins anew"
+        _print(f"actlake {name}: interrupted; the same command {then}", err=True)
         return 130
 
 
