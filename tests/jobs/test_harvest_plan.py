@@ -71,6 +71,7 @@ def test_the_plan_says_what_stages_hold_send_and_how_long_they_wait(model, smoll
         pending_units=24,
         workers=WORKERS,
         beginning="every context begins with <bos> (asked for)",
+        special_tokens="no special token is written in the text",
     )
 
     # 23 batches of 256 tokens in 6,000 rows; stages of 4 and 12 layers out of 16.

@@ -295,6 +295,7 @@ def _plan(
         pending_units=len(pending),
         workers=workers,
         beginning=str(prepared.beginning),
+        special_tokens=prepared.special_tokens,
     )
 
 

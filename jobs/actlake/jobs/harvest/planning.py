@@ -50,6 +50,8 @@ class HarvestPlan:
     """Device, threads and reservation of each stage."""
     beginning: str
     """With what contexts begin, and why."""
+    special_tokens: str
+    """What special tokens that are written in the text are, and how many."""
     rows: int
     units: int
     pending_units: int
@@ -63,6 +65,7 @@ class HarvestPlan:
         lines = [
             f"sites     {', '.join(map(str, self.sites))}",
             f"text      {self.beginning}",
+            f"          {self.special_tokens}",
             f"rows      {self.rows:,} tokens, {human_bytes(self.num_bytes)} of activations",
             f"units     {self.units:,} of {self.unit_rows:,} rows, {len(self.sites)} shard files "
             f"each; {self.pending_units:,} to do",
@@ -130,6 +133,7 @@ def plan_harvest(
     pending_units: int,
     workers: WorkerPlan,
     beginning: str,
+    special_tokens: str,
 ) -> HarvestPlan:
     """Put the numbers together."""
     stages = plan_stages(model, config)
@@ -163,6 +167,7 @@ def plan_harvest(
         replicas=config.replicas,
         workers=workers,
         beginning=beginning,
+        special_tokens=special_tokens,
         rows=schema.rows,
         units=schema.num_units,
         pending_units=pending_units,

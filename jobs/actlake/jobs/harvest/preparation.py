@@ -13,11 +13,13 @@ from actlake.platform.config import to_dict
 from actlake.platform.corpus import (
     Beginning,
     CorpusError,
+    CorpusReport,
     Packed,
     Progress,
     corpus_provenance,
     lay_out,
     resolve_beginning,
+    special_tokens_said,
 )
 from actlake.platform.models import (
     ResolvedModel,
@@ -56,6 +58,8 @@ class Prepared:
     store: ActivationStore
     beginning: Beginning
     """With what its contexts begin, and why."""
+    special_tokens: str
+    """What special tokens that are written in the text are; how many, where it was laid out."""
 
 
 def wanted_store(config: HarvestConfig, model: ResolvedModel) -> Wanted:
@@ -100,12 +104,11 @@ def prepare_store(
     """
     wanted = wanted_store(config, model)
     if lease.ledger.state.corpora:
-        store = open_store(lease.location)
-        _check_same(store, config, wanted, progress)
-    else:
-        rows = unit_rows_at_most(config, model, threads=threads)
-        store = _lay_down(lease, config, wanted, progress, unit_rows=rows)
-    return Prepared(store, wanted.beginning)
+        return _found(open_store(lease.location), config, wanted, progress)
+    rows = unit_rows_at_most(config, model, threads=threads)
+    store, report = _lay_down(lease, config, wanted, progress, unit_rows=rows)
+    said = special_tokens_said(report.special_tokens_are, report.special_tokens)
+    return Prepared(store, wanted.beginning, said)
 
 
 def store_as_found(
@@ -118,9 +121,15 @@ def store_as_found(
     StoreMismatch
         It holds other rows; the differences are in the message.
     """
-    wanted = wanted_store(config, model)
+    return _found(store, config, wanted_store(config, model), progress)
+
+
+def _found(
+    store: ActivationStore, config: HarvestConfig, wanted: Wanted, progress: Progress
+) -> Prepared:
     _check_same(store, config, wanted, progress)
-    return Prepared(store, wanted.beginning)
+    said = special_tokens_said(config.corpus.special_tokens.in_text)
+    return Prepared(store, wanted.beginning, said)
 
 
 @contextmanager
@@ -143,12 +152,12 @@ def _scratch_lease() -> Iterator[Lease]:
 
 def _lay_down(
     lease: Lease, config: HarvestConfig, wanted: Wanted, progress: Progress, *, unit_rows: int
-) -> ActivationStore:
+) -> tuple[ActivationStore, CorpusReport]:
     files = {"tokenizer.json": tokenizer_file(wanted.tokenizer)}
     with StoreBuilder(lease, wanted.request, wanted.provenance, tokenizer_files=files) as builder:
-        lay_out(config.corpus, wanted.tokenizer, builder, progress)
+        report = lay_out(config.corpus, wanted.tokenizer, builder, progress)
         builder.finish(unit_rows=unit_rows)
-    return open_store(lease.location)
+    return open_store(lease.location), report
 
 
 def _check_same(
@@ -182,7 +191,7 @@ def _why_another_text(
     """Lay the text down elsewhere, and compare: what is wrong, or nothing."""
     try:
         with _scratch_lease() as lease:
-            again = _lay_down(lease, config, wanted, progress, unit_rows=store.schema.rows)
+            again, _ = _lay_down(lease, config, wanted, progress, unit_rows=store.schema.rows)
             return "" if again.fingerprint == store.fingerprint else "its text is another:"
     except CorpusError as error:
         problem, _, _ = str(error).partition("\nhint:")

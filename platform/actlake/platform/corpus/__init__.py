@@ -15,13 +15,14 @@ from actlake.platform.corpus.config import (
     Files,
     HubDataset,
     Packed,
+    SpecialTokens,
     SplitByColumn,
     SplitByHash,
 )
 from actlake.platform.corpus.errors import CorpusError
 from actlake.platform.corpus.lay_out import CorpusSink, Progress, lay_out
 from actlake.platform.corpus.provenance import corpus_provenance
-from actlake.platform.corpus.report import CorpusReport
+from actlake.platform.corpus.report import CorpusReport, special_tokens_said
 from actlake.platform.corpus.splits import split_of
 from actlake.platform.corpus.tokenise import Tokenizer
 
@@ -33,6 +34,7 @@ __all__ = [
     "Beginning",
     "Packed",
     "Documents",
+    "SpecialTokens",
     "SplitByHash",
     "SplitByColumn",
     "lay_out",
@@ -42,6 +44,7 @@ __all__ = [
     "Tokenizer",
     "corpus_provenance",
     "resolve_beginning",
+    "special_tokens_said",
     "split_of",
     "CorpusError",
 ]

@@ -21,6 +21,7 @@ FileFormat = Literal["text", "jsonl", "parquet"]
 Bos = Literal["auto", "never", "context", "document"]
 LongDocuments = Literal["split", "truncate", "refuse"]
 Undecodable = Literal["refuse", "skip"]
+InText = Literal["ordinary", "special", "refuse"]
 
 _SPLIT_NAME = re.compile(r"[A-Za-z0-9_-]+")
 
@@ -139,6 +140,16 @@ class Documents:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SpecialTokens:
+    """What becomes of special tokens that are written in the text."""
+
+    in_text: InText = "ordinary"
+    """What ``<|endoftext|>`` in a document is: `ordinary` text like any other words; the
+    `special` token, as in conversations that were written down with their marks; or a reason to
+    `refuse` the corpus. Counted in any case."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class SplitByHash:
     """A document's split follows from its id and the seed, whatever else is in the corpus."""
 
@@ -205,6 +216,9 @@ class CorpusConfig:
     """Where a beginning-of-text token is put: nowhere (`never`), at the start of every `context`,
     or of every `document`. `auto`: at the start of every context where the model's tokenizer
     begins a text with it by itself, as Gemma's and Llama 3's do, else nowhere."""
+
+    special_tokens: SpecialTokens = field(default_factory=SpecialTokens)
+    """What special tokens that are written in the text are."""
 
     splits: SplitByHash | SplitByColumn = field(default_factory=SplitByHash)
     """How documents are divided into splits; decided before they are laid out."""

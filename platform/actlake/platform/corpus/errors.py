@@ -12,6 +12,7 @@
         ├── DuplicateDocument      one id given to two documents                 (ValueError)
         ├── DocumentTooLong        longer than a context, and that is refused    (ValueError)
         ├── TokenizerUnfit         it lacks a token, or is not a fast one        (ValueError)
+        ├── SpecialTokenInText     one is written in a text, and refused         (ValueError)
         ├── CorpusEmpty            no document gave a token                      (ValueError)
         ├── SplitEmpty             a split that is needed has no rows            (ValueError)
         └── MissingExtra           a package that this source needs is absent    (ImportError)
@@ -64,6 +65,10 @@ class DocumentTooLong(CorpusError, ValueError):
 
 class TokenizerUnfit(CorpusError, ValueError):
     """The tokenizer lacks a token the layout needs, or does not know where tokens begin."""
+
+
+class SpecialTokenInText(CorpusError, ValueError):
+    """A special token is written in a text, and `special_tokens.in_text` is ``refuse``."""
 
 
 class CorpusEmpty(CorpusError, ValueError):

@@ -20,12 +20,14 @@ from actlake.platform.corpus.errors import (
     CorpusEmpty,
     DocumentTooLong,
     InvalidCorpusConfig,
+    SpecialTokenInText,
     SplitEmpty,
 )
 from actlake.platform.corpus.identity import Identities
 from actlake.platform.corpus.passages import Unreadable
 from actlake.platform.corpus.read import read_corpus
 from actlake.platform.corpus.report import EXAMPLES_AT_MOST, CorpusReport
+from actlake.platform.corpus.special_tokens import TextEncoder
 from actlake.platform.corpus.splits import split_of_document
 from actlake.platform.corpus.tokenise import (
     Int32s,
@@ -92,7 +94,8 @@ def lay_out(
     check_fast(tokenizer)
     beginning = resolve_beginning(config.bos, tokenizer)
     layout = _Layout(config, beginning, separator_id(config, tokenizer), sink)
-    for item in tokenise(read_corpus(config), tokenizer, batch_documents=batch_documents):
+    encoder = TextEncoder(tokenizer, config.special_tokens.in_text)
+    for item in tokenise(read_corpus(config), encoder, batch_documents=batch_documents):
         layout.add(item)
         if progress is not None:
             progress(documents=layout.documents, rows=layout.rows)
@@ -131,6 +134,7 @@ class _Layout:
             leave_out=config.splits.column if isinstance(config.splits, SplitByColumn) else None
         )
         self._tally: Counter[str] = Counter()
+        self._special: Counter[str] = Counter()
         self._rows_per_split = dict.fromkeys(config.splits.names, 0)
         self._documents_per_split = dict.fromkeys(config.splits.names, 0)
         self._empty: list[str] = []
@@ -160,6 +164,8 @@ class _Layout:
 
     def _add_tokens(self, item: Tokenised) -> None:
         passage = item.passage
+        if item.special and self._config.special_tokens.in_text == "refuse":
+            raise _special_token_in_text(item)
         identity = self._identities.name(passage)
         split = split_of_document(self._config.splits, identity.key, passage.columns, passage.place)
         num_kept = self._within_its_context(item)
@@ -183,6 +189,7 @@ class _Layout:
         self._documents_per_split[split] += 1
         self._tally["documents"] += 1
         self._tally["repeated"] += identity.repeated
+        self._special.update(token for token, _ in item.special)
         self._tally["text"] += num_text
         self._tally["separators"] += num_rows - len(self._document_bos) - num_text
         self._tally["cut"] += num_kept - num_text
@@ -255,6 +262,8 @@ class _Layout:
             bos_tokens=self._windows.bos_rows + tally["documents"] * len(self._document_bos),
             truncated_tokens=tally["truncated"],
             cut_tokens=tally["cut"],
+            special_tokens=dict(self._special.most_common()),
+            special_tokens_are=self._config.special_tokens.in_text,
             rows_per_split=self._rows_per_split,
             documents_per_split=self._documents_per_split,
             truncated_documents=tally["truncated documents"],
@@ -265,6 +274,16 @@ class _Layout:
         )
         _refuse_emptiness(report, self._config)
         return report
+
+
+def _special_token_in_text(item: Tokenised) -> SpecialTokenInText:
+    token, start = item.special[0]
+    return SpecialTokenInText(
+        f"{item.passage.place} has the special token {token!r} written in its text, at character "
+        f"{start:,} ({len(item.special):,} in all)\n"
+        "hint: take it out, or set corpus.special_tokens.in_text to ordinary (words like any "
+        "other) or special (the token itself is meant)"
+    )
 
 
 def _refuse_emptiness(report: CorpusReport, config: CorpusConfig) -> None:

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from actlake.platform.corpus.config import InText
+
 EXAMPLES_AT_MOST = 5
 
 
@@ -33,6 +35,10 @@ class CorpusReport:
     """Tokens of the text itself."""
     separators: int
     bos_tokens: int
+    special_tokens: Mapping[str, int]
+    """How often each special token is written in the texts, whole, of documents that have rows."""
+    special_tokens_are: InText
+    """What they were taken for."""
     truncated_tokens: int
     """Tokens beyond the context, of documents that were truncated."""
     cut_tokens: int
@@ -74,6 +80,8 @@ class CorpusReport:
             f"  {self.text_tokens:,} of text, {self.separators:,} separators, "
             f"{self.bos_tokens:,} beginnings of text",
         ]
+        if self.special_tokens:
+            lines.append(f"  {special_tokens_said(self.special_tokens_are, self.special_tokens)}")
         if self.budget_reached:
             lines.append(f"  stopped at the budget; {self.cut_tokens:,} tokens cut from the last")
         if self.truncated_documents:
@@ -88,6 +96,23 @@ class CorpusReport:
         lines += _named("empty", self.empty_documents, self.empty_examples)
         lines += _named("skipped", self.skipped_documents, self.skipped_examples)
         return "\n".join(lines)
+
+
+def special_tokens_said(are: InText, written: Mapping[str, int] | None = None) -> str:
+    """For a person: what special tokens in the text are, and how many there are where known."""
+    taken = {
+        "ordinary": "ordinary text",
+        "special": "the tokens themselves",
+        "refuse": "refused",
+    }[are]
+    if written is None:
+        return f"special tokens written in the text are {taken}"
+    if not written:
+        return "no special token is written in the text"
+    shown = ", ".join(f"{token} {count:,}" for token, count in list(written.items())[:3])
+    more = ", …" if len(written) > 3 else ""
+    total = sum(written.values())
+    return f"{total:,} special tokens written in the text, taken for {taken} ({shown}{more})"
 
 
 def _named(what: str, count: int, examples: tuple[str, ...]) -> list[str]:

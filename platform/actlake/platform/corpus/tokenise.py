@@ -41,8 +41,30 @@ class Tokenizer(Protocol):
         """Token to id, special ones included."""
         ...
 
+    @property
+    def all_special_tokens(self) -> list[str]:
+        """Tokens with a role, such as end of text."""
+        ...
+
+    @property
+    def backend_tokenizer(self) -> Any:
+        """The Rust one itself."""
+        ...
+
     def __call__(self, text: list[str], **options: bool) -> Any:
         """Encode a batch; ``input_ids`` and ``offset_mapping``, a list a text."""
+        ...
+
+
+class Encoder(Protocol):
+    """What tokenises; `actlake.platform.corpus.special_tokens.TextEncoder` is one."""
+
+    def encode(self, texts: list[str]) -> list[tuple[Int32s, Int32s]]:
+        """Of each text (n,) token ids and (n,) start characters."""
+        ...
+
+    def written(self, texts: list[str]) -> list[tuple[tuple[str, int], ...]]:
+        """Of each text the special tokens that are written in it, each with its character."""
         ...
 
 
@@ -55,6 +77,8 @@ class Tokenised:
     """(n,) token ids."""
     chars: Int32s
     """(n,) start character of each in the text."""
+    special: tuple[tuple[str, int], ...]
+    """The special tokens that are written in the text, and at which character."""
 
 
 def check_fast(tokenizer: Tokenizer) -> None:
@@ -85,7 +109,7 @@ def separator_id(config: CorpusConfig, tokenizer: Tokenizer) -> int | None:
 
 
 def tokenise(
-    items: Iterable[Passage | Unreadable], tokenizer: Tokenizer, *, batch_documents: int = 256
+    items: Iterable[Passage | Unreadable], encoder: Encoder, *, batch_documents: int = 256
 ) -> Iterator[Tokenised | Unreadable]:
     """Tokenise in batches, in order; what is unreadable passes through in its place.
 
@@ -94,11 +118,11 @@ def tokenise(
     """
     for batch, error in _batches(items, batch_documents):
         texts = [item.text for item in batch if isinstance(item, Passage)]
-        tokens = iter(_encode(texts, tokenizer))
+        tokens = zip(encoder.encode(texts), encoder.written(texts), strict=True)
         for item in batch:
             if isinstance(item, Passage):
-                ids, chars = next(tokens)
-                yield Tokenised(item, ids, chars)
+                (ids, chars), special = next(tokens)
+                yield Tokenised(item, ids, chars, special)
             else:
                 yield item
         if error is not None:
@@ -121,27 +145,6 @@ def _batches(
         yield batch, error
         return
     yield batch, None
-
-
-def _encode(texts: list[str], tokenizer: Tokenizer) -> list[tuple[Int32s, Int32s]]:
-    if not texts:
-        return []
-    # verbose=False: a document may be longer than the model's limit; the layout cuts it.
-    encoded = tokenizer(
-        texts,
-        add_special_tokens=False,
-        return_offsets_mapping=True,
-        return_attention_mask=False,
-        return_token_type_ids=False,
-        verbose=False,
-    )
-    return [
-        (
-            np.array(ids, np.int32),
-            np.fromiter((start for start, _ in offsets), np.int32, len(offsets)),
-        )
-        for ids, offsets in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
-    ]
 
 
 def _separator(wanted: str, tokenizer: Tokenizer) -> int | None:
