@@ -15,7 +15,7 @@ from actlake.platform.cluster.worker_plan import (
     plan_workers,
     threads_here,
 )
-from actlake.platform.models import ResolvedModel, resolve_model
+from actlake.platform.models import ResolvedModel, check_stored_embedding, resolve_model
 
 
 def resolve(config: HarvestConfig) -> tuple[ResolvedModel, WorkerPlan]:
@@ -26,6 +26,7 @@ def resolve(config: HarvestConfig) -> tuple[ResolvedModel, WorkerPlan]:
     model, workers = _on_cluster(config) if joins_cluster(config.cluster) else _here(config)
     model.check_sites(config.sites)
     model.check_context(config.corpus.context_length)
+    check_stored_embedding(model)
     plan_stages(model, config)
     return model, workers
 

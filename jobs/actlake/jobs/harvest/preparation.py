@@ -17,6 +17,7 @@ from actlake.platform.corpus import (
     Packed,
     Progress,
     corpus_provenance,
+    emitted_tokens,
     lay_out,
     resolve_beginning,
     special_tokens_said,
@@ -63,10 +64,17 @@ class Prepared:
 
 
 def wanted_store(config: HarvestConfig, model: ResolvedModel) -> Wanted:
-    """Work out what the store at the path should be; reads the tokenizer, no text."""
+    """Work out what the store at the path should be; reads the tokenizer, no text.
+
+    Raises
+    ------
+    VocabularyTooSmall
+        The tokenizer has tokens that the model knows nothing of.
+    """
     tokenizer = load_tokenizer(model)
     corpus = config.corpus
     beginning = resolve_beginning(corpus.bos, tokenizer)
+    model.check_tokens(emitted_tokens(corpus, tokenizer))
     request = StoreRequest(
         dim=model.dim,
         dtype=config.storage.dtype,

@@ -19,6 +19,7 @@ from actlake.platform.corpus.config import (
     SplitByColumn,
     SplitByHash,
 )
+from actlake.platform.corpus.emitted_tokens import emitted_tokens
 from actlake.platform.corpus.errors import CorpusError
 from actlake.platform.corpus.lay_out import CorpusSink, Progress, lay_out
 from actlake.platform.corpus.provenance import corpus_provenance
@@ -43,6 +44,7 @@ __all__ = [
     "Progress",
     "Tokenizer",
     "corpus_provenance",
+    "emitted_tokens",
     "resolve_beginning",
     "special_tokens_said",
     "split_of",

@@ -23,7 +23,7 @@ class TextEncoder:
 
     def __init__(self, tokenizer: Tokenizer, in_text: InText) -> None:
         """Prepare a fast tokenizer, which stays as it is."""
-        specials = _special_tokens(tokenizer)
+        specials = special_tokens(tokenizer)
         self._scanner = _scanner(tokenizer, specials)
         self._as_ordinary_text = in_text == "ordinary"
         self._tokenizer = (
@@ -66,7 +66,7 @@ class TextEncoder:
         ]
 
 
-def _special_tokens(tokenizer: Tokenizer) -> dict[str, Any]:
+def special_tokens(tokenizer: Tokenizer) -> dict[str, Any]:
     """By its text each special token: those marked so, and those with a role, as end of text."""
     from tokenizers import AddedToken
 

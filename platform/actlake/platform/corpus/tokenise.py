@@ -42,6 +42,11 @@ class Tokenizer(Protocol):
         ...
 
     @property
+    def unk_token_id(self) -> int | None:
+        """What is in no vocabulary."""
+        ...
+
+    @property
     def all_special_tokens(self) -> list[str]:
         """Tokens with a role, such as end of text."""
         ...

@@ -4,7 +4,7 @@ from .divergence import token_cross_entropy, token_divergence
 from .gguf import convert_gguf
 from .head import ModelHead, load_head
 from .interventions import Intervention, replace_with
-from .loading import load_stage
+from .loading import check_stored_embedding, load_stage
 from .numerics import Resolved
 from .smollm2 import smollm2_folder
 from .source import ResolvedModel, resolve_model
@@ -29,6 +29,7 @@ __all__ = [
     "Resolved",
     "ResolvedModel",
     "check_split",
+    "check_stored_embedding",
     "pipeline_idle",
     "convert_gguf",
     "layer_bytes",

@@ -43,6 +43,9 @@ class Anatomy:
 
     embedding_params: int
 
+    embedding_rows: int
+    """Token ids that the embedding has a row for, from 0; often more than there are tokens."""
+
     shared_params: int
     """Parameters outside blocks and embedding, which every stage loads since families use them
     in several places: learned positions and norms, a few vectors."""
@@ -129,6 +132,7 @@ def dissect(config: Any, cls: type[Any]) -> Anatomy:
         embedding=names[embedding],
         block_params=block_params,
         embedding_params=_count(embedding),
+        embedding_rows=_rows(embedding, config),
         shared_params=_count(skeleton) - apart,
         wirings=tuple(wire_block(block, config) for block in blocks),
     )
@@ -143,6 +147,12 @@ def _find_blocks(skeleton: nn.Module, config: Any) -> nn.ModuleList:
         f"{config.num_hidden_layers} blocks, so it cannot be cut into stages\n"
         f"hint: choose another family"
     )
+
+
+def _rows(embedding: nn.Module, config: Any) -> int:
+    if isinstance(embedding, nn.Embedding):
+        return embedding.num_embeddings
+    return int(config.vocab_size)
 
 
 def _count(module: nn.Module) -> int:

@@ -10,9 +10,24 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from actlake.platform.models.errors import VocabularyTooSmall
+
 
 def token_cross_entropy(logits_BLV: Tensor, ids_BL: Tensor) -> Tensor:
-    """``-log p(token i + 1 | tokens up to i)`` at position i, (B, L - 1), nats."""
+    """``-log p(token i + 1 | tokens up to i)`` at position i, (B, L - 1), nats.
+
+    Raises
+    ------
+    VocabularyTooSmall
+        A token is beyond the logits: the head has fewer rows than the embedding.
+    """
+    num_logits = logits_BLV.shape[-1]
+    if ids_BL.numel() and int(ids_BL.max()) >= num_logits:
+        raise VocabularyTooSmall(
+            f"The head predicts {num_logits:,} tokens, and the text holds token "
+            f"{int(ids_BL.max())}, which the embedding knows and the head does not\n"
+            "hint: this model cannot be scored on this text; leave the token out of it"
+        )
     predicted = _wide(logits_BLV[:, :-1]).transpose(1, 2)
     return cross_entropy(predicted, ids_BL[:, 1:].to(logits_BLV.device), reduction="none")
 

@@ -8,6 +8,7 @@
         ├── ModelNotSupported       not a decoder, or needs more than its stream   (ValueError)
         ├── WeightsMismatch         weights are missing or have another shape      (ValueError)
         ├── SiteNotInModel          the model has no such layer or point           (LookupError)
+        ├── VocabularyTooSmall      tokens that the model has no row for           (ValueError)
         ├── ContextTooLong          more tokens than the model has positions for   (ValueError)
         ├── InvalidSplit            layers do not divide among stages like that    (ValueError)
         ├── InvalidIntervention     returned no tensor of the site's shape         (ValueError)
@@ -45,6 +46,10 @@ class WeightsMismatch(ModelError, ValueError):
 
 class SiteNotInModel(ModelError, LookupError):
     """The model has no such layer, or its blocks have no such point."""
+
+
+class VocabularyTooSmall(ModelError, ValueError):
+    """A text may hold tokens that the model's embedding or head has no row for."""
 
 
 class ContextTooLong(ModelError, ValueError):

@@ -114,6 +114,38 @@ def _load_module(model: ResolvedModel, layers: range) -> nn.Module:
     )
 
 
+def check_stored_embedding(model: ResolvedModel) -> None:
+    """Refuse a folder whose token embedding has another number of rows than its config.json says.
+
+    Reads the headers of its files. Loading refuses it too, but after the text was laid out.
+
+    Raises
+    ------
+    WeightsMismatch
+        Both numbers are named.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    wanted = f"{model.anatomy.embedding}.weight"
+    for file in model.weights if model.quantization is None else ():
+        try:
+            with safe_open(Path(model.location) / file.name, framework="pt") as opened:
+                stored = {
+                    name: opened.get_slice(name).get_shape()[0]
+                    for name in opened.keys()  # noqa: SIM118  it is no mapping
+                    if f".{name}".endswith(f".{wanted}")
+                }
+        except (OSError, SafetensorError):  # loading tells what is wrong with it
+            continue
+        if stored and model.anatomy.embedding_rows not in stored.values():
+            name, rows = next(iter(stored.items()))
+            raise _mismatch(
+                model,
+                "the embedding",
+                f"{name} has {rows:,} rows, and config.json says {model.anatomy.embedding_rows:,}",
+            )
+
+
 def load_pretrained(
     model: ResolvedModel,
     cls: type[Any],

@@ -9,7 +9,7 @@ printed, recorded and sent to other processes.
 """
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from actlake.platform.models.errors import (
     ContextTooLong,
     ModelNotFound,
     SiteNotInModel,
+    VocabularyTooSmall,
 )
 from actlake.platform.models.foreign import foreign_errors
 from actlake.platform.models.locate import locate
@@ -161,6 +162,30 @@ class ResolvedModel:
         if wiring.keys() == STREAM.keys():
             return "actlake does not know the modules inside this family's blocks"
         return "no module of its blocks carries that tensor by itself"
+
+    def check_tokens(self, tokens: Mapping[int, str]) -> None:
+        """Refuse a tokenizer with tokens that the embedding has no row for; more rows are fine.
+
+        Parameters
+        ----------
+        tokens
+            Id and name of each token that a text may become.
+
+        Raises
+        ------
+        VocabularyTooSmall
+            The tokens are named.
+        """
+        rows = self.anatomy.embedding_rows
+        beyond = sorted((id, name) for id, name in tokens.items() if not 0 <= id < rows)
+        if beyond:
+            shown = ", ".join(f"{name!r} ({id})" for id, name in beyond[:5])
+            raise VocabularyTooSmall(
+                f"The embedding of {self.name} has {rows:,} rows, and its tokenizer "
+                f"{len(beyond):,} tokens beyond them: {shown}{', …' if len(beyond) > 5 else ''}\n"
+                "hint: give the model the tokenizer that it was trained with, or save it again "
+                "after resize_token_embeddings(len(tokenizer)) and training its new rows"
+            )
 
     def check_context(self, num_tokens: int) -> None:
         """Refuse a context longer than the model's positions.
