@@ -296,6 +296,7 @@ def _plan(
         workers=workers,
         beginning=str(prepared.beginning),
         special_tokens=prepared.special_tokens,
+        rows_per_split=store.lookup.rows_per_split(),
     )
 
 

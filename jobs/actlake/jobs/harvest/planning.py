@@ -1,5 +1,6 @@
 """What a harvest will do and need, before it does it. Pure arithmetic on what is known."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -53,6 +54,7 @@ class HarvestPlan:
     special_tokens: str
     """What special tokens that are written in the text are, and how many."""
     rows: int
+    rows_per_split: Mapping[str, int]
     units: int
     pending_units: int
     """Units that are not committed for all sites yet."""
@@ -67,6 +69,7 @@ class HarvestPlan:
             f"text      {self.beginning}",
             f"          {self.special_tokens}",
             f"rows      {self.rows:,} tokens, {human_bytes(self.num_bytes)} of activations",
+            f"splits    {', '.join(f'{split} {n:,}' for split, n in self.rows_per_split.items())}",
             f"units     {self.units:,} of {self.unit_rows:,} rows, {len(self.sites)} shard files "
             f"each; {self.pending_units:,} to do",
             f"actors    {self.replicas} replica(s) x {len(self.stages)} stage(s) on "
@@ -134,6 +137,7 @@ def plan_harvest(
     workers: WorkerPlan,
     beginning: str,
     special_tokens: str,
+    rows_per_split: Mapping[str, int],
 ) -> HarvestPlan:
     """Put the numbers together."""
     stages = plan_stages(model, config)
@@ -169,6 +173,7 @@ def plan_harvest(
         beginning=beginning,
         special_tokens=special_tokens,
         rows=schema.rows,
+        rows_per_split=rows_per_split,
         units=schema.num_units,
         pending_units=pending_units,
         unit_rows=schema.geometry.unit_rows,

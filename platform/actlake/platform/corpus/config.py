@@ -223,6 +223,11 @@ class CorpusConfig:
     splits: SplitByHash | SplitByColumn = field(default_factory=SplitByHash)
     """How documents are divided into splits; decided before they are laid out."""
 
+    cut_documents: int | None = None
+    """Make several documents of each that is longer than about so many characters, at the ends of
+    paragraphs, lines, sentences or words, so that a few long texts have parts in every split.
+    Null: a document stays whole, and in one split."""
+
     max_tokens: int | None = None
     """Most rows there may be; the document that exceeds them is cut and reading stops. Null: all
     of the text."""
@@ -235,6 +240,11 @@ class CorpusConfig:
             raise InvalidCorpusConfig(
                 f"A context of {self.context_length} tokens is too short: the first token of a "
                 "context is left out of statistics\nhint: set corpus.context_length to 2 or more"
+            )
+        if self.cut_documents is not None and self.cut_documents < 2:
+            raise InvalidCorpusConfig(
+                f"cut_documents is {self.cut_documents}; a part has at least 2 characters\n"
+                "hint: such as corpus.cut_documents: 2000; to leave documents whole leave it out"
             )
         if self.max_tokens is not None and self.max_tokens < 1:
             raise InvalidCorpusConfig(

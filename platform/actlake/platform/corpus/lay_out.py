@@ -190,6 +190,7 @@ class _Layout:
         self._tally["documents"] += 1
         self._tally["repeated"] += identity.repeated
         self._special.update(token for token, _ in item.special)
+        self._tally["characters"] += len(passage.text)
         self._tally["text"] += num_text
         self._tally["separators"] += num_rows - len(self._document_bos) - num_text
         self._tally["cut"] += num_kept - num_text
@@ -272,7 +273,7 @@ class _Layout:
             empty_examples=tuple(self._empty),
             skipped_examples=tuple(self._skipped),
         )
-        _refuse_emptiness(report, self._config)
+        _refuse_emptiness(report, self._config, characters=tally["characters"])
         return report
 
 
@@ -286,7 +287,7 @@ def _special_token_in_text(item: Tokenised) -> SpecialTokenInText:
     )
 
 
-def _refuse_emptiness(report: CorpusReport, config: CorpusConfig) -> None:
+def _refuse_emptiness(report: CorpusReport, config: CorpusConfig, *, characters: int) -> None:
     if report.rows == 0:
         raise CorpusEmpty(
             f"The corpus gave no token: {report.documents_seen:,} documents seen, "
@@ -302,9 +303,21 @@ def _refuse_emptiness(report: CorpusReport, config: CorpusConfig) -> None:
         there = ", ".join(f"{name} {rows:,}" for name, rows in report.rows_per_split.items())
         raise SplitEmpty(
             f"The split {empty[0]!r} has no rows ({report.documents:,} documents; rows: {there})\n"
-            "hint: a document is in one split; give more documents, another corpus.splits.seed, "
-            f"no share for it, or corpus.splits.allow_empty: [{', '.join(empty)}]"
+            f"hint: a document is in one split; {_how_to_fill(config, characters)}, or give more "
+            "documents, another corpus.splits.seed, no share for it, or "
+            f"corpus.splits.allow_empty: [{', '.join(empty)}]"
         )
+
+
+# Of so many parts, a split with a tenth of them is empty once in two hundred times.
+_PARTS_TO_DIVIDE = 50
+
+
+def _how_to_fill(config: CorpusConfig, characters: int) -> str:
+    """One flag that makes enough documents of the text."""
+    before = config.cut_documents
+    wanted = characters // _PARTS_TO_DIVIDE if before is None else before // 2
+    return f"to divide parts of documents set --corpus.cut_documents {max(2, wanted)}"
 
 
 def _note(examples: list[str], example: str) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from actlake.platform.corpus.config import CorpusConfig, Files, HubDataset, SplitByColumn
+from actlake.platform.corpus.cut import cut_documents
 from actlake.platform.corpus.demo_text import read_demo_text
 from actlake.platform.corpus.hub_dataset import read_hub_dataset
 from actlake.platform.corpus.jsonl import read_jsonl
@@ -13,13 +14,18 @@ from actlake.platform.corpus.text_files import read_text_file
 
 
 def read_corpus(config: CorpusConfig) -> Iterator[Passage | Unreadable]:
-    """Every document of the source, in its fixed order, one at a time.
+    """Every document of the source, in its fixed order, one at a time; cut where that is asked.
 
     Raises
     ------
     CorpusError
         Whatever a reader refuses; see `actlake.platform.corpus.errors`.
     """
+    whole = _whole_documents(config)
+    yield from whole if config.cut_documents is None else cut_documents(whole, config.cut_documents)
+
+
+def _whole_documents(config: CorpusConfig) -> Iterator[Passage | Unreadable]:
     source = config.source
     also = (config.splits.column,) if isinstance(config.splits, SplitByColumn) else ()
     if isinstance(source, Files):

@@ -104,6 +104,14 @@ class Lookup:
         """See `ActivationStore.split_code`."""
         return self._store.split_code(split)
 
+    def rows_per_split(self) -> dict[str, int]:
+        """How many rows each split has, committed or not."""
+        lengths = np.diff(self.context_starts)
+        names = self._store.schema.splits
+        return {
+            name: int(lengths[self.context_splits == code].sum()) for code, name in enumerate(names)
+        }
+
     def rows_of_split(self, split: str) -> Array:
         """(n,) int64, all rows of a split: 8 bytes each.
 
