@@ -30,6 +30,7 @@ from actlake.platform.tracking import (
     Tracker,
     TrackingConfig,
     TrackingError,
+    jsonl,
     open_tracker,
     read_metrics,
     wandb_runs,
@@ -389,13 +390,36 @@ def test_a_line_torn_at_any_byte_is_cut_off_and_the_whole_ones_stay(cut: int, tm
     assert [line["step"] for line in read_metrics(path)] == [*range(whole), 9]
 
 
+@pytest.mark.parametrize("block", [1, 7, 64, 65_536])
+@pytest.mark.parametrize("resume_step", [None, -1, 0, 7, 500])
+def test_going_on_reads_what_it_cuts_off_and_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resume_step: int | None, block: int
+):
+    monkeypatch.setattr(jsonl, "_BYTES_AT_ONCE", block)
+    path = tmp_path / "metrics.jsonl"
+    lines = [f'{{"step": {step // 2}, "x": {step}}}\n' for step in range(100)]
+    path.write_text("".join(lines) + '{"step": 5')
+    looked_at = []
+    read_line = jsonl._read_line
+    monkeypatch.setattr(jsonl, "_read_line", lambda line: looked_at.append(line) or read_line(line))
+
+    JsonLinesTracker(tmp_path, resume_step=resume_step).finish()
+
+    last = 49 if resume_step is None else resume_step
+    kept = [line for step, line in enumerate(lines) if step // 2 <= last]
+    assert path.read_text() == "".join(kept)
+    assert len(looked_at) == 1 + len(lines) - len(kept) + bool(kept)
+
+
 def test_a_damaged_line_in_the_middle_is_an_error_and_nothing_is_changed(tmp_path: Path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1, "x": 1}\n{"step": 2, "x"\n{"step": 3, "x": 3}\n')
     before = path.read_bytes()
 
-    with pytest.raises(TrackingError, match=r"Line 2 of .*metrics\.jsonl is not a line of metrics"):
+    with pytest.raises(TrackingError, match=r"line at byte 20 of .*\.jsonl is not a line"):
         JsonLinesTracker(tmp_path, resume_step=1)
+    with pytest.raises(TrackingError, match=r"Line 2 of .*metrics\.jsonl is not a line of metrics"):
+        read_metrics(path)
 
     assert path.read_bytes() == before
 

@@ -196,9 +196,23 @@ def test_a_resume_finds_shards_that_were_lost_or_cut_short_without_reading_them(
     shard = full / "rows.zarr/acts/resid_post.3/c.10.0"
     shard.write_bytes(shard.read_bytes()[:-1])
 
-    lost = [(str(record.site), record.unit) for record in undersized(open_store(full))]
+    store = open_store(full)
+    lost = [(str(record.site), record.unit) for record in undersized(store, store.sites)]
 
     assert sorted(lost) == [("resid_post.0", 5), ("resid_post.3", 10)]
+
+
+def test_a_resume_looks_at_the_files_of_the_sites_it_is_asked_for_only(full, monkeypatch):
+    store = open_store(full)
+    listed, sizes = [], type(store.location).sizes
+    monkeypatch.setattr(
+        type(store.location),
+        "sizes",
+        lambda location, folder: listed.append(folder) or sizes(location, folder),
+    )
+
+    assert not list(undersized(store, [Site(3)]))
+    assert [folder.rpartition("/")[2] for folder in listed] == ["resid_post.3"]
 
 
 def test_rows_that_were_exchanged_with_valid_checksums_are_found(full):

@@ -335,7 +335,7 @@ def _restore_lost(
         rows = contexts.parent_rows(store.schema.unit_extent(record.unit))
         return parent[record.site].take(rows, check=True)
 
-    lost = [record for record in undersized(store) if record.site in sites]
+    lost = list(undersized(store, sites))
     for record, why in restore_shards(lease, store, lost, rows_of).items():
         raise StoreDamaged(
             f"{record.site}, unit {record.unit} of {store.url} is missing or cut short, and cannot "

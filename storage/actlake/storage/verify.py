@@ -5,7 +5,7 @@ its files must have again: `actlake.storage.repair` says how they get them.
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -131,10 +131,15 @@ def stored_bytes(store: ActivationStore) -> int:
     return sum(r.rows_bytes + r.moments_bytes for r in read_shards(store.location))
 
 
-def undersized(store: ActivationStore) -> Iterator[ShardRecord]:
-    """Committed shards whose rows are missing or cut short; cheap, for every resume."""
+def undersized(store: ActivationStore, sites: Collection[Site]) -> Iterator[ShardRecord]:
+    """Committed shards of these sites whose rows are missing or cut short.
+
+    Cheap, for every resume: files of other sites are not looked at.
+    """
     sizes: dict[Site, dict[str, int]] = {}
     for record in read_shards(store.location):
+        if record.site not in sites:
+            continue
         spec = store.schema.activations(record.site)
         if record.site not in sizes:
             sizes[record.site] = dict(store.location.sizes(spec.folder))

@@ -309,15 +309,14 @@ def _missing(store: ActivationStore, sites: Iterable[Site]) -> dict[Site, UnitSe
 
 def _lost(store: ActivationStore, sites: Iterable[Site]) -> list[ShardRecord]:
     """What the ledger has and the disk has not, of these sites: rows lost or cut short."""
-    lost = list(undersized(store))
+    lost = list(undersized(store, stored_sites(tuple(sites))))
     if lost:
         logger.warning(
-            "The rows of %d committed shards are missing or cut short, the first: %s, unit %d; "
-            "those of the sites asked for are computed again",
+            "The rows of %d committed shards are missing or cut short, and are computed again; the "
+            "first: %s, unit %d",
             len(lost), lost[0].site, lost[0].unit,
         )  # fmt: skip
-    asked = stored_sites(tuple(sites))
-    return [record for record in lost if record.site in asked]
+    return lost
 
 
 def _rows_of(store: ActivationStore, units: UnitSet) -> int:

@@ -36,6 +36,7 @@ from actlake.storage.location import LocalFolder
 METRICS = "metrics.jsonl"
 SUMMARY = "summary.json"
 MEDIA = "media"
+_BYTES_AT_ONCE = 65_536
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +56,8 @@ class JsonLinesTracker:
     Raises
     ------
     TrackingError
-        A line that is not the last one is damaged.
+        One of the lines that are looked at, from the end to where the run goes on, is damaged and
+        not the last; `read_metrics` looks at all.
     """
 
     def __init__(self, folder: Path, *, resume_step: int | None = None) -> None:
@@ -124,20 +126,47 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
 
 
 def _repair(path: Path, resume_step: int | None) -> None:
-    """Cut off a torn last line, and whatever was logged after `resume_step`."""
+    """Cut off a torn last line, and whatever was logged after `resume_step`.
+
+    Steps never go back, so both are at the end: read are the lines that are cut off, and one more.
+    """
     if not path.exists():
         return
-    whole = list(_lines(path))
-    kept = [
-        line for line, content in whole if resume_step is None or content["step"] <= resume_step
-    ]
-    if sum(map(len, kept)) == path.stat().st_size:
-        return
-    logger.info(
-        "%s: going on from step %s, %d of %d lines kept",
-        path, "(last)" if resume_step is None else resume_step, len(kept), len(whole),
-    )  # fmt: skip
-    LocalFolder(path.parent).write(path.name, kept)
+    stop = size = path.stat().st_size
+    dropped = 0
+    for start, line in _lines_from_the_end(path):
+        content = _read_line(line)
+        if content is None and start + len(line) < size:
+            raise _damaged(f"The line at byte {start:,}", path, line)
+        if content is not None and (resume_step is None or content["step"] <= resume_step):
+            break
+        stop = start
+        dropped += 1
+    if stop < size:
+        os.truncate(path, stop)
+        logger.info(
+            "%s: going on from step %s, %d lines cut off",
+            path, "(last)" if resume_step is None else resume_step, dropped,
+        )  # fmt: skip
+
+
+def _lines_from_the_end(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Each line, the last first, with the byte at which it starts; a part of the file is read."""
+    with path.open("rb") as file:
+        start = file.seek(0, os.SEEK_END)
+        begun = b""  # of a line whose start is not read yet
+        while start > 0:
+            length = min(_BYTES_AT_ONCE, start)
+            start -= length
+            file.seek(start)
+            first, *whole = (file.read(length) + begun).splitlines(keepends=True)
+            at = start + len(first) + sum(map(len, whole))
+            for line in reversed(whole):
+                at -= len(line)
+                yield at, line
+            begun = first
+        if begun:
+            yield 0, begun
 
 
 def _lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
@@ -148,11 +177,15 @@ def _lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
         if content is not None:
             yield line, content
         elif place < len(lines):
-            raise TrackingError(
-                f"Line {place} of {path} is not a line of metrics: {line[:60]!r}\n"
-                "hint: only a last line can be torn by a kill, so this file was changed by "
-                "something else; move it away or repair it by hand"
-            )
+            raise _damaged(f"Line {place}", path, line)
+
+
+def _damaged(which: str, path: Path, line: bytes) -> TrackingError:
+    return TrackingError(
+        f"{which} of {path} is not a line of metrics: {line[:60]!r}\n"
+        "hint: only a last line can be torn by a kill, so this file was changed by something "
+        "else; move it away or repair it by hand"
+    )
 
 
 def _read_line(line: bytes) -> dict[str, Any] | None:
