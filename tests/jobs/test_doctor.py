@@ -36,7 +36,7 @@ def doctor(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, dict[
 
     def examine(*arguments: str) -> tuple[int, dict[str, Any]]:
         status = run(["doctor", "--json", *arguments])
-        findings = json.loads(capsys.readouterr().out)
+        findings = json.loads(capsys.readouterr().out)["findings"]
         assert all(f["hint"] for f in findings if f["status"] != "ok"), findings
         return status, {finding["name"]: finding for finding in findings}
 
@@ -222,7 +222,9 @@ def test_stores_and_models_are_tried_on_every_node(ray_head: Any, tmp_path: Path
         capture_output=True, text=True, timeout=200, check=False,
     )  # fmt: skip
 
-    found = [(one["name"], one["status"], one["says"]) for one in json.loads(examined.stdout)]
+    found = [
+        (one["name"], one["status"], one["says"]) for one in json.loads(examined.stdout)["findings"]
+    ]
     assert ("code", "ok", "all 1 node(s) run this code") in found
     assert ("store access on nodes", "ok", "well on 1 node(s)") in found
     says = [says for name, status, says in found if name == "model access" and status == "fail"]

@@ -1,5 +1,6 @@
 """The map of a model: its figures against transformers alone, and faults put in on purpose."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,10 @@ FAMILIES = [
 
 def resolved(folder: Path, **settings: Any) -> ResolvedModel:
     return resolve_model(ModelConfig(name=str(folder), device="cpu", **settings))
+
+
+def said(found: ModelMap) -> list[str]:
+    return [str(problem) for problem in found.problems()]
 
 
 def measured(folder: Path, **settings: Any) -> ModelMap:
@@ -114,9 +119,8 @@ def test_an_edit_that_reaches_nothing_is_found_out(
 
     found = measured(tiny_folder("llama"))
 
-    said = "mlp_in.2 can be edited without moving what the model predicts"
-    assert said in found.problems()
-    assert len([wrong for wrong in found.problems() if "without moving" in wrong]) == 21
+    assert "mlp_in.2 can be edited without moving what the model predicts" in said(found)
+    assert len([wrong for wrong in said(found) if "without moving" in wrong]) == 21
 
 
 def test_a_site_whose_own_tensor_changes_the_model_is_named(
@@ -133,7 +137,7 @@ def test_a_site_whose_own_tensor_changes_the_model_is_named(
 
     monkeypatch.setattr(_Applied, "__call__", grows)
 
-    wrong = measured(tiny_folder("llama")).problems()
+    wrong = said(measured(tiny_folder("llama")))
 
     assert wrong == ["mlp_in.2 changes what the model computes when its own tensor is put back"]
 
@@ -153,7 +157,7 @@ def test_an_edit_that_leaves_the_stream_as_it_was_is_found_out(
 
     monkeypatch.setattr(interventions, "_Applied", Forgetful)
 
-    wrong = measured(tiny_folder("llama")).problems()
+    wrong = said(measured(tiny_folder("llama")))
 
     assert wrong == [
         f"resid_mid.{layer} is not what the block goes on with after an edit" for layer in range(4)
@@ -174,7 +178,7 @@ def test_a_stage_that_alters_what_it_is_given_is_found_out_at_the_bit(
 
     monkeypatch.setattr(ModelStage, "_inject", altered)
 
-    wrong = measured(tiny_folder("llama")).problems()
+    wrong = said(measured(tiny_folder("llama")))
 
     assert any(one.startswith("resid_post.1 differs from transformers' by up to ") for one in wrong)
     assert not any(one.startswith("resid_post.0 differs") for one in wrong)
@@ -188,7 +192,7 @@ def test_a_head_with_other_logits_is_found_out(
     plain = ModelHead.logits
     monkeypatch.setattr(ModelHead, "logits", lambda self, hidden: plain(self, hidden) + 0.25)
 
-    assert measured(tiny_folder("llama")).problems() == ["the head's logits differ by up to 0.25"]
+    assert said(measured(tiny_folder("llama"))) == ["the head has logits that differ by up to 0.25"]
 
 
 def test_where_the_sums_do_not_hold_the_stream_is_measured_and_the_rest_refused(
@@ -240,8 +244,10 @@ def test_weights_that_are_no_numbers_are_found_out(
     weights["model.layers.2.mlp.down_proj.weight"][0, 0] = float("inf")
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
 
-    wrong = measured(tmp_path).problems()
+    found = measured(tmp_path)
 
+    wrong = said(found)
+    assert json.loads(json.dumps(found.as_json(), allow_nan=False))["problems"]
     assert "mlp_out.2 holds values that are no numbers" in wrong
     assert "mlp_in.2 holds values that are no numbers" not in wrong
 
@@ -263,8 +269,6 @@ def test_values_beyond_float16_are_said(tmp_path: Path, tiny_folder: Callable[..
 
 
 def test_the_map_is_plain_json_and_carries_its_verdict(tiny_folder: Callable[..., Path]) -> None:
-    import json
-
     found = measured(tiny_folder("gpt_neox"))
 
     written = json.loads(json.dumps(found.as_json()))

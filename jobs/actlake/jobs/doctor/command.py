@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
@@ -18,6 +18,10 @@ from actlake.jobs.saying import say
 from actlake.platform.config import ConfigError
 from actlake.platform.config.yaml_text import parse_yaml
 
+if TYPE_CHECKING:
+    from actlake.jobs.doctor.model_map import MeasuredModel
+    from actlake.platform.model_map import ModelMap
+
 _COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
 
 
@@ -25,12 +29,31 @@ def main(arguments: Sequence[str]) -> int:
     """Run the command; 1 when something fails, else 0."""
     options = _parser().parse_args(list(arguments))
     configs = _configs(options.config)
+    measured = _measured(options)
     findings = list(run_checks(_checks(options, configs)))
+    if measured and not any(f.name == "model access" and f.status == "fail" for f in findings):
+        findings += run_checks([("model", measured)])
+    found = measured.map if measured else None
     if options.json:
-        sys.stdout.write(f"{json.dumps([finding.as_json() for finding in findings], indent=1)}\n")
+        told = {
+            "findings": [finding.as_json() for finding in findings],
+            "model": found.as_json() if found else None,
+        }
+        sys.stdout.write(f"{json.dumps(told, indent=1)}\n")
     else:
-        _show(findings)
+        _show(findings, found)
     return int(any(finding.status == "fail" for finding in findings))
+
+
+def _measured(options: argparse.Namespace) -> "MeasuredModel | None":
+    """The check of the model that the command line names; None where it names none."""
+    if options.random and not options.model:
+        raise ConfigError("--random needs --model FAMILY\nhint: such as --model qwen3 --random")
+    if not options.model:
+        return None
+    from actlake.jobs.doctor.model_map import MeasuredModel
+
+    return MeasuredModel(options.model, random=options.random)
 
 
 def _checks(
@@ -46,7 +69,8 @@ def _checks(
     for store in stores:
         check = access.check_store if store in written else access.check_read
         anywhere.append(("store access", partial(check, store)))
-    for name, revision in _models(configs, options.model):
+    named = None if options.random else options.model
+    for name, revision in _models(configs, named):
         anywhere.append(("model access", partial(access.check_model, name, revision)))
     yield "versions", machine.check_versions
     yield "threads", machine.check_threads
@@ -112,7 +136,7 @@ def _models(configs: Sequence[Mapping[str, Any]], given: str | None) -> list[tup
     return list(dict.fromkeys((name, revision) for name, revision in named if name))
 
 
-def _show(findings: Sequence[Finding]) -> None:
+def _show(findings: Sequence[Finding], found: "ModelMap | None") -> None:
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(no_wrap=True)
     table.add_column(no_wrap=True)
@@ -124,6 +148,11 @@ def _show(findings: Sequence[Finding]) -> None:
         status = Text(finding.status, style=_COLOURS[finding.status])
         table.add_row(status, Text(finding.name), words)
     console = Console()
+    if found:
+        from actlake.jobs.doctor.model_map import table as sites
+
+        console.print(sites(found), highlight=False)
+        console.print()
     console.print(table, highlight=False)
     counts = {status: sum(f.status == status for f in findings) for status in _COLOURS}
     say(", ".join(f"{number} {status}" for status, number in counts.items()), console)
@@ -133,8 +162,10 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="actlake doctor",
         description="Check this machine, and the store, model and cluster that a job will use. "
+        "A model that is named is loaded and measured at every site. "
         "Changes nothing, asks nothing. Exit status 1 when something fails.",
         epilog="examples:\n  actlake doctor\n  actlake doctor --config harvest.yaml\n"
+        "  actlake doctor --model EleutherAI/pythia-70m\n  actlake doctor --model qwen3 --random\n"
         "  actlake doctor --store /shared/stores/x --address http://127.0.0.1:8265 --json",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -145,7 +176,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--store", help="a store, there or to be: tried with a file that is removed"
     )
-    parser.add_argument("--model", help="a folder, a .gguf file or a name on the hub")
+    parser.add_argument(
+        "--model", metavar="NAME",
+        help="a folder, a .gguf file or a name on the hub: loaded, and every site of it measured",
+    )  # fmt: skip
+    parser.add_argument(
+        "--random", action="store_true",
+        help="NAME is a family, such as qwen3; a tiny random model of it is measured",
+    )  # fmt: skip
     parser.add_argument(
         "--address",
         help="a cluster: its dashboard (http://host:8265) or, on one of its nodes, host:6379",

@@ -71,7 +71,7 @@ def check_threads() -> Iterator[Finding]:
 
 def check_memory() -> Iterator[Finding]:
     """Main memory, and the shared memory through which stages talk."""
-    free = _available_memory()
+    free = available_memory()
     if free is not None:
         status: Status = "ok" if free > LITTLE_MEMORY else "warn"
         hint = "" if status == "ok" else "use a smaller model, more stages, or end other programs"
@@ -86,7 +86,12 @@ def check_memory() -> Iterator[Finding]:
         )  # fmt: skip
 
 
-def _available_memory() -> int | None:
+def available_memory(device: str = "cpu") -> int | None:
+    """Bytes that can still be taken of a device's memory; None where nobody says."""
+    if device != "cpu":
+        import torch
+
+        return torch.cuda.mem_get_info(device)[0]
     with suppress(OSError, ValueError):
         for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("MemAvailable:"):

@@ -1,17 +1,34 @@
 """What was measured of a model, and what is wrong with it; plain data.
 
-`ModelMap.problems` is the verdict: every sentence in it is a promise of actlake's that does not
-hold for this model. A point that is refused with a reason is none.
+`ModelMap.problems` is the verdict: each is a promise of actlake's that does not hold for this
+model. A point that is refused with a reason is none.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 from actlake.platform.models.sums import TOLERANCE
 from actlake.storage.sites import Point, Site
 
 FLOAT16_LARGEST = 65_504.0
+
+Promise = Literal["captured", "cut", "sums", "edits", "head"]
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A promise that does not hold for a model."""
+
+    promise: Promise
+    where: str
+    """A site, a layer or the head."""
+    says: str
+
+    def __str__(self) -> str:
+        """A sentence: ``resid_post.3 differs from transformers' by up to 0.01``."""
+        return f"{self.where} {self.says}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,7 +39,7 @@ class PointFound:
     """Mean length of its rows."""
 
     largest: float
-    """Largest absolute value; NaN where a value is none, as it is where one is infinite."""
+    """Largest absolute value; infinite or NaN where one of them is."""
 
     difference: float | None
     """Largest difference to transformers' whole model, with every layer a stage of its own; 0
@@ -39,20 +56,24 @@ class PointFound:
     sums_after_edit: float | None = None
     """The worst sum over the edited tensor, as in `LayerFound.sums`; None where no sum has it."""
 
-    def problems(self) -> Iterator[str]:
-        """What is wrong, each as the end of a sentence about the site."""
+    def problems(self, site: Site) -> Iterator[Problem]:
+        """What is wrong at a site."""
         if not self.largest < float("inf"):
-            yield "holds values that are no numbers"
+            yield Problem("captured", str(site), "holds values that are no numbers")
         if not self.norm > 0:
-            yield "holds zeros only"
+            yield Problem("captured", str(site), "holds zeros only")
         if self.difference is not None and self.difference != 0:
-            yield f"differs from transformers' by up to {self.difference:.3g}"
+            words = f"differs from transformers' by up to {self.difference:.3g}"
+            yield Problem("cut", str(site), words)
         if self.put_back is False:
-            yield "changes what the model computes when its own tensor is put back"
+            words = "changes what the model computes when its own tensor is put back"
+            yield Problem("edits", str(site), words)
         if self.moved is not None and not self.moved > 0:
-            yield "can be edited without moving what the model predicts"
+            words = "can be edited without moving what the model predicts"
+            yield Problem("edits", str(site), words)
         if self.sums_after_edit is not None and not self.sums_after_edit <= TOLERANCE:
-            yield "is not what the block goes on with after an edit"
+            words = "is not what the block goes on with after an edit"
+            yield Problem("edits", str(site), words)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,19 +136,30 @@ class ModelMap:
         """Whether every value seen can be stored in float16."""
         return self.largest <= FLOAT16_LARGEST
 
-    def problems(self) -> list[str]:
-        """What does not hold, in sentences; nothing where all is well."""
-        wrong = [f"{site} {what}" for site, found in self.points() for what in found.problems()]
+    def problems(self) -> list[Problem]:
+        """What does not hold; nothing where all is well."""
+        wrong = [problem for site, found in self.points() for problem in found.problems(site)]
         wrong += [
-            f"in layer {one.layer} it does not hold that {formula}: off by {error:.3g} roundings"
+            Problem("sums", f"layer {one.layer}", f"off by {error:.3g} roundings in {formula}")
             for one in self.layers
             for formula, error in one.sums.items()
             if not error <= TOLERANCE
         ]
         if self.head.difference is not None and self.head.difference != 0:
-            wrong.append(f"the head's logits differ by up to {self.head.difference:.3g}")
+            words = f"has logits that differ by up to {self.head.difference:.3g}"
+            wrong.append(Problem("head", "the head", words))
         return wrong
 
     def as_json(self) -> dict[str, Any]:
-        """Plain JSON, with the verdict."""
-        return {**asdict(self), "problems": self.problems()}
+        """Plain JSON, with the verdict; null where a number is none."""
+        plain: dict[str, Any] = _plain(asdict(self))
+        return {**plain, "problems": [asdict(problem) for problem in self.problems()]}
+
+
+def _plain(value: Any) -> Any:
+    """The same with None for NaN and infinity, for which JSON has no words."""
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

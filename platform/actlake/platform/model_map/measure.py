@@ -23,7 +23,7 @@ from actlake.storage.sites import Site
 logger = logging.getLogger(__name__)
 
 
-def probe_ids(model: ResolvedModel, *, contexts: int = 2, length: int = 16) -> Tensor:
+def probe_ids(model: ResolvedModel, *, contexts: int = 2, length: int = 12) -> Tensor:
     """Random token ids, (B, L), int64, for a model without a tokenizer; the same each time."""
     length = min(length, model.max_positions or length)
     generator = torch.Generator().manual_seed(0)

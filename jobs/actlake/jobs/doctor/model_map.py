@@ -1,0 +1,205 @@
+"""A model, measured: what of it can be read and edited, as findings and as a table."""
+
+import tempfile
+from collections.abc import Collection, Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from actlake.jobs.doctor.check import Finding
+from actlake.jobs.doctor.machine import available_memory
+from actlake.platform.model_map import (
+    ModelMap,
+    TextFound,
+    examine_text,
+    measure_model,
+    probe_ids,
+    save_tiny,
+    text_ids,
+)
+from actlake.platform.model_map.found import FLOAT16_LARGEST, Promise
+from actlake.platform.models import ModelConfig, ResolvedModel, load_tokenizer, resolve_model
+from actlake.platform.models.errors import TokenizerNotSupported
+from actlake.storage.sites import POINTS, Point, Site
+from actlake.storage.summary import human_bytes
+
+_REPORT = "do not use these for results; report the family with this table"
+
+
+class MeasuredModel:
+    """A check of one model, that keeps the map it made.
+
+    Parameters
+    ----------
+    name
+        A model; with `random` the name that transformers gives a family.
+    """
+
+    def __init__(self, name: str, *, random: bool) -> None:
+        self.name = name
+        self.random = random
+        self.map: ModelMap | None = None
+
+    def __call__(self) -> Iterator[Finding]:
+        """Measure it."""
+        with ExitStack() as stack:
+            place = self.name
+            if self.random:
+                scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="actlake-doctor-"))
+                place = str(save_tiny(self.name, Path(scratch)))
+            model = resolve_model(ModelConfig(name=place))
+            yield _model(model, self.name)
+            if too_large := _too_large(model):
+                yield too_large
+                return
+            text = None
+            ids_BL = probe_ids(model)
+            if not self.random:
+                try:
+                    tokenizer = load_tokenizer(model)
+                except TokenizerNotSupported as error:
+                    says, _, hint = str(error).partition("\nhint: ")
+                    yield Finding("tokenizer", "warn", says, hint)
+                else:
+                    text, ids_BL = examine_text(tokenizer), text_ids(tokenizer)
+            self.map = replace(measure_model(model, ids_BL), name=self.name)
+        yield from findings(self.map)
+        if text is not None:
+            yield from text_findings(text)
+
+    def as_json(self) -> dict[str, Any] | None:
+        """The map; None where none was made."""
+        return None if self.map is None else self.map.as_json()
+
+
+def _model(model: ResolvedModel, name: str) -> Finding:
+    numerics = f"{model.dtype_name} on {model.device.value}, attention {model.attention.value}"
+    says = f"{name}: {model.family}, {model.num_layers} layers of width {model.dim}; {numerics}"
+    return Finding("model", "ok", says)
+
+
+def _too_large(model: ResolvedModel) -> Finding | None:
+    """A finding where the weights do not fit into the memory of the device."""
+    parameters = model.anatomy.stage_params(range(model.num_layers))
+    needed = (parameters + model.vocab_size * model.dim) * model.dtype.value.itemsize
+    free = available_memory(model.device.value)
+    if free is None or needed < free:
+        return None
+    return Finding(
+        "model", "fail",
+        f"its weights take {human_bytes(needed)} and {model.device.value} has {human_bytes(free)}",
+        f"measure it on a larger device, or a small one of its kind: --model {model.family} "
+        f"--random",
+    )  # fmt: skip
+
+
+def findings(found: ModelMap) -> Iterator[Finding]:
+    """What the map says of each promise."""
+    points = dict(found.points())
+    yield _promise(found, "captured", "sites", f"{len(points)} sites handed out")
+    if refused := [one.refused for one in found.layers if one.refused]:
+        yield Finding(
+            "sites", "warn",
+            f"inside {len(refused)} of {len(found.layers)} blocks nothing is handed out: "
+            f"{refused[0]}",
+            "harvest the stream (resid_pre, resid_post), and report the family",
+        )  # fmt: skip
+    compared = sum(one.difference is not None for one in points.values())
+    yield _promise(
+        found, "cut", "stage cut",
+        f"cut at every layer, the stream is transformers' own to the bit at {compared} sites",
+    )  # fmt: skip
+    if errors := [error for one in found.layers for error in one.sums.values()]:
+        yield _promise(
+            found, "sums", "sums",
+            f"h + a + m = h' in {len(errors)} sums, off by {max(errors):.1g} roundings at most",
+        )  # fmt: skip
+    if found.head.refused:
+        yield Finding("head", "warn", f"no logits, so edits are not measured: {found.head.refused}",
+                      "the sites can be harvested; losses and edits cannot be had")  # fmt: skip
+    else:
+        yield _promise(found, "head", "head", "its logits are transformers' own to the bit")
+        yield _promise(found, "edits", "edits", _edits(found))
+    yield _range(found)
+
+
+def _promise(found: ModelMap, promise: Promise, name: str, well: str) -> Finding:
+    wrong = [str(problem) for problem in found.problems() if problem.promise == promise]
+    if not wrong:
+        return Finding(name, "ok", well)
+    more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+    return Finding(name, "fail", "; ".join(wrong[:3]) + more, _REPORT)
+
+
+def _edits(found: ModelMap) -> str:
+    moved = {site: one.moved for site, one in found.points() if one.moved is not None}
+    least, most = min(moved, key=lambda site: moved[site]), max(moved, key=lambda site: moved[site])
+    return (
+        f"put back, a site's own tensor changes no bit; moved by their own length, rows move what "
+        f"is predicted by {moved[least]:.2g} ({least}) to {moved[most]:.2g} nats ({most})"
+    )
+
+
+def _range(found: ModelMap) -> Finding:
+    where = max(found.points(), key=lambda one: one[1].largest)[0]
+    says = f"the largest value is {found.largest:,.6g}, at {where}"
+    if found.fits_float16:
+        return Finding("dtype range", "ok", f"{says}; float16 reaches {FLOAT16_LARGEST:,.0f}")
+    return Finding("dtype range", "warn", f"{says}, beyond float16's {FLOAT16_LARGEST:,.0f}",
+                   "set storage.dtype: bfloat16")  # fmt: skip
+
+
+def text_findings(text: TextFound) -> Iterator[Finding]:
+    """What the tokenizer was seen to do."""
+    yield Finding("BOS", "ok", text.beginning)
+    if text.uncovered:
+        yield Finding(
+            "tokenizer", "warn", f"characters of {', '.join(text.uncovered)} belong to no token",
+            "what rows say of where in a text they are is not exact there",
+        )  # fmt: skip
+    elif text.altered:
+        yield Finding(
+            "tokenizer", "warn", f"altered when decoded again: {', '.join(text.altered)}",
+            "rows keep their places in the original text; what is decoded is another",
+        )  # fmt: skip
+    else:
+        yield Finding("tokenizer", "ok", "texts of all kinds tried come back as they were")
+    if text.chat is None:
+        yield Finding("chat template", "ok", "none")
+    elif text.doubled:
+        yield Finding(
+            "chat template", "warn", "it writes the beginning of text that the tokenizer adds",
+            "harvest chats with corpus.bos: never, or they begin twice",
+        )  # fmt: skip
+    else:
+        yield Finding("chat template", "ok", f"a question is {text.chat!r}")
+
+
+def table(found: ModelMap) -> Table:
+    """Every site: the nats by which an edit moves the prediction; a row for each layer."""
+    shown = Table(
+        box=None, pad_edge=False, padding=(0, 1, 0, 0), title="nats moved by an edit of each site"
+    )
+    shown.add_column("layer", justify="right")
+    for point in POINTS:
+        shown.add_column(point, justify="right")
+    shown.add_column("norm", justify="right")
+    shown.add_column("largest", justify="right")
+    wrong = {problem.where for problem in found.problems()}
+    for one in found.layers:
+        cells = [_cell(found, one.layer, point, wrong) for point in POINTS]
+        post = one.points["resid_post"]
+        largest = max(point.largest for point in one.points.values())
+        shown.add_row(str(one.layer), *cells, f"{post.norm:,.4g}", f"{largest:,.5g}")
+    return shown
+
+
+def _cell(found: ModelMap, layer: int, point: Point, wrong: Collection[str]) -> str:
+    one = found.layers[layer].points.get(point)
+    if one is None:
+        return "=" if point == "resid_pre" and layer else "-"
+    bad = "!" if str(Site(layer, point)) in wrong else ""
+    return f"{bad}{one.moved:.3g}" if one.moved is not None else f"{bad}yes"
