@@ -13,7 +13,7 @@ from torch import Tensor
 
 from actlake.platform.models import ModelConfig, load_head, load_stage, resolve_model
 from actlake.platform.models.errors import ModelNotSupported, WeightsMismatch
-from actlake.platform.models.quantization import hand_down, stored_types
+from actlake.platform.models.quantization import stored_types
 from actlake.storage.sites import Site
 
 FP8 = torch.float8_e4m3fn
@@ -248,38 +248,6 @@ def test_a_method_that_needs_a_gpu_is_refused_where_there_is_none(
 
     with pytest.raises(ModelNotSupported, match=r"'higgs': NotImplementedError: .*GPU.*\nhint: "):
         resolve_model(ModelConfig(name=str(folder), device="cpu"))
-
-
-def test_a_weight_of_these_layers_that_the_model_does_not_have_is_refused(
-    tiny_folder: Callable[..., Path], tmp_path: Path
-) -> None:
-    folder = shutil.copytree(tiny_folder("llama"), tmp_path / "model")
-    weights = load_file(folder / "model.safetensors")
-    weights["model.layers.1.mlp.up_proj.weight_scale"] = torch.ones(1)
-    weights["model.layers.9.enorm.weight"] = torch.ones(1)  # as DeepSeek's extra layer
-    weights["model.layers.1.self_attn.rotary_emb.inv_freq"] = torch.ones(4)  # of old releases
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    model = resolve_model(ModelConfig(name=str(folder), device="cpu"))
-
-    with pytest.raises(
-        WeightsMismatch, match=r"unexpected: .*layers\.1\.mlp\.up_proj\.weight_scale"
-    ):
-        load_stage(model, range(2), [Site(1)])
-    assert load_stage(model, range(2, 4), [Site(3)]).layers == range(2, 4)
-
-
-def test_a_decoder_with_a_quantisation_of_its_own_keeps_it() -> None:
-    class Settings:
-        quantization_config: Any = None
-
-    whole, decoder = Settings(), Settings()
-    whole.quantization_config = {"quant_method": "awq"}
-    decoder.quantization_config = {"quant_method": "fp8", "ignore": ["a"]}
-
-    hand_down(whole, decoder)
-
-    assert decoder.quantization_config["quant_method"] == "fp8"
-    assert decoder.quantization_config["ignore"] == ["a", "model.a"]
 
 
 def test_what_is_no_safetensors_file_is_said_to_be_none(tmp_path: Path) -> None:

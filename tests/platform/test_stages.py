@@ -377,7 +377,7 @@ def test_a_weight_that_is_missing_is_named(
 
     load_stage(model, range(2), [Site(3)])
 
-    with pytest.raises(WeightsMismatch, match=r"missing: layers\.3\.mlp\.up_proj\.weight"):
+    with pytest.raises(WeightsMismatch, match=r"missing: model\.layers\.3\.mlp\.up_proj\.weight"):
         load_stage(model, range(2, 4), [Site(3)])
 
 

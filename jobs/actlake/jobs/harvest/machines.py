@@ -15,7 +15,12 @@ from actlake.platform.cluster.worker_plan import (
     plan_workers,
     threads_here,
 )
-from actlake.platform.models import ResolvedModel, check_stored_embedding, resolve_model
+from actlake.platform.models import (
+    ResolvedModel,
+    check_stored_embedding,
+    resolve_model,
+    try_stage,
+)
 
 
 def resolve(config: HarvestConfig) -> tuple[ResolvedModel, WorkerPlan]:
@@ -27,7 +32,8 @@ def resolve(config: HarvestConfig) -> tuple[ResolvedModel, WorkerPlan]:
     model.check_sites(config.sites)
     model.check_context(config.corpus.context_length)
     check_stored_embedding(model)
-    plan_stages(model, config)
+    for layers in plan_stages(model, config):
+        try_stage(model, layers, config.sites)
     return model, workers
 
 

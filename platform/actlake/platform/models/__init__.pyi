@@ -18,6 +18,7 @@ from .split import (
 )
 from .stage import Capture, ModelStage
 from .tokenizer import load_tokenizer, tokenizer_digest, tokenizer_file
+from .trial import try_stage
 
 __all__ = [
     "Capture",
@@ -47,4 +48,5 @@ __all__ = [
     "token_divergence",
     "tokenizer_digest",
     "tokenizer_file",
+    "try_stage",
 ]

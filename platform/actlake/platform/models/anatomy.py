@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from actlake.platform.models.errors import ModelNotSupported
+from actlake.platform.models.flow import check_flow, runs_without_values
 from actlake.platform.models.foreign import foreign_errors
 from actlake.platform.models.wiring import Wiring, wire_block
 
@@ -32,11 +33,17 @@ NEEDS_MORE: Mapping[str, str] = {
 class Anatomy:
     """Where the parts of a decoder are and how large they are."""
 
+    decoder: str
+    """Name of the decoder inside the whole model, such as ``model`` or ``model.language_model``."""
+
     blocks: str
-    """Name of the list of blocks inside the base model, such as ``layers`` or ``h``."""
+    """Name of the list of blocks inside the decoder, such as ``layers`` or ``h``."""
 
     embedding: str
-    """Name of the token embedding, which only the first stage loads."""
+    """Name of the token embedding inside the decoder, which only the first stage loads."""
+
+    block_output: int | None
+    """How many values a block returns in a tuple; 0 for the stream itself, None if not known."""
 
     block_params: tuple[int, ...]
     """Parameters of each block."""
@@ -60,40 +67,70 @@ class Anatomy:
 
 
 def model_class(
-    config: Any, *, location: str, commit: str | None, trust_remote_code: bool
+    whole: Any, *, location: str, commit: str | None, trust_remote_code: bool
 ) -> type[Any]:
-    """The class of the model without its head, for a decoder's configuration.
+    """The class of a whole model, with its head and, where it has them, its other senses.
+
+    Parameters
+    ----------
+    whole
+        The configuration of the whole model.
 
     Raises
     ------
     ModelNotSupported
-        It is not a decoder, needs more than its hidden state, or is code that was not trusted.
+        It has no decoder, needs more than its hidden state, or is code that was not trusted.
     """
-    from transformers import MODEL_MAPPING
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MULTIMODAL_LM_MAPPING
 
-    check_decoder(config)
-    if type(config) in MODEL_MAPPING:
-        found = MODEL_MAPPING[type(config)]
-        cls: type[Any] = found[0] if isinstance(found, (tuple, list)) else found
+    decoder = whole.get_text_config(decoder=True)
+    _check_stream(decoder)
+    is_part = decoder is not whole
+    mappings = [MODEL_FOR_CAUSAL_LM_MAPPING]
+    if is_part:
+        mappings.insert(0, MODEL_FOR_MULTIMODAL_LM_MAPPING)
+    with foreign_errors(f"import the family {whole.model_type!r}"):
+        known = [mapping[type(whole)] for mapping in mappings if type(whole) in mapping]
+        known += _named_in(whole)
+    settings = getattr(whole, "auto_map", {})
+    reference = settings.get("AutoModelForCausalLM") or settings.get("AutoModel")
+    if not known and not reference:
+        raise _no_decoder(decoder.model_type)
+    for part in (whole, decoder):
+        _check_decoder(part)
+    if known:
+        cls: type[Any] = known[0]
         return cls
-    reference = getattr(config, "auto_map", {}).get("AutoModel")
-    if trust_remote_code and reference:
-        from transformers.dynamic_module_utils import get_class_from_dynamic_module
+    if not trust_remote_code:
+        raise ModelNotSupported(
+            f"transformers has no model for the family {whole.model_type!r}\n"
+            f"hint: a newer transformers may have; code that comes with the model is run only "
+            f"with trust_remote_code: true"
+        )
+    from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
-        with foreign_errors(f"run the code of {location!r}"):
-            trusted: type[Any] = get_class_from_dynamic_module(reference, location, revision=commit)
-            return trusted
-    raise ModelNotSupported(
-        f"transformers has no model for the family {config.model_type!r}\n"
-        f"hint: a newer transformers may have; code that comes with the model is run only "
-        f"with trust_remote_code: true"
-    )
+    with foreign_errors(f"run the code of {location!r}"):
+        trusted: type[Any] = get_class_from_dynamic_module(reference, location, revision=commit)
+        return trusted
 
 
-def check_decoder(config: Any) -> None:
-    """Refuse what is not a decoder whose blocks map a hidden state to the next."""
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
+def _named_in(whole: Any) -> list[type[Any]]:
+    """Transformers' classes that config.json names and that generate text, mapped or not."""
+    import transformers
 
+    named = (getattr(transformers, name, None) for name in whole.architectures or ())
+    return [
+        cls
+        for cls in named
+        if isinstance(cls, type)
+        and issubclass(cls, transformers.PreTrainedModel)
+        and issubclass(cls, transformers.GenerationMixin)
+        and getattr(cls, "config_class", None) is type(whole)
+    ]
+
+
+def _check_stream(config: Any) -> None:
+    """Refuse families that are known to need more than the hidden state, with what it is."""
     family = config.model_type
     for prefix, more in NEEDS_MORE.items():
         if family.startswith(prefix):
@@ -103,48 +140,96 @@ def check_decoder(config: Any) -> None:
                 f"hint: choose a family with one plain residual stream, such as gemma3_text, "
                 f"llama or qwen3"
             )
+
+
+def _check_decoder(config: Any) -> None:
+    from transformers import MODEL_FOR_MASKED_LM_MAPPING
+
     is_masked = type(config) in MODEL_FOR_MASKED_LM_MAPPING
-    is_causal = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING or hasattr(config, "auto_map")
-    if getattr(config, "is_encoder_decoder", False) or is_masked or not is_causal:
-        raise ModelNotSupported(
-            f"A model of the family {family!r} is not a decoder-only language model\n"
-            f"hint: actlake reads causal decoders: gpt2, llama, gemma2, qwen3, pythia, …"
-        )
+    if getattr(config, "is_encoder_decoder", False) or is_masked:
+        raise _no_decoder(config.model_type)
 
 
-def dissect(config: Any, cls: type[Any]) -> Anatomy:
-    """Build the model without memory and read off where its parts are.
+def _no_decoder(family: str) -> ModelNotSupported:
+    return ModelNotSupported(
+        f"A model of the family {family!r} is not a decoder-only language model\n"
+        f"hint: actlake reads causal decoders: gpt2, llama, gemma2, qwen3, pythia, …"
+    )
+
+
+def build_without_memory(cls: type[Any], whole: Any) -> Any:
+    """The whole model on torch's meta device, ready to run on fake tensors.
 
     Raises
     ------
     ModelNotSupported
-        It has no plain list of blocks.
+        transformers cannot build it.
     """
-    with torch.device("meta"), foreign_errors(f"build a model of the family {config.model_type!r}"):
-        skeleton = cls(config)
-    blocks = _find_blocks(skeleton, config)
-    names = {module: name for name, module in skeleton.named_modules()}
-    embedding = skeleton.get_input_embeddings()
+    runs_without_values(whole)
+    with torch.device("meta"), foreign_errors(f"build a model of the family {whole.model_type!r}"):
+        return cls(whole).eval()
+
+
+def dissect(whole: Any, cls: type[Any]) -> Anatomy:
+    """Build the model without memory, read off where its parts are, and run it once.
+
+    Parameters
+    ----------
+    whole
+        The configuration of the whole model, which is changed.
+    cls
+        From `model_class`.
+
+    Raises
+    ------
+    ModelNotSupported
+        It has no plain list of blocks, or they do more than map the hidden state to the next.
+    """
+    config = whole.get_text_config(decoder=True)
+    skeleton = build_without_memory(cls, whole)
+    path, blocks_path = _find_blocks(skeleton, config)
+    decoder = skeleton.get_submodule(path)
+    blocks = decoder.get_submodule(blocks_path)
+    embedding = decoder.get_input_embeddings()
+    names = {module: name for name, module in decoder.named_modules()}
+    with foreign_errors(f"run a model of the family {config.model_type!r}"):
+        block_output = check_flow(decoder, blocks, config)
     block_params = tuple(_count(block) for block in blocks)
     apart = sum(block_params) + _count(embedding)
     return Anatomy(
-        blocks=names[blocks],
+        decoder=path,
+        blocks=blocks_path,
         embedding=names[embedding],
+        block_output=block_output,
         block_params=block_params,
         embedding_params=_count(embedding),
         embedding_rows=_rows(embedding, config),
-        shared_params=_count(skeleton) - apart,
+        shared_params=_count(decoder) - apart,
         wirings=tuple(wire_block(block, config) for block in blocks),
     )
 
 
-def _find_blocks(skeleton: nn.Module, config: Any) -> nn.ModuleList:
-    for module in skeleton.modules():
-        if isinstance(module, nn.ModuleList) and len(module) == config.num_hidden_layers:
-            return module
+def _find_blocks(skeleton: nn.Module, config: Any) -> tuple[str, str]:
+    """Names of the decoder in the whole model, and of the list of its blocks in the decoder."""
+    lists = [
+        (decoder, name.removeprefix(f"{decoder}."))
+        for name, module in skeleton.named_modules()
+        if isinstance(module, nn.ModuleList)
+        and type(skeleton.get_submodule(decoder := _owner(skeleton, name)).config) is type(config)
+    ]
+    for path, name in lists:
+        blocks = skeleton.get_submodule(f"{path}.{name}".lstrip("."))
+        if len(blocks) == config.num_hidden_layers:  # type: ignore[arg-type]  # a ModuleList
+            return path, name
+    alone = [found for found in lists if "." not in found[1]]
+    if len(alone) == 1:  # LongCat counts the two halves of each block
+        return alone[0]
+    there = ", ".join(f"{len(skeleton.get_submodule(f'{path}.{name}'.lstrip('.')))} in {name}"  # type: ignore[arg-type]
+                      for path, name in lists[:4]) or "none"  # fmt: skip
     raise ModelNotSupported(
         f"A model of the family {config.model_type!r} has no list of its "
-        f"{config.num_hidden_layers} blocks, so it cannot be cut into stages\n"
+        f"{config.num_hidden_layers} blocks, each of which runs once, so it cannot be cut into "
+        f"stages; it has {there}\n"
         f"hint: choose another family"
     )
 
@@ -155,13 +240,19 @@ def _rows(embedding: nn.Module, config: Any) -> int:
     return int(config.vocab_size)
 
 
+def _owner(skeleton: nn.Module, name: str) -> str:
+    """Name of the model of transformers' that a module is part of: a decoder, an encoder."""
+    from transformers import PreTrainedModel
+
+    while name:
+        name = name.rpartition(".")[0]
+        if isinstance(skeleton.get_submodule(name), PreTrainedModel):
+            break
+    return name
+
+
 def _count(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
-
-
-def num_layers_of(config: Any) -> int:
-    """Number of blocks; families name it differently and transformers translates."""
-    return int(config.num_hidden_layers)
 
 
 def max_positions_of(config: Any) -> int | None:

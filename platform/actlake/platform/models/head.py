@@ -16,18 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from actlake.platform.models.anatomy import Anatomy
 from actlake.platform.models.errors import ModelNotSupported
-from actlake.platform.models.loading import Absent, load_pretrained
+from actlake.platform.models.loading import load_pretrained
 from actlake.platform.models.source import ResolvedModel
+from actlake.platform.models.stand_ins import Absent, blocks_of, leave_out_of_head, with_logits
 
 logger = logging.getLogger(__name__)
-
-# Where checkpoints of models with more than text keep the decoder and its unembedding.
-NESTED_DECODER_WITH_HEAD = {
-    r"^(model\.)?language_model\.lm_head": "lm_head",
-    r"^(model\.)?language_model\.(model\.)?": "model.",
-}
 
 
 class ModelHead:
@@ -65,11 +59,10 @@ class PassThrough(Absent):
     def __init__(self, original: nn.Module) -> None:
         super().__init__(original)
         self.hidden_BLD: Tensor | None = None
-        self.in_tuple = False
 
-    def forward(self, hidden: Any, *args: object, **kwargs: object) -> Any:
+    def forward(self, hidden: Any = None, *args: object, **kwargs: object) -> Any:
         """What comes is not looked at."""
-        return (self.hidden_BLD,) if self.in_tuple else self.hidden_BLD
+        return self.formed(self.hidden_BLD)
 
 
 def load_head(model: ResolvedModel) -> ModelHead:
@@ -82,82 +75,38 @@ def load_head(model: ResolvedModel) -> ModelHead:
     WeightsMismatch
         Their weights are missing, unreadable or have another shape.
     """
-    cls = causal_class(model)
-
-    def leave_out(module: nn.Module) -> None:
-        _leave_out_blocks(module, model)
-
-    module = load_pretrained(
+    tied = bool(model.whole_config.tie_word_embeddings)
+    whole = load_pretrained(
         model,
-        cls,
-        leave_out,
+        lambda whole: leave_out_of_head(whole, model.anatomy, tied=tied, last=PassThrough),
         layers=range(0),
-        nested_keys=NESTED_DECODER_WITH_HEAD,
+        tied=tied,
         what="the head",
     )
-    base = _base(module)
-    blocks = base.get_submodule(model.anatomy.blocks)
-    assert isinstance(blocks, nn.ModuleList)
+    blocks = blocks_of(whole.get_submodule(model.anatomy.decoder), model.anatomy)
     last = blocks[-1]
     assert isinstance(last, PassThrough)
-    head = ModelHead(module, model, last)
+    head = ModelHead(with_logits(whole, model.anatomy), model, last)
     _settle_form(head, last)
     logger.info("Loaded the head of %s: %.0f MB of parameters", model.name, head.param_bytes / 1e6)
     return head
 
 
-def causal_class(model: ResolvedModel) -> type[Any]:
-    """The class of the model with its head."""
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
-
-    config = model.hf_config
-    if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
-        cls: type[Any] = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-        return cls
-    reference = getattr(config, "auto_map", {}).get("AutoModelForCausalLM")
-    if model.trust_remote_code and reference:
-        from transformers.dynamic_module_utils import get_class_from_dynamic_module
-
-        trusted: type[Any] = get_class_from_dynamic_module(
-            reference, model.location, revision=model.commit
-        )
-        return trusted
-    raise ModelNotSupported(
-        f"transformers has no causal model of the family {model.family!r}, so there is no head "
-        f"to compute logits with\nhint: a newer transformers may have one"
-    )
-
-
-def _base(module: nn.Module) -> nn.Module:
-    base = module.base_model
-    assert isinstance(base, nn.Module)
-    return base
-
-
-def _leave_out_blocks(module: nn.Module, model: ResolvedModel) -> None:
-    anatomy: Anatomy = model.anatomy
-    base = _base(module)
-    blocks = base.get_submodule(anatomy.blocks)
-    assert isinstance(blocks, nn.ModuleList)
-    for layer in range(len(blocks)):
-        stand_in = PassThrough if layer == len(blocks) - 1 else Absent
-        blocks[layer] = stand_in(blocks[layer])
-    if not model.hf_config.tie_word_embeddings:
-        base.set_submodule(anatomy.embedding, Absent(base.get_submodule(anatomy.embedding)))
-
-
 def _settle_form(head: ModelHead, last: PassThrough) -> None:
-    """Find out whether the family's blocks return a tensor or a tuple, on two tokens."""
+    """Run two tokens through the head; where the blocks' output is not known, find that out."""
     hidden_BLD = torch.ones(1, 2, head.model.dim)
-    wanted = (1, 2, head.model.vocab_size)
-    for last.in_tuple in (False, True):
+    known = head.model.anatomy.block_output
+    why = ""
+    for last.num_outputs in (0, 1) if known is None else (known,):
         try:
             found = tuple(head.logits(hidden_BLD).shape)
-        except (TypeError, AttributeError, RuntimeError, IndexError, ValueError):
+        except (TypeError, AttributeError, RuntimeError, IndexError, ValueError) as error:
+            why = f"{type(error).__name__}: {error}"
             continue
-        if found[:2] == wanted[:2]:
+        if found[:2] == (1, 2):
             return
+        why = f"its logits have the shape {found}"
     raise ModelNotSupported(
         f"The head of {head.model.name} (family {head.model.family}) does not take a hidden "
-        f"state from its last block in a form actlake knows\nhint: report the family"
+        f"state from its last block in a form actlake knows: {why}\nhint: report the family"
     )

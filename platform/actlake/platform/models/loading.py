@@ -7,17 +7,16 @@ experts, keys of older releases) holds here too, and what has a stand-in is neve
 
 import logging
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from actlake.platform.compute_threads import set_compute_threads
-from actlake.platform.models.anatomy import Anatomy, model_class
 from actlake.platform.models.digest import file_digest
 from actlake.platform.models.errors import (
     HubUnreachable,
@@ -30,6 +29,7 @@ from actlake.platform.models.quantization import check_scales
 from actlake.platform.models.quiet import no_progress_bars
 from actlake.platform.models.source import ResolvedModel
 from actlake.platform.models.stage import ModelStage
+from actlake.platform.models.stand_ins import leave_out_of_stage, left_out
 from actlake.platform.models.sums import check_sums
 from actlake.platform.models.weights import WeightFile, links_to, weight_files
 from actlake.storage.sites import Site
@@ -97,21 +97,14 @@ def _check_layers(model: ResolvedModel, layers: range, sites: list[Site]) -> Non
 
 
 def _load_module(model: ResolvedModel, layers: range) -> nn.Module:
-    config = model.hf_config
-    cls = model_class(
-        config,
-        location=model.location,
-        commit=model.commit,
-        trust_remote_code=model.trust_remote_code,
-    )
-    return load_pretrained(
+    whole = load_pretrained(
         model,
-        cls,
-        lambda module: _leave_out(module, model.anatomy, layers),
+        lambda whole: leave_out_of_stage(whole, model.anatomy, layers),
         layers=layers,
-        nested_keys=NESTED_DECODER,
+        tied=False,  # there is no head
         what=f"layers [{layers.start}, {layers.stop})",
     )
+    return whole.get_submodule(model.anatomy.decoder)
 
 
 def check_stored_embedding(model: ResolvedModel) -> None:
@@ -148,14 +141,13 @@ def check_stored_embedding(model: ResolvedModel) -> None:
 
 def load_pretrained(
     model: ResolvedModel,
-    cls: type[Any],
     leave_out: Callable[[nn.Module], None],
     *,
     layers: range,
-    nested_keys: Mapping[str, str],
+    tied: bool,
     what: str,
 ) -> nn.Module:
-    """A model of class `cls` with its weights, on its device, without gradients.
+    """The whole model with the weights of what is left in, on its device, without gradients.
 
     Parameters
     ----------
@@ -163,8 +155,8 @@ def load_pretrained(
         Puts stand-ins where nothing is to be loaded, before any weight is read.
     layers
         The blocks that are not left out; files with other blocks only are not opened.
-    nested_keys
-        How keys are renamed where the decoder is part of a model with more than text.
+    tied
+        Whether the unembedding is the embedding.
     what
         What is being loaded, for the words of an error.
 
@@ -179,8 +171,10 @@ def load_pretrained(
     from transformers import GenerationConfig
 
     device = model.device.value
-    config = model.hf_config
+    config = model.whole_config
     config.transformers_weights = None  # the folder has them under the usual names
+    for part in (config, config.get_text_config(decoder=True)):
+        part.tie_word_embeddings = tied
     how = f" (quantised with {model.quantization})" if model.quantization else ""
     with (
         weights_for(model, layers) as folder,
@@ -189,15 +183,13 @@ def load_pretrained(
     ):
         check_scales(folder.glob("*.safetensors"), model.quantization, of=model.name)
         try:
-            module, info = _without(cls, leave_out, model, layers).from_pretrained(
+            module, info = _without(model, leave_out).from_pretrained(
                 folder,
                 config=config,
                 generation_config=GenerationConfig(),  # else it is looked for beside the weights
                 dtype=model.dtype.value,
-                attn_implementation=model.attention.value,
                 device_map=None if device == "cpu" else {"": torch.device(device)},
                 use_safetensors=True,
-                key_mapping=dict(nested_keys) if model.nested else None,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # they are told below, with their names
             )
@@ -245,71 +237,46 @@ def _as_resolved(model: ResolvedModel, name: str, file: Path | None) -> Path:
     return file
 
 
-class Absent(nn.Module):
-    """Stands where a block or the embedding is not loaded; its output is never read.
-
-    It keeps what the original knows of itself besides its modules and weights, since some
-    families' loops ask each block what kind it is.
-    """
-
-    def __init__(self, original: nn.Module) -> None:
-        super().__init__()
-        known = {name: value for name, value in vars(original).items() if name[0] != "_"}
-        vars(self).update(known)
-
-    def forward(self, hidden: Tensor, *args: object, **kwargs: object) -> tuple[Tensor]:
-        """Hand on what came, in the form every family's loop over blocks accepts."""
-        return (hidden,)
-
-
-# Where checkpoints of models with more than text keep the decoder's weights.
-NESTED_DECODER = {r"^(model\.)?language_model\.(model\.)?": ""}
-
-
-def _without(
-    cls: type[Any], leave_out: Callable[[nn.Module], None], model: ResolvedModel, layers: range
-) -> type[Any]:
+def _without(model: ResolvedModel, leave_out: Callable[[nn.Module], None]) -> type[Any]:
     """The model's class, with stand-ins for what `leave_out` replaces; loads nothing for those.
 
     Weights that are in the checkpoint and not in the model are passed over in silence only where
-    they belong to something else: other layers, the head, an encoder of images.
+    they belong to what is left out, or are known to be unused.
     """
+    cls = model.model_class
+    beyond = _further_layers(model)
 
     def __init__(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
         cls.__init__(self, config, *args, **kwargs)
         leave_out(self)
+        prefix = f"{self.base_model_prefix}."
+        unread = [*left_out(self), *beyond, *([] if model.anatomy.decoder else HEADS)]
+        names = [re.escape(name.removeprefix(prefix)) for name in unread]
+        elsewhere = rf"^(?:{re.escape(prefix)})?(?:{'|'.join(names)})\."
+        known = self._keys_to_ignore_on_load_unexpected or ()
+        self._keys_to_ignore_on_load_unexpected = {*known, elsewhere, *UNUSED}
 
     # Under any other module name transformers takes it for code of the user's own and does not
     # merge the experts of mixtral and qwen3_moe: they stay random, without an error.
     names = {"__module__": cls.__module__, "__qualname__": cls.__qualname__}
-    elsewhere = _elsewhere(model.anatomy.blocks, layers)
-    known = getattr(cls, "_keys_to_ignore_on_load_unexpected", None) or []
-    ignored = {"_keys_to_ignore_on_load_unexpected": [*known, elsewhere, OF_OLD_RELEASES]}
-    return type(cls.__name__, (cls,), {"__init__": __init__, **names, **ignored})
+    return type(cls.__name__, (cls,), {"__init__": __init__, **names})
 
 
-# Buffers that older releases saved; newer ones compute them.
-OF_OLD_RELEASES = r"(?:rotary_emb\.inv_freq|(?:attn|attention)\.(?:masked_)?bias)$"
+def _further_layers(model: ResolvedModel) -> list[str]:
+    """Names of the layers that predict further tokens, which DeepSeek counts on from the last."""
+    count = getattr(model.hf_config, "num_nextn_predict_layers", None) or 0
+    blocks = f"{model.anatomy.decoder}.{model.anatomy.blocks}".lstrip(".")
+    return [f"{blocks}.{model.num_layers + number}" for number in range(count)]
 
 
-def _elsewhere(blocks: str, layers: range) -> str:
-    """A pattern of all names of weights but those inside these layers; of none: of the head."""
-    if not layers:
-        return r"^(?!(?:lm_head|embed_out)\.)"
-    numbers = "|".join(map(str, layers))
-    return rf"^(?!(?:\w+\.)?{re.escape(blocks)}\.(?:{numbers})\.)"
-
-
-def _leave_out(module: nn.Module, anatomy: Anatomy, layers: range) -> None:
-    # Layers keep their places in the list: some families look up layer_types[i].
-    blocks = module.get_submodule(anatomy.blocks)
-    assert isinstance(blocks, nn.ModuleList)
-    for layer in range(len(blocks)):
-        if layer not in layers:
-            blocks[layer] = Absent(blocks[layer])
-    if layers.start > 0:
-        embedding = module.get_submodule(anatomy.embedding)
-        module.set_submodule(anatomy.embedding, Absent(embedding))
+# Of a class that comes without its head.
+HEADS = ("lm_head", "embed_out")
+UNUSED = (
+    # Buffers that older releases saved; newer ones compute them.
+    r"(?:rotary_emb\.inv_freq|(?:attn|attention)\.(?:masked_)?bias)$",
+    # Heads that predict further tokens read the stream and are read by nothing.
+    r"(?:^|\.)mtp\.",
+)
 
 
 def _mismatch(model: ResolvedModel, what: str, why: str) -> WeightsMismatch:

@@ -1,13 +1,13 @@
 """Quantised checkpoints: loaded by the loader they were made for, or refused by name.
 
 A weight in eight bits means nothing without its scale. transformers leaves the scales out where
-it does not know the method, or where the decoder of a larger model lost its configuration, and
+it does not know the method, and
 the numbers are then wrong by orders of magnitude, without an error.
 """
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,6 @@ import torch
 from actlake.platform.models.errors import ModelNotSupported, WeightsMismatch
 from actlake.platform.models.foreign import foreign_errors
 
-# The fields in which methods list the modules that were left as they were.
-_LEFT_OUT = ("modules_to_not_convert", "ignored_layers", "ignore", "llm_int8_skip_modules")
-_NESTED = re.compile(r"^(?:model\.)?language_model\.(?:model\.)?")
-
 _NEED_SCALES = ("F8_", "F6_", "F4", "I8", "U8")
 _SCALE = re.compile(r"scale[^.]*$")
 # Masks that old checkpoints carry are bytes too.
@@ -27,35 +23,15 @@ _MASK = re.compile(r"(?:attn|attention)\.(?:masked_)?bias$")
 _UNQUANTISED = "use the unquantised weights, or a checkpoint that was dequantised"
 
 
-def hand_down(whole: Any, decoder: Any) -> None:
-    """Give a decoder the quantisation of the model it is part of, in its own names.
-
-    transformers loads the decoder by its own configuration, which lacks what stands beside it, and
-    without the prefix that the names of its modules have in the whole model and under a head.
-    """
-    settings = getattr(decoder, "quantization_config", None)
-    if settings is None:
-        settings = getattr(whole, "quantization_config", None)
-    if settings is None:
-        return
-    settings = dict(settings)
-    for field in _LEFT_OUT:
-        if settings.get(field):
-            settings[field] = _in_both_names(settings[field])
-    decoder.quantization_config = settings
-
-
-def _in_both_names(patterns: Iterable[str]) -> list[str]:
-    names: list[str] = []
-    for pattern in patterns:
-        bare = _NESTED.sub("", pattern).removeprefix("model.")
-        names += [pattern, bare, f"model.{bare}"]
-    return list(dict.fromkeys(names))
-
-
 def method_of(config: Any) -> str | None:
-    """How the checkpoint is quantised, such as ``fp8``; None where it is not."""
-    settings = getattr(config, "quantization_config", None)
+    """How the checkpoint is quantised, such as ``fp8``; None where it is not.
+
+    Parameters
+    ----------
+    config
+        Of the whole model; it may be written into its decoder's part instead.
+    """
+    settings = _settings(config)
     if settings is None:
         return None
     if settings.get("load_in_4bit") or settings.get("load_in_8bit"):
@@ -64,13 +40,19 @@ def method_of(config: Any) -> str | None:
     return str(getattr(method, "value", method))
 
 
+def _settings(whole: Any) -> Mapping[str, Any] | None:
+    parts = (whole, whole.get_text_config(decoder=True))
+    found = (getattr(part, "quantization_config", None) for part in parts)
+    return next((settings for settings in found if settings is not None), None)
+
+
 def check_method(config: Any, *, of: str, device: str, here: bool) -> None:
     """Refuse a quantisation that is not loaded, before anything is read.
 
     Parameters
     ----------
     config
-        A decoder's, after `hand_down`.
+        Of the whole model.
     of
         The model, for the words of the error.
     device

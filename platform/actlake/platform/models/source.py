@@ -21,7 +21,6 @@ from actlake.platform.models.anatomy import (
     dissect,
     max_positions_of,
     model_class,
-    num_layers_of,
 )
 from actlake.platform.models.config import ModelConfig
 from actlake.platform.models.errors import (
@@ -41,7 +40,6 @@ from actlake.platform.models.numerics import (
 from actlake.platform.models.quantization import (
     check_method,
     check_scales,
-    hand_down,
     method_of,
 )
 from actlake.platform.models.weights import WeightFile
@@ -112,11 +110,24 @@ class ResolvedModel:
     @property
     def hf_config(self) -> Any:
         """A fresh Hugging Face configuration of the decoder, with the attention set."""
+        return self.whole_config.get_text_config(decoder=True)
+
+    @property
+    def whole_config(self) -> Any:
+        """A fresh Hugging Face configuration of the whole model, with the decoder's attention."""
         whole = _read_config(self.location, self.commit, self.trust_remote_code)
-        decoder = whole.get_text_config(decoder=True)
-        hand_down(whole, decoder)
-        decoder._attn_implementation = self.attention.value
-        return decoder
+        whole.get_text_config(decoder=True)._attn_implementation = self.attention.value
+        return whole
+
+    @property
+    def model_class(self) -> type[Any]:
+        """The class of the whole model in transformers, or in the code that comes with it."""
+        return model_class(
+            self.whole_config,
+            location=self.location,
+            commit=self.commit,
+            trust_remote_code=self.trust_remote_code,
+        )
 
     def sites(self) -> list[Site]:
         """All sites that can be stored, in order; ``resid_pre.l`` stands under its stored name."""
@@ -236,25 +247,27 @@ def resolve_model(config: ModelConfig, *, here: bool = True) -> ResolvedModel:
     dtype = resolve_dtype(config.dtype, device.value)
     whole = _read_config(located.location, located.commit, config.trust_remote_code)
     decoder = whole.get_text_config(decoder=True)
-    hand_down(whole, decoder)
-    check_method(decoder, of=config.name, device=device.value, here=here)
+    check_method(whole, of=config.name, device=device.value, here=here)
     cls = model_class(
-        decoder,
+        whole,
         location=located.location,
         commit=located.commit,
         trust_remote_code=config.trust_remote_code,
     )
     attention = resolve_attention(config.attention, decoder.model_type, cls)
     decoder._attn_implementation = attention.value
+    quantization = method_of(whole)
+    is_part = decoder is not whole
+    anatomy = dissect(whole, cls)
     model = ResolvedModel(
         name=config.name,
         revision=located.revision,
         location=located.location,
         commit=located.commit,
         weights=located.weights,
-        nested=decoder is not whole,
+        nested=is_part,
         family=decoder.model_type,
-        num_layers=num_layers_of(decoder),
+        num_layers=len(anatomy.block_params),
         dim=int(decoder.hidden_size),
         vocab_size=int(decoder.vocab_size),
         max_positions=max_positions_of(decoder),
@@ -262,8 +275,8 @@ def resolve_model(config: ModelConfig, *, here: bool = True) -> ResolvedModel:
         device=device,
         attention=attention,
         trust_remote_code=config.trust_remote_code,
-        quantization=method_of(decoder),
-        anatomy=dissect(decoder, cls),
+        quantization=quantization,
+        anatomy=anatomy,
     )
     if model.commit is None:
         check_scales(
