@@ -138,6 +138,36 @@ def test_weights_that_change_after_they_were_hashed_are_not_loaded(whole: Path) 
         load_head(model)
 
 
+@pytest.mark.parametrize("setting", ["rope_theta", "rms_norm_eps", "num_attention_heads"])
+def test_a_configuration_that_differs_where_the_weights_are_loaded_is_refused(
+    whole: Path, setting: str
+) -> None:
+    model = resolved(whole)
+    config = json.loads((whole / "config.json").read_text())
+    (whole / "config.json").write_text(json.dumps(config | {setting: 2}))  # as on another node
+
+    for load in (lambda: load_stage(model, range(4), [Site(3)]), lambda: load_head(model)):
+        with pytest.raises(WeightsMismatch, match=r"config\.json of .* is another than when"):
+            load()
+
+
+def test_code_that_differs_where_the_weights_are_loaded_is_not_run(whole: Path) -> None:
+    bring_code(whole)
+    model = resolved(whole, trust_remote_code=True)
+    bring_code(whole, "raise SystemExit('other code was run')")
+
+    with pytest.raises(WeightsMismatch, match="or code beside it, is another"):
+        load_stage(model, range(4), [Site(3)])
+
+
+def test_a_configuration_that_was_only_saved_again_is_the_same(whole: Path) -> None:
+    model = resolved(whole)
+    config = json.loads((whole / "config.json").read_text())
+    (whole / "config.json").write_text(json.dumps(config | {"transformers_version": "9.9"}))
+
+    assert load_stage(model, range(4), [Site(3)]).layers == range(4)
+
+
 def test_weights_swapped_for_others_of_one_size_and_time_have_another_revision(
     whole: Path,
 ) -> None:

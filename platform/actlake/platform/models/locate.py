@@ -34,6 +34,9 @@ class Located:
     commit: str | None
     """The commit to load from the hub; None for a folder."""
 
+    settings: str | None = None
+    """SHA-256 of a folder's configuration and code, to be compared where it is loaded."""
+
     weights: tuple[WeightFile, ...] = ()
     """The files of weights of a folder. Of a repository the commit says them."""
 
@@ -94,24 +97,46 @@ def _folder(path: Path, revision: str, *, with_code: bool) -> Located:
         )
     if (path / ADAPTER).is_file():
         raise _has_adapter(str(path))
-    settings = _read_settings(path / CONFIG)
+    digest = settings_digest(path, with_code=with_code)
+    return _hashed(path, str(path), digest, with_code=with_code)
+
+
+def settings_digest(folder: Path, *, with_code: bool) -> "hashlib._Hash":
+    """The SHA-256 of what decides how a folder's weights are used.
+
+    Parameters
+    ----------
+    with_code
+        Whether code that comes with the model is run.
+
+    Raises
+    ------
+    ModelNotFound
+        The configuration cannot be read.
+    ModelNotSupported
+        The code lies elsewhere, at no fixed revision.
+    """
+    settings = _read_settings(folder / CONFIG)
     for key in ("transformers_version", "_name_or_path"):  # others when it is saved again
         settings.pop(key, None)
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     if with_code and "auto_map" in settings:
-        _check_code(settings, of=str(path))
-        for file in sorted(path.glob("*.py")):
+        _check_code(settings, of=str(folder))
+        for file in sorted(folder.glob("*.py")):
             digest.update(f"{file.name} {file_digest(file)}\n".encode())
-    return _hashed(path, str(path), digest)
+    return digest
 
 
-def _hashed(folder: Path, name: str, digest: "hashlib._Hash") -> Located:
+def _hashed(
+    folder: Path, name: str, digest: "hashlib._Hash", *, with_code: bool = False
+) -> Located:
     """The folder with its files of weights, its revision made of `digest` and theirs."""
+    settings = settings_digest(folder, with_code=with_code).hexdigest()
     files = weight_files(lambda file: _file_in(folder, file), of=name)
     weights = hashed(folder, files.names)
     for weight in weights:
         digest.update(f"{weight.name} {weight.sha256}\n".encode())
-    return Located(str(folder.resolve()), f"sha256:{digest.hexdigest()}", None, weights)
+    return Located(str(folder.resolve()), f"sha256:{digest.hexdigest()}", None, settings, weights)
 
 
 def _file_in(folder: Path, name: str) -> Path | None:

@@ -28,9 +28,10 @@ from actlake.platform.models.errors import (
     ModelNotFound,
     SiteNotInModel,
     VocabularyTooSmall,
+    WeightsMismatch,
 )
 from actlake.platform.models.foreign import foreign_errors
-from actlake.platform.models.locate import locate
+from actlake.platform.models.locate import locate, settings_digest
 from actlake.platform.models.numerics import (
     Resolved,
     resolve_attention,
@@ -68,6 +69,9 @@ class ResolvedModel:
 
     commit: str | None
     """The commit to load from the hub; None for a folder."""
+
+    settings: str | None
+    """SHA-256 of a folder's configuration and code, compared again as the weights are."""
 
     weights: tuple[WeightFile, ...]
     """The files of weights of a folder, which are compared again when they are loaded. Empty
@@ -114,7 +118,15 @@ class ResolvedModel:
 
     @property
     def whole_config(self) -> Any:
-        """A fresh Hugging Face configuration of the whole model, with the decoder's attention."""
+        """A fresh Hugging Face configuration of the whole model, with the decoder's attention.
+
+        Raises
+        ------
+        WeightsMismatch
+            The folder's is another on this machine, or its code is.
+        """
+        if self.commit is None:
+            self._check_settings()
         whole = _read_config(self.location, self.commit, self.trust_remote_code)
         whole.get_text_config(decoder=True)._attn_implementation = self.attention.value
         return whole
@@ -128,6 +140,21 @@ class ResolvedModel:
             commit=self.commit,
             trust_remote_code=self.trust_remote_code,
         )
+
+    def _check_settings(self) -> None:
+        try:
+            found = settings_digest(Path(self.location), with_code=self.trust_remote_code)
+        except OSError as error:
+            raise WeightsMismatch(
+                f"The configuration of {self.name} cannot be read: {error}\n"
+                f"hint: every node needs the model's folder, at the same path"
+            ) from error
+        if found.hexdigest() != self.settings:
+            raise WeightsMismatch(
+                f"The config.json of {self.name}, or code beside it, is another than when the "
+                f"model was found\n"
+                f"hint: leave the folder alone while it is used, and give every node the same one"
+            )
 
     def sites(self) -> list[Site]:
         """All sites that can be stored, in order; ``resid_pre.l`` stands under its stored name."""
@@ -264,6 +291,7 @@ def resolve_model(config: ModelConfig, *, here: bool = True) -> ResolvedModel:
         revision=located.revision,
         location=located.location,
         commit=located.commit,
+        settings=located.settings,
         weights=located.weights,
         nested=is_part,
         family=decoder.model_type,
