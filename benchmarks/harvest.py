@@ -77,6 +77,7 @@ class Harvest:
             layers=range(num_layers_needed(SITES)),
             sites=SITES,
             batch_tokens=BATCH_TOKENS,
+            batching="padded",
             threads=THREADS,
         )
 
@@ -127,7 +128,7 @@ def batches_of(store, unit):
     contexts = store.contexts_of(extent)
     starts = store.contexts["start"].read(contexts.start, contexts.stop + 1)
     ids = store.tokens["id"].read(int(starts[0]), extent.stop)
-    return list(unit_batches(starts, ids, extent, batch_tokens=BATCH_TOKENS))
+    return list(unit_batches(starts, ids, extent, batch_tokens=BATCH_TOKENS, batching="padded"))
 
 
 def timed(contender, units: list[int]) -> float:

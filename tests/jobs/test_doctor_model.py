@@ -93,7 +93,7 @@ def test_a_model_that_does_not_fit_is_not_loaded(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     folder = save_tiny("llama", tmp_path / "model")
-    monkeypatch.setattr(model_map, "available_memory", lambda device: 1000)
+    monkeypatch.setattr(model_map, "free_memory", lambda device: 1000)
     monkeypatch.setattr(model_map, "measure_model", None)
 
     status, found, measured = doctor("--model", str(folder))

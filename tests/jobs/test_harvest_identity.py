@@ -42,9 +42,8 @@ def prepare(config: HarvestConfig) -> ActivationStore:
     """All that a harvest does before the model runs."""
     model, workers = resolve(config)
     with Lease.acquire(locate(config.store)) as lease:
-        store = prepare_store(
-            lease, config, model, threads=workers.threads, progress=lambda **done: None
-        ).store
+        prepared = prepare_store(lease, config, model, workers, progress=lambda **done: None)
+        store = prepared.store
         add_sites(lease, store, config.sites, harvest_request(config, threads=workers.threads))
     return open_store(config.store)
 

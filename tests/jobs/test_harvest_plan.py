@@ -73,6 +73,7 @@ def test_the_plan_says_what_stages_hold_send_and_how_long_they_wait(model, smoll
         beginning="every context begins with <bos> (asked for)",
         special_tokens="no special token is written in the text",
         rows_per_split={"train": 90, "test": 10},
+        tried={"contexts": "run each alone"},
     )
 
     # 23 batches of 256 tokens in 6,000 rows; stages of 4 and 12 layers out of 16.
@@ -91,6 +92,7 @@ def test_the_plan_says_what_stages_hold_send_and_how_long_they_wait(model, smoll
     text = str(planned)
     assert "text      every context begins with <bos> (asked for)\n" in text
     assert "splits    train 90, test 10\n" in text
+    assert "contexts  run each alone\n" in text
     assert "layers 0–3: 169.9 MB of weights, up to 0 B of rows in flight" in text
     assert (
         "layers 4–15: 169.9 MB of weights, up to 884.7 kB of rows and 7.1 MB of hidden states in "

@@ -75,7 +75,15 @@ def build(folder, *, dtype="float32", lengths=LENGTHS):
         builder.finish(lambda rows: Geometry(chunk_rows=8, unit_rows=24))
 
 
-def fill(folder, model, *, stages, batch_tokens=48, on_receipts=lambda unit, receipts: None):
+def fill(
+    folder,
+    model,
+    *,
+    stages,
+    batch_tokens=48,
+    batching="padded",
+    on_receipts=lambda unit, receipts: None,
+):
     """Run every unit through a chain of stages in this process."""
     with Lease.acquire(LocalFolder(folder)) as lease:
         add_sites(lease, open_store(folder), SITES, {})
@@ -87,6 +95,7 @@ def fill(folder, model, *, stages, batch_tokens=48, on_receipts=lambda unit, rec
                 layers=layers,
                 sites=SITES,
                 batch_tokens=batch_tokens,
+                batching=batching,
                 threads=1,
             )
             for layers in stages

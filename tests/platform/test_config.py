@@ -647,3 +647,27 @@ def test_flags_are_no_part_of_the_configuration(file: Path):
 
 def test_what_the_package_shows_is_there():
     assert all(hasattr(package, name) for name in package.__all__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checked:
+    """Something that is checked unless it is said otherwise."""
+
+    check: bool = True
+    """Look first."""
+
+    quiet: bool = False
+    """Say nothing."""
+
+
+def test_what_is_true_by_default_has_a_word_for_the_other(capsys):
+    def read(*words):
+        return read_config(Checked, words, command="look")
+
+    assert read() == read("--no-check", "--check") == Checked()
+    assert read("--no-check") == read("--check", "--no-check") == Checked(check=False)
+    with pytest.raises(ConfigError, match="no_quiet"):
+        read("--no-quiet")
+    with pytest.raises(SystemExit):
+        read("--no-check", "--print-config")
+    assert "check: false\n" in capsys.readouterr().out

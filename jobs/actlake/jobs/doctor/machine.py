@@ -14,6 +14,7 @@ from packaging.requirements import Requirement
 from actlake.jobs.doctor.check import Finding, Status
 from actlake.platform.cluster.job_start import code_hash
 from actlake.platform.cores import usable_cores
+from actlake.platform.free_memory import free_memory
 from actlake.platform.runs import versions
 from actlake.storage.summary import human_bytes
 
@@ -71,7 +72,7 @@ def check_threads() -> Iterator[Finding]:
 
 def check_memory() -> Iterator[Finding]:
     """Main memory, and the shared memory through which stages talk."""
-    free = available_memory()
+    free = free_memory()
     if free is not None:
         status: Status = "ok" if free > LITTLE_MEMORY else "warn"
         hint = "" if status == "ok" else "use a smaller model, more stages, or end other programs"
@@ -84,19 +85,6 @@ def check_memory() -> Iterator[Finding]:
             "shared memory", "ok" if enough else "warn", f"{human_bytes(room)} free in {shared}",
             "" if enough else "in a container, start it with --shm-size=2g; Ray falls back to disk",
         )  # fmt: skip
-
-
-def available_memory(device: str = "cpu") -> int | None:
-    """Bytes that can still be taken of a device's memory; None where nobody says."""
-    if device != "cpu":
-        import torch
-
-        return torch.cuda.mem_get_info(device)[0]
-    with suppress(OSError, ValueError):
-        for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return None
 
 
 def check_disk(places: Sequence[str]) -> Iterator[Finding]:

@@ -10,7 +10,7 @@ from typing import Any
 from rich.table import Table
 
 from actlake.jobs.doctor.check import Finding
-from actlake.jobs.doctor.machine import available_memory
+from actlake.platform.free_memory import free_memory
 from actlake.platform.model_map import (
     ModelMap,
     TextFound,
@@ -85,7 +85,7 @@ def _too_large(model: ResolvedModel) -> Finding | None:
     """A finding where the weights do not fit into the memory of the device."""
     parameters = model.anatomy.stage_params(range(model.num_layers))
     needed = (parameters + model.vocab_size * model.dim) * model.dtype.value.itemsize
-    free = available_memory(model.device.value)
+    free = free_memory(model.device.value)
     if free is None or needed < free:
         return None
     return Finding(

@@ -22,8 +22,9 @@ class StorageConfig:
     """How rows are stored; fixed when the store is made."""
 
     dtype: ActivationDtype = "float16"
-    """Element type on disk. float16 holds numbers up to 65,504; a unit with larger ones is
-    refused. bfloat16 has float32's range and three digits; float32 twice the bytes."""
+    """Element type on disk. float16 holds numbers up to 65,504; where the first contexts have
+    larger ones the harvest is refused before the text is laid out, later ones cost their unit.
+    bfloat16 has float32's range and three digits; float32 twice the bytes."""
 
     compression: Compression = "none"
     """``zstd`` saves about 7 % of float16 and 20 % of bfloat16, and the store can then not be
@@ -120,6 +121,11 @@ class HarvestConfig:
     allow_other_numerics: bool = False
     """Go on with a store that was begun with another torch, device, dtype or batch budget. Its
     units then differ in the last bits; which was computed how is recorded."""
+
+    check: bool = True
+    """Measure the model's own loss on a few contexts before a store's first unit, as they are laid
+    out and otherwise, and warn where it should be better. It loads the layers above the last site
+    for a moment, where there is memory for them and nothing has to be fetched."""
 
     resources: ResourcesConfig = field(default_factory=ResourcesConfig)
     """What each stage reserves on the cluster."""

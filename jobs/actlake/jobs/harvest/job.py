@@ -14,10 +14,12 @@ import hashlib
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from rich.console import Console
 
+from actlake.jobs.harvest.batches import Batching
 from actlake.jobs.harvest.commits import Commits
 from actlake.jobs.harvest.config import HarvestConfig
 from actlake.jobs.harvest.machines import resolve
@@ -37,6 +39,7 @@ from actlake.jobs.harvest.preparation import (
 from actlake.jobs.harvest.progress import HarvestProgress, Tally
 from actlake.jobs.harvest.recompute import recompute
 from actlake.jobs.harvest.replicas import phases, replica_spec
+from actlake.jobs.harvest.trial import Trial, batching_words
 from actlake.jobs.harvest.worker import numerics_here
 from actlake.jobs.saying import say
 from actlake.platform.cluster import (
@@ -85,6 +88,8 @@ class HarvestResult:
     """Committed shards that were missing or cut short, and were computed again."""
     damaged: Mapping[tuple[Site, int], str] = field(default_factory=dict)
     """Those that could not be, with the reason."""
+    trial: Trial | None = None
+    """What the model did on a few contexts; None where no new rows were to be tried."""
 
     @property
     def complete(self) -> bool:
@@ -103,9 +108,10 @@ def plan(config: HarvestConfig) -> HarvestPlan:
     model, workers = resolve(config)
     location = locate(config.store)
     if read_state(location).corpora:
-        prepared = store_as_found(open_store(location), config, model, progress=_silent)
+        store = open_store(location)
+        prepared = store_as_found(store, config, model, workers, progress=_silent)
         return _plan(config, model, prepared, workers)
-    with scratch_store(config, model, threads=workers.threads, progress=_silent) as prepared:
+    with scratch_store(config, model, workers, progress=_silent) as prepared:
         return _plan(config, model, prepared, workers)
 
 
@@ -136,9 +142,7 @@ def harvest(
     threads = workers.threads
     with ExitStack() as stack:
         lease = stack.enter_context(Lease.acquire(locate(config.store)))
-        prepared = prepare_store(
-            lease, config, model, threads=threads, progress=progress or _silent
-        )
+        prepared = prepare_store(lease, config, model, workers, progress=progress or _silent)
         store = prepared.store
         add_sites(lease, store, config.sites, harvest_request(config, threads=threads))
         store.refresh()
@@ -149,14 +153,17 @@ def harvest(
             logger.info("Nothing to do: all %d units are committed", store.schema.num_units)
             lease.ledger.merge_all()
             return HarvestResult(store.url, store.schema.rows, 0, {}, False, 0.0)
-        if not joins_cluster(config.cluster):  # there, the first receipt tells
-            numerics = numerics_here(model, threads=threads, batch_tokens=config.batch_tokens)
+        if numerics := _numerics(config, model, prepared, workers):
             use_numerics(lease, numerics, allow_other=config.allow_other_numerics)
         free_missing(lease, store, config.sites)
         cluster = stack.enter_context(session(config.cluster))
         tracker = stack.enter_context(_tracker(config, store))
-        run = _Run(config, model, workers, lease, store, cluster, tracker, console)
-        return run.run(lost)
+        if prepared.trial is not None:
+            tracker.summary(prepared.trial.as_metrics())
+        run = _Run(
+            config, model, workers, prepared.batching, lease, store, cluster, tracker, console
+        )
+        return replace(run.run(lost), trial=prepared.trial)
 
 
 class _Run:
@@ -167,6 +174,7 @@ class _Run:
         config: HarvestConfig,
         model: ResolvedModel,
         workers: WorkerPlan,
+        batching: Batching,
         lease: Lease,
         store: ActivationStore,
         cluster: Session,
@@ -176,6 +184,7 @@ class _Run:
         self._config = config
         self._model = model
         self._workers = workers
+        self._batching = batching
         self._lease = lease
         self._store = store
         self._cluster = cluster
@@ -218,8 +227,9 @@ class _Run:
         damaged = dict.fromkeys(lost, "the harvest was stopped before")
         if lost and not any(result.stopped for result in results):
             damaged = recompute(
-                self._cluster, self._config, self._model, self._workers, self._lease, lost
-            )
+                self._cluster, self._config, self._model, self._workers, self._lease, lost,
+                batching=self._batching,
+            )  # fmt: skip
         self._tracker.summary(
             {
                 "rows": self._store.schema.rows,
@@ -247,7 +257,14 @@ class _Run:
         return run_units(
             self._cluster,
             iter(units),
-            replica_spec(self._config, self._model, self._workers, self._lease, sites),
+            replica_spec(
+                self._config,
+                self._model,
+                self._workers,
+                self._lease,
+                sites,
+                batching=self._batching,
+            ),
             replicas=min(self._config.replicas, len(units)),
             on_done=self._commits.commit,
             at_least=min(
@@ -297,6 +314,29 @@ def _plan(
         beginning=str(prepared.beginning),
         special_tokens=prepared.special_tokens,
         rows_per_split=store.lookup.rows_per_split(),
+        tried=_tried(prepared),
+    )
+
+
+def _tried(prepared: Prepared) -> Mapping[str, str]:
+    if prepared.trial is not None:
+        return prepared.trial.lines()
+    return {"contexts": f"run {batching_words(prepared.batching)}, as from the first unit"}
+
+
+def _numerics(
+    config: HarvestConfig, model: ResolvedModel, prepared: Prepared, workers: WorkerPlan
+) -> Mapping[str, Any] | None:
+    """What the bits will depend on; None on a cluster, where the first receipt tells."""
+    if prepared.trial is not None:
+        return prepared.trial.numerics
+    if joins_cluster(config.cluster):
+        return None
+    return numerics_here(
+        model,
+        threads=workers.threads,
+        batch_tokens=config.batch_tokens,
+        batching=prepared.batching,
     )
 
 

@@ -53,6 +53,8 @@ class HarvestPlan:
     """With what contexts begin, and why."""
     special_tokens: str
     """What special tokens that are written in the text are, and how many."""
+    tried: Mapping[str, str]
+    """What a few contexts have shown, by subject."""
     rows: int
     rows_per_split: Mapping[str, int]
     units: int
@@ -68,6 +70,7 @@ class HarvestPlan:
             f"sites     {', '.join(map(str, self.sites))}",
             f"text      {self.beginning}",
             f"          {self.special_tokens}",
+            *(f"{subject:<10}{words}" for subject, words in self.tried.items()),
             f"rows      {self.rows:,} tokens, {human_bytes(self.num_bytes)} of activations",
             f"splits    {', '.join(f'{split} {n:,}' for split, n in self.rows_per_split.items())}",
             f"units     {self.units:,} of {self.unit_rows:,} rows, {len(self.sites)} shard files "
@@ -138,6 +141,7 @@ def plan_harvest(
     beginning: str,
     special_tokens: str,
     rows_per_split: Mapping[str, int],
+    tried: Mapping[str, str],
 ) -> HarvestPlan:
     """Put the numbers together."""
     stages = plan_stages(model, config)
@@ -172,6 +176,7 @@ def plan_harvest(
         workers=workers,
         beginning=beginning,
         special_tokens=special_tokens,
+        tried=tried,
         rows=schema.rows,
         rows_per_split=rows_per_split,
         units=schema.num_units,

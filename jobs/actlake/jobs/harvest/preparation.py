@@ -1,14 +1,20 @@
 """Before the model runs: the store at the path, made or found, with its rows fixed."""
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from actlake.jobs.harvest.batches import Batching
 from actlake.jobs.harvest.config import HarvestConfig
-from actlake.jobs.harvest.planning import unit_rows_at_most
+from actlake.jobs.harvest.planning import stored_sites, unit_rows_at_most
+from actlake.jobs.harvest.readings import Reading, readings_of
+from actlake.jobs.harvest.sample import Array, sample_of_corpus, sample_of_store
+from actlake.jobs.harvest.trial import Trial
+from actlake.jobs.harvest.trying import try_contexts
+from actlake.platform.cluster.worker_plan import WorkerPlan
 from actlake.platform.config import to_dict
 from actlake.platform.corpus import (
     Beginning,
@@ -61,6 +67,10 @@ class Prepared:
     """With what its contexts begin, and why."""
     special_tokens: str
     """What special tokens that are written in the text are; how many, where it was laid out."""
+    batching: Batching
+    """Which of them are run together, from its first unit to its last."""
+    trial: Trial | None
+    """What the model did on a few contexts; None where it was tried before."""
 
 
 def wanted_store(config: HarvestConfig, model: ResolvedModel) -> Wanted:
@@ -99,9 +109,16 @@ def wanted_store(config: HarvestConfig, model: ResolvedModel) -> Wanted:
 
 
 def prepare_store(
-    lease: Lease, config: HarvestConfig, model: ResolvedModel, *, threads: int, progress: Progress
+    lease: Lease,
+    config: HarvestConfig,
+    model: ResolvedModel,
+    workers: WorkerPlan,
+    *,
+    progress: Progress,
 ) -> Prepared:
     """Open the store at the lease's location, laying the corpus down first where there is none.
+
+    Before that the model is tried on a few contexts, and again where a store takes new sites.
 
     Raises
     ------
@@ -109,18 +126,30 @@ def prepare_store(
         The store there holds other rows; the differences are in the message.
     CorpusError
         The text is refused.
+    RowsNotIndependent
+        The model's rows depend on more than their context.
     """
-    wanted = wanted_store(config, model)
     if lease.ledger.state.corpora:
-        return _found(open_store(lease.location), config, wanted, progress)
-    rows = unit_rows_at_most(config, model, threads=threads)
+        store = open_store(lease.location)
+        return store_as_found(store, config, model, workers, progress=progress)
+    wanted = wanted_store(config, model)
+    sample = sample_of_corpus(config.corpus, wanted.tokenizer)
+    trial = try_contexts(
+        config, model, workers, sample, readings=_readings(sample, config, model, wanted)
+    )
+    rows = unit_rows_at_most(config, model, threads=workers.threads)
     store, report = _lay_down(lease, config, wanted, progress, unit_rows=rows)
     said = special_tokens_said(report.special_tokens_are, report.special_tokens)
-    return Prepared(store, wanted.beginning, said)
+    return Prepared(store, wanted.beginning, said, trial.batching, trial)
 
 
 def store_as_found(
-    store: ActivationStore, config: HarvestConfig, model: ResolvedModel, *, progress: Progress
+    store: ActivationStore,
+    config: HarvestConfig,
+    model: ResolvedModel,
+    workers: WorkerPlan,
+    *,
+    progress: Progress,
 ) -> Prepared:
     """A store that is there already, if it is the one that a config asks for.
 
@@ -128,25 +157,53 @@ def store_as_found(
     ------
     StoreMismatch
         It holds other rows; the differences are in the message.
+    RowsNotIndependent
+        The model's rows depend on more than their context, as those of the store are run.
     """
-    return _found(store, config, wanted_store(config, model), progress)
-
-
-def _found(
-    store: ActivationStore, config: HarvestConfig, wanted: Wanted, progress: Progress
-) -> Prepared:
+    wanted = wanted_store(config, model)
     _check_same(store, config, wanted, progress)
     said = special_tokens_said(config.corpus.special_tokens.in_text)
-    return Prepared(store, wanted.beginning, said)
+    fixed = batching_of(store)
+    if fixed is not None and not _has_untried(store, config):
+        return Prepared(store, wanted.beginning, said, fixed, None)
+    sample = sample_of_store(store)
+    readings = _readings(sample, config, model, wanted) if fixed is None else {}
+    trial = try_contexts(config, model, workers, sample, readings=readings, fixed=fixed)
+    return Prepared(store, wanted.beginning, said, trial.batching, trial)
+
+
+def _readings(
+    sample: Sequence[Array], config: HarvestConfig, model: ResolvedModel, wanted: Wanted
+) -> Mapping[str, Reading]:
+    """The forms of the sample whose loss is wanted."""
+    if not config.check:
+        return {}
+    positions = model.max_positions
+    return readings_of(sample, wanted.beginning, wanted.tokenizer, max_positions=positions)
+
+
+def batching_of(store: ActivationStore) -> Batching | None:
+    """How the contexts of a store are run; None where no unit of it was begun by a harvest."""
+    known = [numerics["batching"] for numerics in store.ledger.numerics if "batching" in numerics]
+    return known[-1] if known else None
+
+
+def _has_untried(store: ActivationStore, config: HarvestConfig) -> bool:
+    """Whether rows are to be computed of sites, or with numerics, that the store had not."""
+    covered = store.ledger.covered
+    if not all(covered.get(site) for site in stored_sites(config.sites)):
+        return True
+    complete = len(store.committed(config.sites)) == store.schema.num_units
+    return config.allow_other_numerics and not complete
 
 
 @contextmanager
 def scratch_store(
-    config: HarvestConfig, model: ResolvedModel, *, threads: int, progress: Progress
+    config: HarvestConfig, model: ResolvedModel, workers: WorkerPlan, *, progress: Progress
 ) -> Iterator[Prepared]:
     """The store of a config with its corpus but no activations, for a plan; gone afterwards."""
     with _scratch_lease() as lease:
-        yield prepare_store(lease, config, model, threads=threads, progress=progress)
+        yield prepare_store(lease, config, model, workers, progress=progress)
 
 
 @contextmanager

@@ -9,9 +9,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
+from actlake.jobs.harvest.batches import Batching
 from actlake.jobs.harvest.config import HarvestConfig, StagesConfig
 from actlake.jobs.harvest.machines import resolve
 from actlake.jobs.harvest.planning import units_in_flight
+from actlake.jobs.harvest.preparation import batching_of
 from actlake.jobs.harvest.replicas import phases, replica_spec
 from actlake.jobs.harvest.worker import UnitReceipt, numerics_here
 from actlake.jobs.model_of_store import NotTheModel, check_model
@@ -36,6 +38,7 @@ class Recomputation:
     config: HarvestConfig
     model: ResolvedModel
     workers: WorkerPlan
+    batching: Batching
 
     @classmethod
     def resolve(
@@ -60,8 +63,8 @@ class Recomputation:
         ActlakeError
             The model cannot be found, or run here.
         """
-        request = group.request
-        if "model" not in request:
+        request, batching = group.request, batching_of(store)
+        if "model" not in request or batching is None:
             raise NotTheModel(
                 f"The ledger of {store.url} does not say how {group.sites[0]} was computed\n"
                 "hint: write its units with what wrote them, to another path"
@@ -80,7 +83,7 @@ class Recomputation:
         )
         resolved, workers = resolve(config)
         check_model(store, resolved)
-        return cls(store, config, resolved, workers)
+        return cls(store, config, resolved, workers, batching)
 
     def __str__(self) -> str:
         return f"its model, {self.model.name}"
@@ -93,7 +96,10 @@ class Recomputation:
         if joins_cluster(self.config.cluster):
             return {}
         here = numerics_here(
-            self.model, threads=self.workers.threads, batch_tokens=self.config.batch_tokens
+            self.model,
+            threads=self.workers.threads,
+            batch_tokens=self.config.batch_tokens,
+            batching=self.batching,
         )
         then = self.store.ledger.numerics
         return {
@@ -107,7 +113,10 @@ class Recomputation:
     def restore(self, lease: Lease, records: Sequence[ShardRecord]) -> dict[ShardRecord, str]:
         """Compute damaged shards again; which were not restored, and why."""
         with session(self.config.cluster) as cluster:
-            return recompute(cluster, self.config, self.model, self.workers, lease, records)
+            return recompute(
+                cluster, self.config, self.model, self.workers, lease, records,
+                batching=self.batching,
+            )  # fmt: skip
 
 
 def recompute(
@@ -117,6 +126,8 @@ def recompute(
     workers: WorkerPlan,
     lease: Lease,
     records: Iterable[ShardRecord],
+    *,
+    batching: Batching,
 ) -> dict[ShardRecord, str]:
     """Compute damaged shards again; which were not restored, and why."""
     left = {(record.site, record.unit): record for record in records}
@@ -138,6 +149,7 @@ def recompute(
             workers,
             lease,
             sites,
+            batching=batching,
             damaged=[left[site, unit] for site in sites for unit in units],
         )
         result = run_units(

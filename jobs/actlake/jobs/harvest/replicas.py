@@ -1,11 +1,13 @@
 """What a replica of the model is made of for some sites of a store, and which go together."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
+from actlake.jobs.harvest.batches import Batching
 from actlake.jobs.harvest.config import HarvestConfig
 from actlake.jobs.harvest.planning import plan_stages
 from actlake.jobs.harvest.worker import HarvestWorker
-from actlake.platform.cluster import ReplicaSpec, StageSpec
+from actlake.platform.cluster import ReplicaSpec, StageSpec, StageWorker
 from actlake.platform.cluster.worker_plan import WorkerPlan
 from actlake.platform.models import ResolvedModel
 from actlake.storage import Lease, Site, UnitSet
@@ -19,6 +21,7 @@ def replica_spec(
     lease: Lease,
     sites: tuple[Site, ...],
     *,
+    batching: Batching,
     damaged: Iterable[ShardRecord] = (),
 ) -> ReplicaSpec:
     """The stages that `sites` need, each with a `HarvestWorker`.
@@ -26,25 +29,47 @@ def replica_spec(
     With `damaged` the units are those of committed shards, whose files are to be again what these
     records say.
     """
+    return chain_of(
+        config,
+        model,
+        workers,
+        sites,
+        make=HarvestWorker,
+        store_url=lease.location.url,
+        token=lease.token,
+        batch_tokens=config.batch_tokens,
+        batching=batching,
+        damaged=tuple(damaged),
+    )
+
+
+def chain_of(
+    config: HarvestConfig,
+    model: ResolvedModel,
+    workers: WorkerPlan,
+    sites: tuple[Site, ...],
+    *,
+    make: Callable[..., StageWorker],
+    **kwargs: Any,
+) -> ReplicaSpec:
+    """The stages that `sites` need, as the config cuts, places and connects them.
+
+    Parameters
+    ----------
+    make, kwargs
+        The worker of each stage, which also gets its layers, the sites, the model and threads.
+    """
     layers_of_stages = [
         layers
         for layers in plan_stages(model, config)
         if any(site.layer >= layers.start for site in sites)
     ]
+    common = kwargs | {"model": model, "sites": sites, "threads": workers.threads}
     return ReplicaSpec(
         stages=tuple(
             StageSpec(
-                make=HarvestWorker,
-                kwargs={
-                    "store_url": lease.location.url,
-                    "token": lease.token,
-                    "model": model,
-                    "layers": layers,
-                    "sites": sites,
-                    "batch_tokens": config.batch_tokens,
-                    "threads": workers.threads,
-                    "damaged": tuple(damaged),
-                },
+                make=make,
+                kwargs=common | {"layers": layers},
                 resources=workers.resources,
                 threads=workers.threads,
             )

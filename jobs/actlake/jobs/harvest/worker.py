@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from actlake.jobs.harvest.batches import Batch, unit_batches
+from actlake.jobs.harvest.batches import Batch, Batching, run_to, unit_batches
 from actlake.jobs.harvest.buffers import UnitBuffers
 from actlake.jobs.harvest.metering import Meter, StageUse
 from actlake.platform.cluster import DeviceOutOfMemory, Send, device_fault
@@ -77,6 +77,7 @@ class HarvestWorker:
         layers: range,
         sites: tuple[Site, ...],
         batch_tokens: int,
+        batching: Batching,
         threads: int,
         damaged: tuple[ShardRecord, ...] = (),
     ) -> None:
@@ -87,8 +88,11 @@ class HarvestWorker:
         self._token = token
         token.check(self._store.location)
         self._batch_tokens = batch_tokens
+        self._batching = batching
         self._stage = load_stage(model, layers, sites, threads=threads)
-        self._numerics = numerics_here(model, threads=threads, batch_tokens=batch_tokens)
+        self._numerics = numerics_here(
+            model, threads=threads, batch_tokens=batch_tokens, batching=batching
+        )
         self._lock = threading.Lock()
         self._meter = Meter()
         self._open: dict[int, _Open] = {}
@@ -135,9 +139,10 @@ class HarvestWorker:
         extent = self._store.schema.unit_extent(unit)
         contexts = self._store.contexts_of(extent)
         starts = self._store.contexts["start"].read(contexts.start, contexts.stop + 1)
-        ids = self._store.tokens["id"].read(int(starts[0]), extent.stop)
-        batches = list(unit_batches(starts, ids, extent, batch_tokens=self._batch_tokens))
-        return _Open(batches, self._new_buffers(extent))
+        how, budget = self._batching, self._batch_tokens
+        ids = self._store.tokens["id"].read(int(starts[0]), run_to(starts, extent, how))
+        batches = unit_batches(starts, ids, extent, batch_tokens=budget, batching=how)
+        return _Open(list(batches), self._new_buffers(extent))
 
     def _new_buffers(self, extent: Extent) -> UnitBuffers | None:
         if not self._stage.sites:
@@ -215,7 +220,9 @@ def _gpu_bytes(device: torch.device) -> int:
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
 
 
-def numerics_here(model: ResolvedModel, *, threads: int, batch_tokens: int) -> dict[str, Any]:
+def numerics_here(
+    model: ResolvedModel, *, threads: int, batch_tokens: int, batching: Batching
+) -> dict[str, Any]:
     """All that may change the last bits of an activation, as far as this machine can tell."""
     import transformers
 
@@ -234,6 +241,7 @@ def numerics_here(model: ResolvedModel, *, threads: int, batch_tokens: int) -> d
         "attention": model.attention.value,
         "threads": threads if device == "cpu" else 0,
         "batch_tokens": batch_tokens,
+        "batching": batching,
     }
 
 

@@ -10,7 +10,8 @@ field's type makes of the text, so nothing needs quotes beyond the shell's own:
     --sites a,b             a list; also '[a, b]'
     --corpus '{demo: true}' the whole value, instead of what a file says
     --corpus.demo true      one key inside it
-    --verify                a field that is true or false; `--verify false` for the other
+    --verify                a field that is true or false; `--verify false` for the other, and
+                            `--no-verify` where true is the default
 """
 
 import re

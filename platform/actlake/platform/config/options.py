@@ -27,7 +27,8 @@ class Parser(argparse.ArgumentParser):
 
 class _Help(argparse.RawDescriptionHelpFormatter):
     def _format_args(self, action: argparse.Action, default_metavar: str) -> str:
-        return str(action.metavar)  # without brackets around what may be left out
+        # Without brackets around what may be left out.
+        return "" if action.metavar is None else str(action.metavar)
 
     def _get_help_string(self, action: argparse.Action) -> str:
         return _unmarked(action.help or "").replace("%", "%%")
@@ -80,6 +81,8 @@ def _add_keys(parser: Parser, kind: type, base: Any, above: str, title: str, wid
             continue
         if bool in members:
             option.nargs, option.const = "?", (key, "true")
+            if default is True and not above:
+                _add_negative(section, key)
         alone = len(configs) == 1
         inside += [(m, default, key, key if alone else f"{key} as {m.__name__}") for m in configs]
     also = f" Also: {', '.join(shared)}." if shared else ""
@@ -87,6 +90,14 @@ def _add_keys(parser: Parser, kind: type, base: Any, above: str, title: str, wid
     section.description = textwrap.fill(_unmarked(about), width - 2)
     for member, default, key, title in inside:
         _add_keys(parser, member, default, f"{key}.", title, width)
+
+
+def _add_negative(section: Any, key: str) -> None:
+    """What is done unless it is said otherwise is said otherwise in a word of its own."""
+    section.add_argument(
+        f"--no_{key}", dest="given", action="append_const", const=(key, "false"),
+        help=f"The same as --{key} false.",
+    )  # fmt: skip
 
 
 def _unmarked(text: str) -> str:

@@ -8,8 +8,9 @@
 The model in it is transformers' own, with stand-ins where layers are absent. The hidden
 state that comes from the stage below is put in front of the first resident layer, so nothing
 before it matters; the forward pass ends behind the last layer that is needed, so nothing
-above it is run. Contexts shorter than the batch are padded on the right and no attention
-mask is given: attention is causal, so real tokens never see the padding.
+above it is run. No attention mask is given. Contexts shorter than the batch may be padded on the
+right only where real tokens never see what follows them; most families look back only, and
+`actlake.jobs.harvest.trying` finds out which do not.
 
 Shapes:  B contexts in the batch   L tokens in a context   D width of the stream
 """
