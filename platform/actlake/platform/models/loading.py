@@ -122,7 +122,7 @@ def check_stored_embedding(model: ResolvedModel) -> None:
     wanted = f"{model.anatomy.embedding}.weight"
     for file in model.weights if model.quantization is None else ():
         try:
-            with safe_open(Path(model.location) / file.name, framework="pt") as opened:
+            with safe_open(Path(model.location) / file.name, framework="np") as opened:
                 stored = {
                     name: opened.get_slice(name).get_shape()[0]
                     for name in opened.keys()  # noqa: SIM118  it is no mapping
