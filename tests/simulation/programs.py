@@ -65,7 +65,7 @@ def harvest(
         store = _prepare(lease, corpus)
         add_sites(lease, store, sites, {"corpus": corpus.name})
         store.refresh()
-        lost = list(undersized(store))
+        lost = list(undersized(store, sites))
         numerics = use_numerics(lease, {"device": "simulated"})
         free_missing(lease, store, sites)
         for unit in list(store.committed(sites).missing(store.schema.num_units))[:most_units]:

@@ -130,7 +130,7 @@ def test_as_xarray_stores_are_one_dataset_numbered_through(pair):
     expected = {
         "token": np.concatenate([k.ids for k in known]),
         "position": np.concatenate([k.positions for k in known]),
-        "document": np.concatenate([known[0].document, known[1].document + 9]),
+        "document_number": np.concatenate([known[0].document, known[1].document + 9]),
         "context": np.repeat(np.arange(len(lengths)), lengths),
         "split": np.concatenate([k.split for k in known]),
         "char": np.concatenate([context.chars for k in known for context in k.contexts]),
