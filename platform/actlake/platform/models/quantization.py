@@ -1,8 +1,7 @@
 """Quantised checkpoints: loaded by the loader they were made for, or refused by name.
 
-A weight in eight bits means nothing without its scale. transformers leaves the scales out where
-it does not know the method, and
-the numbers are then wrong by orders of magnitude, without an error.
+A weight in eight bits means nothing without its scale. Where transformers does not know the method
+it leaves the scales out, and the numbers are wrong by orders of magnitude, without an error.
 """
 
 import json
