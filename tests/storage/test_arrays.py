@@ -5,6 +5,8 @@ import ctypes
 import mmap
 import os
 import pickle
+import subprocess
+import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -217,3 +219,118 @@ def test_a_chunk_that_is_expected_is_read_from_the_disk(full):
 def test_an_unknown_way_to_treat_missing_rows_is_refused(full, read):
     with pytest.raises(InvalidQuery, match="no missing='foo'\nhint: "):
         read(open_store(full)[Site(3)])
+
+
+INDEXES = [
+    5,
+    -1,
+    np.int64(7),
+    np.array(3),
+    (5, 3),
+    (5, slice(1, 3)),
+    (np.int32(5), [0, 3]),
+    (5, ...),
+    (slice(2, 9), 3),
+    (slice(40, 2, -3), [0, 1]),
+    ([1, 2], [0, 3]),
+    ([4], [0, 3]),
+    ([1, 1, 2], slice(None, 2)),
+    (np.arange(50) % 3 == 0, 2),
+    np.arange(50) % 7 == 0,
+    np.zeros(50, bool),
+    [],
+    ...,
+    (),
+    (..., 3),
+    (..., 5, 3),
+    (slice(None), None),
+    np.s_[::-1],
+]
+
+
+@pytest.mark.parametrize("index", INDEXES, ids=repr)
+@pytest.mark.parametrize("path", ["mapped", "zarr"])
+def test_an_index_gives_what_it_gives_of_a_numpy_array(tmp_path, index, path):
+    location, spec, committed, values = write(
+        tmp_path, rows=50, tail=(5,), chunk=4, chunks=3, dtype="float32"
+    )
+
+    given = RowArray(location, spec, committed=lambda: committed, path=path)[index]
+
+    assert np.shape(given) == values[index].shape
+    np.testing.assert_array_equal(given, values[index])
+
+
+@pytest.mark.parametrize(
+    ("index", "words"),
+    [
+        (np.ones(49, bool), r"mask is of shape \(49,\); some/array has 50 rows\nhint: give one"),
+        (np.ones((50, 5), bool), r"mask is of shape \(50, 5\)"),
+        ((np.ones(2, bool), 0), r"mask is of shape \(2,\)"),
+        (True, r"mask is of shape \(\)"),
+        ((1, 2, 3), r"some/array is of 2 axes, \(50, 5\); 3 were indexed"),
+        (50, "no row 50"),
+        ([-1], "no row -1"),
+        (None, "one-dimensional array of integers"),
+        (1.5, "one-dimensional array of integers"),
+    ],
+)
+def test_an_index_that_names_no_rows_is_refused(tmp_path, index, words):
+    location, spec, committed, _ = write(
+        tmp_path, rows=50, tail=(5,), chunk=4, chunks=3, dtype="float32"
+    )
+
+    with pytest.raises(RowsOutOfRange, match=words):
+        RowArray(location, spec, committed=lambda: committed)[index]
+
+
+def in_memory(path):
+    """Pages of a file that are in memory, as the system counts."""
+    size = path.stat().st_size
+    with path.open("rb") as file, mmap.mmap(file.fileno(), size, mmap.MAP_PRIVATE) as own:
+        pages = -(-size // mmap.PAGESIZE)
+        resident = (ctypes.c_ubyte * pages)()
+        start = ctypes.addressof(ctypes.c_char.from_buffer(own))
+        status = ctypes.CDLL(None).mincore(
+            ctypes.c_void_p(start), ctypes.c_size_t(pages * mmap.PAGESIZE), resident
+        )
+        assert status == 0
+        return sum(flag & 1 for flag in resident)
+
+
+def test_a_few_rows_from_here_and_there_are_read_alone(tmp_path):
+    """And not what lies around each of them, which is what is right for rows in order."""
+    location, spec, committed, values = write(
+        tmp_path, rows=8192, tail=(256,), chunk=512, chunks=16, dtype="float32"
+    )
+    array = RowArray(location, spec, committed=lambda: committed)
+    rows = [5, 2700, 5400, 8100]
+    shard = tmp_path / spec.shard_key(0)
+    with shard.open("rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    before = in_memory(shard)
+
+    taken = array.take(rows)
+
+    np.testing.assert_array_equal(taken, values[rows])
+    assert in_memory(shard) - before <= 2 * len(rows)
+
+
+def test_a_thread_that_reads_while_python_ends_does_not_crash_it(full):
+    program = f"""
+import threading, time
+import numpy as np
+from actlake.storage import Site, open_store
+array = open_store({str(full)!r})[Site(3)]
+rows = np.arange(250).repeat(8000)  # gathered for some milliseconds, without Python's lock
+def read():
+    while True:
+        array.take(rows)
+for _ in range(4):
+    threading.Thread(target=read, daemon=True).start()
+time.sleep(0.3)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
+
+    assert (done.returncode, done.stderr) == (0, b"")

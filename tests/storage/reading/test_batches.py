@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from actlake.storage import Lease, Site, open_store
+from actlake.storage import Lease, Site, mapped, open_store
 from actlake.storage.arrays import RowArray
 from actlake.storage.errors import (
     FormatTooNew,
@@ -154,6 +154,23 @@ def test_a_store_that_cannot_be_mapped_is_mixed_in_a_pool(full, caplog):
 
     assert batches.order.shuffle == "pool"
     assert "pool, acts/resid_post.3 is read through Zarr" in caplog.text
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_a_machine_that_refuses_to_map_a_store_does_not_change_its_order(
+    full, monkeypatch, resumed
+):
+    """As under `ulimit -v`: another order than that of the next machine would be read."""
+    state = open_store(full).batches(SITE, 8).state_dict() if resumed else None
+
+    def refuse(*_):
+        raise mapped.CannotMap("Cannot allocate memory")
+
+    monkeypatch.setattr(mapped, "_mmap", refuse)
+
+    with pytest.raises(InvalidBatches, match=r"may not map as much[\s\S]*hint: .*ulimit -v unlim"):
+        open_store(full).batches(SITE, 8, state=state)
+    assert next(open_store(full).batches(SITE, 8, shuffle="pool")).acts.shape == (8, 6)
 
 
 @pytest.mark.parametrize("shuffle", SHUFFLES)

@@ -28,7 +28,13 @@ from actlake.storage.ahead import check_threads_are_here
 from actlake.storage.errors import InvalidBatches, nearest
 from actlake.storage.extents import Extent, UnitSet
 from actlake.storage.moments import Moments
-from actlake.storage.reading.gathering import GatherReader, Order, StoredOrder, UniformOrder
+from actlake.storage.reading.gathering import (
+    GatherReader,
+    Order,
+    StoredOrder,
+    UniformOrder,
+    reading_ahead_pays,
+)
 from actlake.storage.reading.many import ManyStores
 from actlake.storage.reading.mixing import MixedOrder, PoolReader
 from actlake.storage.reading.predicates import Predicate
@@ -133,7 +139,7 @@ def read_batches(
         bounded pool, so that each chunk is read once; for stores that cannot be mapped, or are
         much larger than the memory. ``none``: in the order of the store. ``auto``: ``exact``
         where all sites are mapped, else ``pool``; decided by the store alone, logged, and kept
-        in the state.
+        in the state. Where a store that is mapped cannot be on this machine, ``auto`` is refused.
     pool_rows
         Rows of the ``pool`` shuffle; more mix better. They are held in memory where the store
         is not mapped (of a remote one 16 chunks more are on their way), and else in the system's
@@ -167,7 +173,8 @@ def read_batches(
     SiteNotStored, UnknownSplit, EmptySelection, InvalidQuery
         As their names say.
     InvalidBatches
-        A size or name that cannot be, or a batch that is larger than what there is to read.
+        A size or name that cannot be, a batch that is larger than what there is to read, or
+        ``auto`` where this process may not map the store.
     StateMismatch
         The state is of another store, seed or config; the differences are named.
     """
@@ -309,7 +316,11 @@ class Batches(Iterator[Batch]):
             )
         else:
             self._reader = GatherReader(
-                stores, sites, _order_of(stores, sites.values(), rows, order)
+                stores,
+                sites,
+                _order_of(stores, sites.values(), rows, order),
+                ahead=order.shuffle != "exact"
+                or reading_ahead_pays(stores, sites, num_rows=len(rows), committed=committed),
             )
 
     def __next__(self) -> Batch:
@@ -469,15 +480,31 @@ def _as_it_is(batch: Batch) -> Batch:
 def _resolve(
     shuffle: Shuffle, stores: ManyStores, sites: Sequence[Site], state: Mapping[str, Any] | None
 ) -> tuple[str, str]:
-    """The way to shuffle, and why; by the store and the config only."""
-    if state is not None and shuffle == "auto":
-        return state["order"]["shuffle"], state["reason"]
+    """The way to shuffle, and why; by the store and the config only.
+
+    Raises
+    ------
+    InvalidBatches
+        The store is one that is mapped, and this machine refuses it.
+    """
     if shuffle != "auto":
         return shuffle, "asked for"
-    for array in (array for site in sites for array in stores.arrays(site)):
-        if array.path != "mapped":
-            return "pool", f"{array.spec.name} is read {_HOW[array.path]}, chunk by chunk"
-    return "exact", "the store is memory-mapped"
+    arrays = [array for site in sites for array in stores.arrays(site)]
+    if state is not None:
+        mode, reason = state["order"]["shuffle"], state["reason"]
+    elif others := [array for array in arrays if not array.can_be_mapped]:
+        mode = "pool"
+        reason = f"{others[0].spec.name} is read {_HOW[others[0].path]}, chunk by chunk"
+    else:
+        mode, reason = "exact", "the store is memory-mapped"
+    if mode == "exact" and any(a.can_be_mapped and a.path != "mapped" for a in arrays):
+        raise InvalidBatches(
+            f"{stores.url} is read in exact order where it is mapped into memory, and this process "
+            "may not map as much (the log says why)\n"
+            'hint: allow it (`ulimit -v unlimited`), or ask for shuffle="pool", another order, or '
+            'for "exact", which is very slow without'
+        )
+    return mode, reason
 
 
 _HOW = {"zarr": "through Zarr", "ranges": "by ranges of bytes"}

@@ -3,12 +3,14 @@
 Which rows stand at which places of an epoch is an `Order`; gathering does not care which.
 """
 
+import os
 from collections.abc import Iterable
 from typing import Any, Protocol
 
 import numpy as np
 
-from actlake.storage.extents import Extent
+from actlake.storage.arrays import READS_PER_SEEK
+from actlake.storage.extents import Extent, UnitSet
 from actlake.storage.reading.kept import Kept
 from actlake.storage.reading.many import ManyStores
 from actlake.storage.reading.order import Permutation
@@ -73,12 +75,21 @@ _SPANS_KEPT = 16
 
 
 class GatherReader:
-    """Reads any places of any epoch, in any number of threads."""
+    """Reads any places of any epoch, in any number of threads.
 
-    def __init__(self, stores: ManyStores, sites: Iterable[Site], order: Order) -> None:
+    Parameters
+    ----------
+    ahead
+        See `RowArray.take`.
+    """
+
+    def __init__(
+        self, stores: ManyStores, sites: Iterable[Site], order: Order, *, ahead: bool = False
+    ) -> None:
         self._stores = stores
         self._sites = tuple(sites)
         self._order = order
+        self._ahead = ahead
 
     def prepare(self, epoch: int, places: Extent) -> None:
         """Work out which rows these are, so that `read` will not wait for it."""
@@ -87,4 +98,26 @@ class GatherReader:
     def read(self, epoch: int, places: Extent) -> tuple[Array, dict[Site, Array]]:
         """The rows at these places, and their activations, (n, dim) as stored."""
         rows = self._order.rows(epoch, places)
-        return rows, {site: self._stores.take(rows, site) for site in self._sites}
+        take = self._stores.take
+        return rows, {site: take(rows, site, ahead=self._ahead) for site in self._sites}
+
+
+def reading_ahead_pays(
+    stores: ManyStores, sites: Iterable[Site], *, num_rows: int, committed: Iterable[UnitSet]
+) -> bool:
+    """Whether an epoch in random order is faster where the disk is read in large pieces.
+
+    It is where most of what lies around a row is read as well, while it is still in memory.
+
+    Parameters
+    ----------
+    num_rows
+        Rows of the epoch.
+    committed
+        The units of each store that may be read.
+    """
+    of_each = zip(stores.stores, committed, strict=True)
+    there = sum(len(units) * store.schema.geometry.unit_rows for store, units in of_each)
+    row_bytes = sum(stores.stores[0].schema.row_bytes for _ in sites)
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return there <= READS_PER_SEEK * num_rows and 2 * there * row_bytes <= memory

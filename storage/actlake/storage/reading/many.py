@@ -166,8 +166,12 @@ class ManyStores:
         which = np.searchsorted(self.offsets, rows, side="right") - 1
         return which, rows - self.offsets[which]
 
-    def take(self, rows: Any, sites: str | Site | Sequence[str | Site]) -> Any:
+    def take(
+        self, rows: Any, sites: str | Site | Sequence[str | Site], *, ahead: bool = False
+    ) -> Any:
         """The given rows of a site, (n, dim); of several sites, a dict of such arrays.
+
+        `ahead` as in `RowArray.take`.
 
         Raises
         ------
@@ -175,8 +179,8 @@ class ManyStores:
             As `ActivationStore.take`.
         """
         if isinstance(sites, str | Site):
-            return self._take(rows, self.site(sites))
-        return {Site.parse(site): self._take(rows, self.site(site)) for site in sites}
+            return self._take(rows, self.site(sites), ahead=ahead)
+        return {Site.parse(site): self._take(rows, self.site(site), ahead=ahead) for site in sites}
 
     def arrays(self, site: str | Site) -> list[RowArray]:
         """The site's array of each store."""
@@ -276,15 +280,15 @@ class ManyStores:
 
         return to_xarray(self, sites)
 
-    def _take(self, rows: Any, site: Site) -> Array:
+    def _take(self, rows: Any, site: Site, *, ahead: bool) -> Array:
         if len(self.stores) == 1:
-            return self.stores[0][site].take(rows)
+            return self.stores[0][site].take(rows, ahead=ahead)
         which, local = self.locate(rows)
         out = np.empty((len(local), self.dim), self.dtype)
         for number, store in enumerate(self.stores):
             here = which == number
             if here.any():
-                out[here] = store[site].take(local[here])
+                out[here] = store[site].take(local[here], ahead=ahead)
         return out
 
 
