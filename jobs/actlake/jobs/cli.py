@@ -15,6 +15,7 @@ from actlake.jobs.saying import show_what_can_be_shown
 from actlake.platform.telemetry import turn_off_telemetry
 from actlake.storage import ActlakeError
 from actlake.storage.errors import in_words
+from actlake.storage.printable import printable_lines
 
 logger = logging.getLogger(__name__)
 
@@ -188,9 +189,18 @@ def _configure_logging() -> None:
     if level not in logging.getLevelNamesMapping():
         _print(f"actlake: ACTLAKE_LOG is no level of logging ({level}); INFO is used", err=True)
         level = "INFO"
-    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Printable("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
+    logging.basicConfig(handlers=[handler])
     logging.getLogger("actlake").setLevel(level)
 
 
+class _Printable(logging.Formatter):
+    """Lines in which nothing controls the terminal: names of files and documents may."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable_lines(super().format(record))
+
+
 def _print(text: str, *, err: bool = False) -> None:
-    print(text, file=sys.stderr if err else sys.stdout)
+    print(printable_lines(text), file=sys.stderr if err else sys.stdout)

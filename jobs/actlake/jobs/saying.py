@@ -8,6 +8,8 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from actlake.storage.printable import printable_lines
+
 _PLAIN = {
     "–": "-", "—": "-", "−": "-", "…": "...", "·": ".", "×": "x", "→": "->", "←": "<-", "±": "+-",
     "≤": "<=", "≥": ">=", "≠": "!=", "≈": "~", "²": "2", "³": "3", "½": "1/2", "°": " degrees",
@@ -47,9 +49,9 @@ def say(words: object, console: Console | None = None) -> None:
     """Print `words`, by default as the command's answer on stdout.
 
     A path may hold ``[brackets]`` or ``:words:`` that Rich would read as markup in a string; in a
-    `Text` they are themselves.
+    `Text` they are themselves. What controls a terminal is shown, and not done.
     """
-    (console or Console()).print(Text(str(words)), soft_wrap=True)
+    (console or Console()).print(Text(printable_lines(str(words))), soft_wrap=True)
 
 
 def say_table(table: Table, console: Console | None = None) -> None:

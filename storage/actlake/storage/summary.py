@@ -13,6 +13,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from actlake.storage.printable import printable
 from actlake.storage.provenance import shortened
 from actlake.storage.querying.labels import attached_names
 from actlake.storage.querying.parts import parts_of
@@ -64,12 +65,13 @@ class Summary:
     def print(self, console: Console) -> None:
         """Show it on a console."""
         # Text, not str: Rich would read what a path or a name has in brackets as markup.
-        console.print(Text.assemble(f"{self.title} ", (self.url, "bold")), soft_wrap=True)
+        url = (printable(self.url), "bold")
+        console.print(Text.assemble(f"{self.title} ", url), soft_wrap=True)
         facts = Table.grid(padding=(0, 2))
         facts.add_column(no_wrap=True)
         facts.add_column(overflow="fold")
         for name, value in self.facts:
-            facts.add_row(f"  {name}", Text(value))
+            facts.add_row(f"  {name}", Text(printable(value)))
         console.print(facts)
         table = Table(box=None, pad_edge=False, padding=(0, 2))
         for column, justify in _COLUMNS.items():

@@ -56,14 +56,15 @@ class Told:
     splits: list[str]
     acts: np.ndarray
     tokenizer: Any
+    all_texts: dict[str, str]
 
     @property
     def names(self) -> list[str]:
-        return [list(TEXTS)[d] for d in self.documents]
+        return [list(self.all_texts)[d] for d in self.documents]
 
     @property
     def texts(self) -> list[str]:
-        return [TEXTS[name] for name in self.names]
+        return [self.all_texts[name] for name in self.names]
 
     def overlapping(self, document: str, begin: int, end: int) -> list[int]:
         return [
@@ -100,22 +101,24 @@ def tell(
     dtype: str = "float32",
     keep_tokenizer: bool = True,
     skip: tuple[int, ...] = (),
+    text: str | None = None,
 ) -> Told:
     """Build and fill a store of `TEXTS`, packed, the last document cut after `cut` tokens.
 
-    Units to `skip` are not committed.
+    Units to `skip` are not committed; `text` stands in the place of the first.
     """
+    texts = TEXTS if text is None else TEXTS | {"paris": text}
     end = tokenizer.token_to_id(END)
     rows: list[tuple[int, int, int, int, str]] = []  # id, document, start, stop, split
     open_contexts: dict[str, list[tuple[int, int, int, int, str]]] = {}
     contexts: list[list[tuple[int, int, int, int, str]]] = []
-    for document, (text, split) in enumerate(zip(TEXTS.values(), SPLITS, strict=True)):
+    for document, (text, split) in enumerate(zip(texts.values(), SPLITS, strict=True)):
         encoded = tokenizer.encode(text, add_special_tokens=False)
         tokens = [
             (token, document, start, stop, split)
             for token, (start, stop) in zip(encoded.ids, encoded.offsets, strict=True)
         ]
-        if cut is not None and document == len(TEXTS) - 1:
+        if cut is not None and document == len(texts) - 1:
             tokens = tokens[:cut]
         else:
             tokens.append((end, document, len(text), len(text), split))
@@ -145,7 +148,7 @@ def tell(
             token_chunk_rows=16,
             token_shard_rows=32,
         ) as builder:
-            for (name, text), split in zip(TEXTS.items(), SPLITS, strict=True):
+            for (name, text), split in zip(texts.items(), SPLITS, strict=True):
                 kept = text if keep_text else None
                 own = {"words": len(text.split()), "my col": len(text)}
                 builder.add_document(Document(name, "made", split, kept, own))
@@ -175,6 +178,7 @@ def tell(
         [row[4] for row in rows],
         acts,
         tokenizer,
+        texts,
     )
 
 

@@ -1,5 +1,7 @@
 """Labels attach beside the rows, aligned token by token, and nothing misaligned is silent."""
 
+import shutil
+
 import numpy as np
 import pandas as pd
 import polars
@@ -11,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from actlake.storage import open_store
 from actlake.storage.errors import (
     InvalidQuery,
     LabelsMisaligned,
@@ -416,3 +419,26 @@ def test_a_file_that_is_no_label_table_is_refused(told):
 
     with pytest.raises(StoreDamaged, match="no label table of actlake"):
         told.store().labels("kind")
+
+
+def test_files_that_are_no_labels_of_the_store_are_left_out_and_named(make_told, caplog):
+    told = make_told()
+    store = told.store()
+    store.attach_labels("mark", {"row": [3, 9], "x": [1, 2]}, key="row")
+    labels = told.folder / "labels"
+    expected = store.find(where="position < 3").rows.tolist()
+    pq.write_table(pa.table({"row": [1], "id": [5]}), labels / "foreign.parquet")
+    pq.write_table(pa.table({"row": [1], "id": [5]}), labels / "Old copy.parquet")
+    (labels / "torn.parquet").write_bytes(b"PAR1")
+    shutil.copy(labels / "mark.parquet", labels / "tokens.parquet")
+
+    store = open_store(told.folder)
+
+    assert store.find(where="position < 3").rows.tolist() == expected
+    assert store.find(where="x = 2").rows.tolist() == [9]
+    assert len(store.sql("SELECT * FROM tokens").table()) == len(store)
+    assert ["labels", "mark"] in [line.split() for line in repr(store).splitlines()]
+    for name in ("foreign", "Old copy", "torn", "tokens"):
+        assert f"labels/{name}.parquet is left out: " in caplog.text
+    with pytest.raises(StoreDamaged, match=r"labels/foreign\.parquet .* is no label table"):
+        store.labels("foreign")

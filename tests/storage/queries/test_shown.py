@@ -1,10 +1,12 @@
 """What a notebook shows for a store: well-formed, escaped, with coverage and norms."""
 
+import re
 from xml.etree import ElementTree
 
 import pytest
 
 from actlake.storage import Site, open_store
+from actlake.storage.errors import InvalidQuery
 from actlake.storage.summary import summarize
 
 
@@ -93,3 +95,34 @@ def test_html_escapes_what_the_store_says_of_itself(told):
 
     assert "<script>" not in page
     assert "&lt;script&gt;" in page
+
+
+HOSTILE = "\x1b]0;owned\x07 \x9b2J \x1b[31mred\rover\u202egnp.exe\u2028\x7f"
+CONTROLS = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+
+
+def test_what_a_text_says_to_terminals_is_shown_and_not_done(tmp_path, tokenizer, make_told):
+    told = make_told(text=HOSTILE)
+    store = told.store()
+    store.provenance.model["name"] = HOSTILE
+    store.attach_labels("mark", {"row": [3], HOSTILE: [HOSTILE]}, key="row")
+
+    found = store.find(regex="owned")
+    shown = [
+        repr(found),
+        repr(found.context()),
+        str(found.context()[0]),
+        found.context()._repr_html_(),
+        repr(store),
+        repr(store.labels("mark")),
+        repr(store.sql("SELECT text, id FROM documents ORDER BY text LIKE '%owned%' DESC")),
+        store.sql(f'SELECT text AS "{HOSTILE}" FROM documents')._repr_html_(),
+    ]
+    with pytest.raises(InvalidQuery) as refused:
+        store.sql("SELECT text::int FROM documents WHERE text LIKE '%owned%'").table()
+
+    for text in [*shown, str(refused.value)]:
+        assert not CONTROLS.search(text), text
+    assert "owne⟦d⟧␇" in repr(found)
+    assert "␛]0;owned␇" in str(refused.value)
+    assert found.context()[0].token in HOSTILE  # as data it is what it is

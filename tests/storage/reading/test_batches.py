@@ -156,6 +156,26 @@ def test_a_store_that_cannot_be_mapped_is_mixed_in_a_pool(full, caplog):
     assert "pool, acts/resid_post.3 is read through Zarr" in caplog.text
 
 
+@pytest.mark.parametrize("turn", [{"rank": 1, "world_size": 2}, {"stride": (1, 2)}])
+def test_ranks_that_open_a_store_while_it_grows_agree_on_its_rows_or_are_refused(
+    known, folder, turn
+):
+    known.build(folder)
+    known.fill(folder, skip=(1, 5, 10))
+    whole = list(open_store(folder).batches(SITE, 8, epochs=1))
+    pinned = open_store(folder).batches(SITE, 8, epochs=1).state_dict()
+    known.fill(folder, skip=tuple(set(range(11)) - {1, 10}))  # the harvest goes on
+
+    with pytest.raises(InvalidBatches, match=r"10 of 11 units of .* committed[\s\S]*hint: wait"):
+        open_store(folder).batches(SITE, 8, epochs=1, **turn)
+    parts = rows_of(open_store(folder).batches(SITE, 8, epochs=1, state=pinned, **turn))
+
+    if "stride" in turn:
+        assert parts == rows_of(whole)[1::2]
+    else:
+        assert parts == [batch.rows[4:].tolist() for batch in whole]
+
+
 @pytest.mark.parametrize("resumed", [False, True])
 def test_a_machine_that_refuses_to_map_a_store_does_not_change_its_order(
     full, monkeypatch, resumed

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from actlake.storage.errors import StoreDamaged
+from actlake.storage.printable import printable
 
 if TYPE_CHECKING:  # rows.py shows passages
     from actlake.storage.store import ActivationStore
 
 Array = np.ndarray[Any, Any]
-_VISIBLE = str.maketrans({"\n": "↵", "\t": "⇥", "\r": "␍"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,13 +35,13 @@ class Passage:
     after: str
 
     def __str__(self) -> str:
-        """One line: white space is shown, the token stands in ⟦ ⟧."""
-        return f"{self.before}⟦{self.token}⟧{self.after}".translate(_VISIBLE)
+        """One line, in which every character can be seen; the token stands in ⟦ ⟧."""
+        return printable(f"{self.before}⟦{self.token}⟧{self.after}")
 
     def as_html(self) -> str:
         """As `str`, marked up."""
         before, token, after = (
-            html.escape(part.translate(_VISIBLE)) for part in (self.before, self.token, self.after)
+            html.escape(printable(part)) for part in (self.before, self.token, self.after)
         )
         return f"{before}<mark>{token}</mark>{after}"
 
@@ -68,7 +68,7 @@ class Passages:
     def _repr_html_(self) -> str:
         cells = "".join(
             f"<tr><td style='opacity:.6;text-align:right'>{line.row:,}</td>"
-            f"<td style='opacity:.6;text-align:left'>{html.escape(line.document)}</td>"
+            f"<td style='opacity:.6;text-align:left'>{html.escape(printable(line.document))}</td>"
             "<td style='text-align:left;font-family:monospace;white-space:pre-wrap'>"
             f"{line.as_html()}</td></tr>"
             for line in self.lines

@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from actlake.storage.errors import InvalidQuery, StoreError, missing_extra
+from actlake.storage.printable import printable, printable_lines
 from actlake.storage.querying.arguments import check_text
 from actlake.storage.querying.labels.label_file import attached_names, labels_relation
 from actlake.storage.querying.parts import Part, parts_of
@@ -129,16 +130,20 @@ class SqlResult:
 
     def __repr__(self) -> str:
         rows, rest = self._shown()
-        return "\n".join([*(" | ".join(row) for row in [self.columns, *rows]), *rest])
+        return "\n".join([*(" | ".join(row) for row in [self._head, *rows]), *rest])
 
     def _repr_html_(self) -> str:
         rows, rest = self._shown()
-        head = "".join(f"<th>{html.escape(name)}</th>" for name in self.columns)
+        head = "".join(f"<th>{html.escape(name)}</th>" for name in self._head)
         body = "".join(
             "<tr>" + "".join(f"<td>{html.escape(value)}</td>" for value in row) + "</tr>"
             for row in rows
         )
         return f"<table><tr>{head}</tr>{body}</table><small>{''.join(rest)}</small>"
+
+    @property
+    def _head(self) -> list[str]:
+        return [printable(name) for name in self.columns]
 
     def _shown(self) -> tuple[list[list[str]], list[str]]:
         """The first rows, and a line on the others; how many there are if all were read before."""
@@ -148,8 +153,8 @@ class SqlResult:
         else:
             with self._running(limit=_SHOWN + 1) as reader:
                 first, left = reader.read_all(), "more rows"
-        columns = [map(str, column.to_pylist()) for column in first.slice(0, _SHOWN).columns]
-        rows = [list(row) for row in zip(*columns, strict=True)]
+        columns = [column.to_pylist() for column in first.slice(0, _SHOWN).columns]
+        rows = [[printable(str(value)) for value in row] for row in zip(*columns, strict=True)]
         return rows, [f"… and {left}"] if first.num_rows > _SHOWN else []
 
 
@@ -482,8 +487,8 @@ def _duckdb() -> Any:
 
 def _refused(error: Exception, tables: Mapping[str, Relation], *, what: str) -> InvalidQuery:
     there = "; ".join(f"{name}({', '.join(r.schema.names)})" for name, r in tables.items())
-    words = str(error).strip()
-    return InvalidQuery(f"{what} cannot be answered. {words}\nhint: there are {there}")
+    said = f"{what} cannot be answered. {str(error).strip()}\nhint: there are {there}"
+    return InvalidQuery(printable_lines(said))  # it may quote the text
 
 
 def _one_line(query: str) -> str:

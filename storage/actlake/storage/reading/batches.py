@@ -157,9 +157,11 @@ def read_batches(
         a ``ragged`` batch.
     rank, world_size
         Which slice of each batch is read: of n rows, ``n * rank // world_size`` and on. May
-        be another on resume.
+        be another on resume. Of a store that is still being harvested each rank might see other
+        units, and so another order; there all but one go on from the `state` of that one.
     stride
-        ``(i, n)``: only batches i, i + n, i + 2 n, …: for n worker processes side by side.
+        ``(i, n)``: only batches i, i + n, i + 2 n, …: for n worker processes side by side, of
+        which the same is true.
     state
         What `Batches.state_dict` gave: go on after the batch that came before it.
     threads
@@ -173,8 +175,9 @@ def read_batches(
     SiteNotStored, UnknownSplit, EmptySelection, InvalidQuery
         As their names say.
     InvalidBatches
-        A size or name that cannot be, a batch that is larger than what there is to read, or
-        ``auto`` where this process may not map the store.
+        A size or name that cannot be, a batch that is larger than what there is to read,
+        ``auto`` where this process may not map the store, or one of several ranks or workers, of
+        a store that is not complete, without a `state`.
     StateMismatch
         The state is of another store, seed or config; the differences are named.
     """
@@ -207,6 +210,8 @@ def read_batches(
     committed = stores.committed(asked.values())
     if state is not None:
         committed = check_order(state, stores, order, committed)
+    elif max(share[1], stride[1]) > 1:
+        _check_complete(stores, committed)
     rows = select_rows(stores, committed, RowFilter(split, exclude, predicate))
     if state is not None:
         check_rows(state, rows)
@@ -571,6 +576,18 @@ def _check_share(rows_per_batch: int, world_size: int) -> None:
             f"A batch of {rows_per_batch:,} rows cannot be shared evenly by {world_size} ranks\n"
             f"hint: rows_per_batch is over all ranks; {each} rows each make {each * world_size:,}"
         )
+
+
+def _check_complete(stores: ManyStores, committed: Sequence[UnitSet]) -> None:
+    """Refuse to be one of several readers where the others may see other units."""
+    for store, units in zip(stores.stores, committed, strict=True):
+        if len(units) < store.schema.num_units:
+            raise InvalidBatches(
+                f"{len(units):,} of {store.schema.num_units:,} units of {store.url} are committed, "
+                "and what another rank or worker sees may be others\n"
+                "hint: wait for the harvest; or open batches of one rank, and give the state of "
+                "these to every rank, state=batches.state_dict()"
+            )
 
 
 def _dtype(asked: Any) -> np.dtype[Any]:

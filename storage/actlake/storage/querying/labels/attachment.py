@@ -1,6 +1,5 @@
 """Attaching a label table to a store, and the table once it is attached."""
 
-import re
 from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
@@ -9,10 +8,12 @@ import numpy as np
 import pyarrow as pa
 
 from actlake.storage.errors import InvalidQuery, LabelsMisaligned, LabelsNotAttached
-from actlake.storage.querying.arguments import check_choice, check_text
+from actlake.storage.printable import printable
+from actlake.storage.querying.arguments import check_choice
 from actlake.storage.querying.labels.alignment import KEYS, fit
 from actlake.storage.querying.labels.given_table import read_table
 from actlake.storage.querying.labels.label_file import (
+    check_name,
     is_attached,
     labels_relation,
     read_about,
@@ -29,8 +30,6 @@ Key = (
     | tuple[Literal["document", "document_number"], Literal["start"], Literal["stop"]]
 )
 Misaligned = Literal["refuse", "drop"]
-_TAKEN = {"tokens", "documents", "vocabulary"}
-_NAME = re.compile(r"[a-z_][a-z0-9_]*")
 
 
 class Labels:
@@ -109,7 +108,8 @@ class Labels:
         return int(self._aligned.num_rows)
 
     def __repr__(self) -> str:
-        return f"Labels {self.name!r} by {self.key}: {', '.join(self.columns)}\n{self.alignment}"
+        columns = printable(", ".join(self.columns))
+        return f"Labels {self.name!r} by {self.key}: {columns}\n{self.alignment}"
 
 
 def attach_labels(
@@ -122,7 +122,7 @@ def attach_labels(
     replace: bool = False,
 ) -> Labels:
     """Attach a label table; see `ActivationStore.attach_labels`."""
-    _check_name(name)
+    check_name(name)
     check_choice("misaligned", misaligned, Misaligned)
     keys = _key_columns(key)
     if is_attached(store, name) and not replace:
@@ -169,16 +169,6 @@ def _meant(keys: Sequence[str]) -> str:
             "store stand in a column `document_number`, and the key is called so; "
         )
     return ""
-
-
-def _check_name(name: str) -> None:
-    check_text("The name of labels", name)
-    if not _NAME.fullmatch(name) or name in _TAKEN:
-        raise InvalidQuery(
-            f"Labels cannot be called {name!r}\n"
-            "hint: a name is lower-case letters, digits and _, no digit first, and not one of "
-            f"{', '.join(sorted(_TAKEN))}"
-        )
 
 
 def _label_columns(given: pa.Table, keys: Sequence[str]) -> list[str]:

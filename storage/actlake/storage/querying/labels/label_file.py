@@ -10,6 +10,8 @@ The schema's metadata says what the labels are of, and how the given table fitte
 """
 
 import json
+import logging
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -18,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from actlake.storage.errors import (
+    InvalidQuery,
     LabelsNotAttached,
     StoreDamaged,
     StoreMismatch,
@@ -36,13 +39,45 @@ FOLDER = "labels"
 _METADATA = b"actlake.labels"
 _FORMAT = 1
 _BATCH = 2**17
+_NAME = re.compile(r"[a-z_][a-z0-9_]*")
+_TAKEN = {"tokens", "documents", "vocabulary"}
+logger = logging.getLogger(__name__)
+
+
+def check_name(name: str) -> None:
+    """Refuse what labels cannot be called.
+
+    Raises
+    ------
+    InvalidQuery
+        It is no name in SQL, or that of a table of the store.
+    """
+    check_text("The name of labels", name)
+    if not _NAME.fullmatch(name) or name in _TAKEN:
+        raise InvalidQuery(
+            f"Labels cannot be called {name!r}\n"
+            "hint: a name is lower-case letters, digits and _, no digit first, and not one of "
+            f"{', '.join(sorted(_TAKEN))}"
+        )
 
 
 def attached_names(store: "ActivationStore") -> list[str]:
-    """The names of all attached label tables, sorted."""
+    """The names of all attached label tables, sorted.
+
+    Files that are none, or of another corpus, are left out; the log names them.
+    """
     keys = store.location.list(FOLDER)
-    names = (key.rpartition("/")[2] for key in keys)
-    return sorted(name.removesuffix(".parquet") for name in names if name.endswith(".parquet"))
+    files = (key.rpartition("/")[2] for key in keys)
+    names = []
+    for name in sorted(f.removesuffix(".parquet") for f in files if f.endswith(".parquet")):
+        try:
+            check_name(name)
+            _schema(store, name)
+        except (InvalidQuery, StoreDamaged, StoreMismatch) as error:
+            logger.warning("%s is left out: %s", _key(name), error)
+        else:
+            names.append(name)
+    return names
 
 
 def is_attached(store: "ActivationStore", name: str) -> bool:
@@ -74,11 +109,11 @@ def read_about(store: "ActivationStore", name: str) -> tuple[Kind, tuple[str, ..
     Raises
     ------
     InvalidQuery
-        The name is no text.
+        Labels cannot be called so.
     LabelsNotAttached, StoreDamaged, StoreMismatch
         As `labels_relation`.
     """
-    check_text("The name of labels", name)
+    check_name(name)
     said = json.loads(_schema(store, name).metadata[_METADATA])
     examples = tuple(said["alignment"].pop("examples"))
     alignment = Alignment(**said["alignment"], examples=examples)
