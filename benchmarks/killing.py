@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import signal
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -109,11 +110,12 @@ class Trial:
         return driver.exitcode is None
 
     def _written(self, pattern: str, since: float) -> list[Path]:
-        return [
-            path
-            for path in (self.folder / "rows.zarr").glob(pattern)
-            if path.stat().st_mtime > since
-        ]
+        found = []
+        for path in (self.folder / "rows.zarr").glob(pattern):
+            with suppress(FileNotFoundError):  # a driver has taken it away meanwhile
+                if path.stat().st_mtime > since:
+                    found.append(path)
+        return found
 
     def _look(self, since: float) -> None:
         """Count what is interrupted now, and what was committed and is not any more."""

@@ -9,7 +9,7 @@ import sys
 
 from ray import cloudpickle
 
-from actlake.jobs.cli import main
+from actlake.jobs.cli import run
 from actlake.jobs.harvest import job, worker
 
 POISON = int(sys.argv[1])
@@ -26,4 +26,4 @@ cloudpickle.register_pickle_by_value(sys.modules[__name__])
 job.HarvestWorker = Poisoned
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[2:]))
+    sys.exit(run(sys.argv[2:]))

@@ -62,6 +62,17 @@ with session(ClusterConfig(address=sys.argv[1])) as cluster:
     print(cluster.embedded, cluster.nodes()[0].cpus)
 """
 
+INTERRUPTED = """
+import sys
+from actlake.platform.cluster import session
+print("begins", flush=True)
+try:
+    with session() as cluster:
+        cluster.stop.wait(60)
+except KeyboardInterrupt:
+    sys.exit(130)
+"""
+
 
 @pytest.fixture
 def short_folder() -> Iterator[Path]:
@@ -105,6 +116,34 @@ def test_signals_let_a_run_finish_its_unit_and_nothing_is_left_behind(
     assert left == []
     assert list(short_folder.iterdir()) == []
     assert not (tmp_path / ".ray").exists()
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("processes", [1, 4, 6])
+def test_of_a_ray_that_ctrl_c_meets_while_it_starts_nothing_is_left(
+    short_folder: Path, processes: int
+) -> None:
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    driver = subprocess.Popen(
+        [sys.executable, "-c", INTERRUPTED],
+        env=environment | {"TMPDIR": str(short_folder)},
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert driver.stdout is not None
+    assert driver.stdout.readline() == "begins\n"
+    started: list[psutil.Process] = []
+    while len(started) < processes:
+        started = psutil.Process(driver.pid).children(recursive=True)
+
+    os.killpg(driver.pid, signal.SIGINT)
+    driver.communicate(timeout=60)
+
+    assert driver.returncode in (0, 130)  # 0: it had just started
+    _, left = psutil.wait_procs(started, timeout=10)
+    assert left == []
+    assert list(short_folder.iterdir()) == []
 
 
 @pytest.mark.ray

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from actlake.jobs.interrupted import STATUS, ends_at_once
 from actlake.jobs.saying import show_what_can_be_shown
 from actlake.platform.telemetry import turn_off_telemetry
 from actlake.storage import ActlakeError
@@ -130,11 +131,6 @@ _GO_ON = frozenset({"demo", "export", "harvest", "probe", "run", "sae", "transpo
 """Commands that keep what is complete; the others have nothing to keep."""
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command that the process was called with, and exit."""
-    raise SystemExit(run(sys.argv[1:] if argv is None else list(argv)))
-
-
 def run(arguments: Sequence[str]) -> int:
     """Run a command; its exit status."""
     show_what_can_be_shown()
@@ -150,7 +146,9 @@ def run(arguments: Sequence[str]) -> int:
     _configure_logging()
     turn_off_telemetry()
     try:
-        return COMMANDS[name].load()(rest)
+        with ends_at_once():
+            command = COMMANDS[name].load()
+        return command(rest)
     except ActlakeError as error:
         _print(f"actlake {name}: {error}", err=True)
         return 1
@@ -164,7 +162,7 @@ def run(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         then = "goes on from here" if name in _GO_ON else "begins anew"
         _print(f"actlake {name}: interrupted; the same command {then}", err=True)
-        return 130
+        return STATUS
 
 
 def usage() -> str:

@@ -35,9 +35,16 @@ def main(arguments: Sequence[str]) -> int:
         ]
         say(" ".join([*named, shlex.join(words)]))
         return 0
+    if not is_head:
+        starting.check_head_answers(options.address)
+    starting.check_ports_are_free(words)
     status = starting.run(words, token)
     if status == 0:
-        say(_NEXT_OF_HEAD.format(token=token) if is_head else _NEXT_OF_NODE)
+        port, dashboard = (
+            starting.value_of(name, words) for name in ("--port", "--dashboard-port")
+        )
+        next_of_head = _NEXT_OF_HEAD.format(token=token, port=port, dashboard=dashboard)
+        say(next_of_head if is_head else _NEXT_OF_NODE)
     return status
 
 
@@ -70,14 +77,24 @@ def _read(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     return parser.parse_args(ours), more
 
 
+def _next_of_head(words: Sequence[str], token: Path) -> str:
+    return _NEXT_OF_HEAD.format(
+        token=token,
+        port=starting.value_of("--port", words),
+        dashboard=starting.value_of("--dashboard-port", words),
+    )
+
+
 _NEXT_OF_HEAD = """
 The token is in {token}: whoever has it can run programs here. Copy it to the same place on every
 other machine (scp, not mail), and there run
 
-  actlake cluster node THIS_MACHINE:PORT
+  actlake cluster node THIS_MACHINE:{port}
 
-In a shell that submits jobs:  eval "$(actlake cluster env)"; actlake doctor --address http://127.0.0.1:8265
-From elsewhere, reach the dashboard through  ssh -L 8265:127.0.0.1:8265 THIS_MACHINE"""
+In a shell that submits jobs:
+  eval "$(actlake cluster env)"; actlake doctor --address http://127.0.0.1:{dashboard}
+From elsewhere, reach the dashboard through
+  ssh -L {dashboard}:127.0.0.1:{dashboard} THIS_MACHINE"""
 
 _NEXT_OF_NODE = (
     "\nThis machine has joined. `actlake doctor --address HEAD:PORT` looks at all nodes."

@@ -37,6 +37,7 @@ from actlake.jobs.transport.errors import NotEnoughRows
 from actlake.platform.cluster.errors import WorkStopped
 from actlake.platform.corpus import Builtin, CorpusConfig, Packed, SplitByHash
 from actlake.platform.models import ModelConfig, smollm2_folder
+from actlake.platform.writable import check_writable
 from actlake.storage import Site, open_store, verify
 from actlake.storage.errors import EmptySelection
 from actlake.storage.summary import summarize
@@ -75,6 +76,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--out", default="actlake-demo", help="folder for the results")
     parser.add_argument("--tokens", type=int, default=TOKENS, help="tokens to harvest (80000)")
     options = parser.parse_args(arguments)
+    check_writable(options.out)
     console = Console()
     began = time.monotonic()
     store_path = str(Path(options.out).expanduser() / "store")

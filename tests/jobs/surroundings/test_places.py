@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from actlake.jobs import demo
 from actlake.jobs.cli import COMMANDS, Command, run
 from actlake.jobs.probe import Probe
 from actlake.jobs.sae import read_sae
@@ -146,16 +147,68 @@ def test_what_only_a_bug_would_ask_keeps_its_traceback(monkeypatch):
         run(["info", "store"])
 
 
-def test_an_out_below_a_file_is_refused_with_a_hint(job, capsys, tmp_path):
+@pytest.mark.parametrize("plan", [(), ("--plan",)])
+def test_an_out_below_a_file_is_refused_with_a_hint(job, plan, capsys, tmp_path):
     (tmp_path / "file").touch()
 
-    status = run([*job, "--out", str(tmp_path / "file" / "out"), *UNTRACKED])
+    status = run([*job, "--out", str(tmp_path / "file" / "out"), *UNTRACKED, *plan])
 
     said = capsys.readouterr().err
     assert status == 1
     assert "Not a directory" in said or "exists" in said
     assert str(tmp_path / "file") in said
     assert "hint: " in said
+
+
+@pytest.mark.parametrize("plan", [(), ("--plan",)])
+def test_a_harvest_below_a_file_is_refused_before_the_model_is_looked_at(plan, capsys, tmp_path):
+    (tmp_path / "file").touch()
+    options = {
+        "--store": tmp_path / "file" / "store",
+        "--model.name": "nobody/nothing",
+        "--sites": "resid_post.0",
+        "--corpus.source.path": tmp_path / "file",
+    }
+
+    status = run(["harvest", *(str(word) for pair in options.items() for word in pair), *plan])
+
+    said = capsys.readouterr().err
+    assert status == 1
+    assert f"{tmp_path / 'file' / 'store'}: Not a directory\nhint: " in said
+    assert "nobody" not in said
+
+
+def test_the_demo_says_where_it_cannot_write_before_it_fetches_a_model(
+    monkeypatch, capsys, tmp_path
+):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(demo, "smollm2_folder", lambda: pytest.fail("the model was fetched"))
+
+    assert run(["demo", "--out", str(tmp_path / "file" / "demo")]) == 1
+    assert f"{tmp_path / 'file' / 'demo'}: Not a directory" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("plan", [(), ("--plan",)])
+def test_a_pipeline_says_of_its_last_step_where_it_cannot_write_before_the_first(
+    plan, capsys, tmp_path, small_store
+):
+    (tmp_path / "file").touch()
+    pipeline = tmp_path / "pipeline.yaml"
+    pipeline.write_text(
+        f"logs: {tmp_path / 'logs'}\n"
+        "steps:\n"
+        "  first:\n"
+        "    command: transport\n"
+        f"    config: {{store: '{small_store}', out: '{tmp_path / 'first'}'}}\n"
+        "  last:\n"
+        "    command: transport\n"
+        "    after: [first]\n"
+        f"    config: {{store: '{small_store}', out: '{tmp_path / 'file' / 'last'}'}}\n"
+    )
+
+    assert run(["run", str(pipeline), *plan]) == 1
+    assert f"{tmp_path / 'file' / 'last'}: Not a directory" in capsys.readouterr().err
+    assert not (tmp_path / "first").exists()
 
 
 @pytest.mark.parametrize(

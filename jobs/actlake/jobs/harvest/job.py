@@ -55,6 +55,7 @@ from actlake.platform.config import to_dict
 from actlake.platform.corpus import Progress
 from actlake.platform.models import ResolvedModel
 from actlake.platform.tracking import TrackedRun, Tracker, check_wandb, open_tracker, run_id_of
+from actlake.platform.writable import check_writable
 from actlake.storage import ActivationStore, Lease, Site, UnitSet, add_sites, open_store
 from actlake.storage.ledger import ShardRecord, read_state
 from actlake.storage.location import locate
@@ -105,6 +106,7 @@ def plan(config: HarvestConfig) -> HarvestPlan:
     ActlakeError
         Whatever `harvest` would refuse before the model runs.
     """
+    check_writable(config.store)
     model, workers = resolve(config)
     location = locate(config.store)
     if read_state(location).corpora:
@@ -137,6 +139,7 @@ def harvest(
         Anything else that is refused; the message says what, and what to do.
     """
     console = console or Console(stderr=True)
+    check_writable(config.store)
     check_wandb(config.tracking)
     model, workers = resolve(config)
     threads = workers.threads

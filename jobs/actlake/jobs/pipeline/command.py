@@ -14,6 +14,7 @@ from actlake.jobs.saying import say
 from actlake.jobs.steps import resolved_config, step_kind
 from actlake.platform.config import read_command
 from actlake.platform.config.yaml_text import Written, yaml_text
+from actlake.platform.writable import check_writable
 from actlake.storage import ActlakeError
 
 _EXAMPLES = (
@@ -39,6 +40,8 @@ def main(arguments: Sequence[str]) -> int:
         flags={"plan": "Print the steps, what they wait for and what is done, and stop."},
     )
     steps = resolve_steps(config)
+    for step in steps:
+        check_writable(step.output)
     if "plan" in flags:
         say(plan_text(steps))
         return 0

@@ -62,6 +62,7 @@ from actlake.platform.plain_json import json_text
 from actlake.platform.runs import RunRecord, whole_folder
 from actlake.platform.safetensors_files import plain_mode
 from actlake.platform.tracking import Tracker, check_wandb, open_tracker, run_id_of
+from actlake.platform.writable import check_writable
 from actlake.storage import Site
 from actlake.storage.location import LocalFolder
 from actlake.storage.provenance import shortened
@@ -135,6 +136,7 @@ def plan_probes(config: ProbeConfig) -> ProbePlan:
     ActlakeError
         Whatever `train_probes` would refuse before it reads activations.
     """
+    check_writable(config.out)
     opened = open_config(config)
     return plan_of(config, opened)
 
@@ -163,6 +165,7 @@ def train_probes(config: ProbeConfig, *, console: Console | None = None) -> Prob
         Anything else that is refused; the message says what, and what to do.
     """
     console = console or Console(stderr=True)
+    check_writable(config.out)
     opened = open_config(config)
     if done := _result_that_is_there(config, opened):
         return done

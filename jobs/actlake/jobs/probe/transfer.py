@@ -126,7 +126,7 @@ def transfer_results(results: Sequence[str | Path], out: str | Path) -> Path:
         {"results": [str(result) for result in results], "out": str(out)},
         inputs={t.name: Input(str(t.folder), t.opened.store.fingerprint) for t in trained},
     )
-    with whole_folder(Path(out)) as folder:
+    with whole_folder(Path(out).expanduser()) as folder:
         count = _write(trained, folder)
         if not count:
             raise InvalidProbe(

@@ -53,6 +53,7 @@ from actlake.platform.cluster import (
 from actlake.platform.models.numerics import resolve_device
 from actlake.platform.runs import Input, RunRecord
 from actlake.platform.safetensors_files import plain_mode
+from actlake.platform.writable import check_writable
 from actlake.storage import ActivationStore, Extent, Site, open_store
 
 logger = logging.getLogger(__name__)
@@ -152,6 +153,7 @@ def encode_store(
         check_device_of_workers(device)
     else:
         device = resolve_device(device).value
+    check_writable(out)
     console = console or Console(stderr=True)
     opened, trained = open_store(store), read_sae(sae)
     chosen = sites_read(trained, opened, sites, any_hook=any_hook)

@@ -49,6 +49,7 @@ from actlake.platform.cluster.interrupts import current_handlers, stop_flag, sto
 from actlake.platform.config import from_dict, to_dict
 from actlake.platform.runs import FILE, Input, ResultExists, RunRecord
 from actlake.platform.tracking import TrackedRun, check_wandb, open_tracker
+from actlake.platform.writable import check_writable
 from actlake.storage.provenance import differences
 
 logger = logging.getLogger(__name__)
@@ -89,6 +90,7 @@ def plan_saes(config: SAEConfig) -> SAEPlan:
     ActlakeError
         Whatever `train_saes` would refuse before it reads rows.
     """
+    check_writable(config.out)
     opened = open_config(config)
     _begun(opened)
     return plan_opened(opened)
@@ -118,6 +120,7 @@ def train_saes(config: SAEConfig, *, console: Console | None = None) -> SAEResul
         SIGTERM or Ctrl-C; the state is written down, and the same call goes on from there.
     """
     console = console or Console(stderr=True)
+    check_writable(config.out)
     opened = open_config(config)
     record = _begun(opened)
     if record is not None and record.finished is not None:

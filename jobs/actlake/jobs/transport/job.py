@@ -39,6 +39,7 @@ from actlake.platform.compute_threads import compute_threads
 from actlake.platform.config import to_dict
 from actlake.platform.runs import Input, RunRecord, whole_folder
 from actlake.platform.tracking import check_wandb, open_tracker, run_id_of
+from actlake.platform.writable import check_writable
 
 logger = logging.getLogger(__name__)
 
@@ -100,6 +101,7 @@ def plan_transport(config: TransportConfig) -> TransportPlan:
     ActlakeError
         Whatever `fit_transport` would refuse before it reads rows.
     """
+    check_writable(config.out)
     return _plan(open_config(config))
 
 
@@ -129,6 +131,7 @@ def fit_transport(config: TransportConfig, *, console: Console | None = None) ->
         Anything else that is refused; the message says what, and what to do.
     """
     console = console or Console(stderr=True)
+    check_writable(config.out)
     opened = open_config(config)
     if done := _result_that_is_there(config, opened):
         return done

@@ -36,6 +36,7 @@ from actlake.platform.cluster.errors import (
     WorkStopped,
 )
 from actlake.platform.cluster.interrupts import current_handlers, stop_flag
+from actlake.platform.cluster.leftovers import ends_with
 from actlake.platform.cluster.resources import Resources, of_ray, total
 from actlake.platform.cluster.same_code import check_same_code
 from actlake.platform.cores import usable_cores
@@ -157,16 +158,22 @@ def _embedded(config: ClusterConfig) -> Iterator[None]:
     _use_token(_own_token())
     folder = _own_folder(_short_folder())
     try:
-        with _initialized(
-            LOCAL,
-            config,
-            num_cpus=config.num_cpus or usable_cores(),
-            num_gpus=config.num_gpus,
-            object_store_memory=config.object_store_mb * 2**20,
-            include_dashboard=False,
-            _temp_dir=str(folder),
+        with (
+            ends_with(folder) as cluster,
+            _initialized(
+                LOCAL,
+                config,
+                num_cpus=config.num_cpus or usable_cores(),
+                num_gpus=config.num_gpus,
+                object_store_memory=config.object_store_mb * 2**20,
+                include_dashboard=False,
+                _temp_dir=str(folder),
+            ),
         ):
-            yield
+            try:
+                yield
+            finally:
+                cluster.look()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -187,19 +194,19 @@ def _initialized(address: str, config: ClusterConfig, **options: Any) -> Iterato
     # Workers would inherit the driver's W&B service and then find their run "in use".
     os.environ.pop("WANDB_SERVICE", None)
     try:
-        ray.init(
-            address=address,
-            namespace="actlake",
-            log_to_driver=config.worker_output,
-            logging_level=logging.ERROR,
-            **options,
-        )
-    except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
-        ray.shutdown()
-        raise _refused(address, config, error) from error
-    try:
+        try:
+            ray.init(
+                address=address,
+                namespace="actlake",
+                log_to_driver=config.worker_output,
+                logging_level=logging.ERROR,
+                **options,
+            )
+        except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
+            raise _refused(address, config, error) from error
         yield
     finally:
+        # Also of a start that Ctrl-C has interrupted: half a connection crashes when Python exits.
         ray.shutdown()
 
 

@@ -6,16 +6,23 @@ interfaces. Here it is always on, and the dashboard is on loopback.
 
 import os
 import secrets
+import socket
 import stat
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from itertools import pairwise
 from pathlib import Path
 
-from actlake.platform.cluster.errors import InvalidClusterConfig
+from actlake.platform.cluster.errors import ClusterUnreachable, InvalidClusterConfig
 
 PORT = 6379
 DASHBOARD_PORT = 8265
+AGENT_PORT = 52365
+"""Ray's own default for the agent of a node, through which jobs are submitted to it."""
+
+_ANSWERS_WITHIN_S = 10.0
 
 
 def token_file(path: Path) -> Path:
@@ -52,15 +59,94 @@ def head_words(more: Sequence[str] = ()) -> list[str]:
         "--port": str(PORT),
         "--dashboard-host": "127.0.0.1",
         "--dashboard-port": str(DASHBOARD_PORT),
+        **_OF_EVERY_NODE,
     }
-    given = {word.partition("=")[0] for word in more}
-    defaults = [f"{name}={value}" for name, value in options.items() if name not in given]
-    return [*_RAY_START, "--head", "--disable-usage-stats", *defaults, *more]
+    return [*_RAY_START, "--head", "--disable-usage-stats", *_with(options, more)]
 
 
 def node_words(address: str, more: Sequence[str] = ()) -> list[str]:
     """The command that makes this machine a node of a cluster."""
-    return [*_RAY_START, f"--address={address}", "--disable-usage-stats", *more]
+    return [
+        *_RAY_START, f"--address={address}", "--disable-usage-stats", *_with(_OF_EVERY_NODE, more),
+    ]  # fmt: skip
+
+
+def _with(defaults: Mapping[str, str], more: Sequence[str]) -> list[str]:
+    """The options that are given, behind those of the defaults that are not."""
+    return [*(f"{k}={v}" for k, v in defaults.items() if value_of(k, more) is None), *more]
+
+
+def value_of(option: str, words: Sequence[str]) -> str | None:
+    """What an option of ``ray start`` is given in a command: the last one counts."""
+    value = None
+    for word, following in pairwise([*words, ""]):
+        name, is_one_word, given = word.partition("=")
+        if name == option:
+            value = given if is_one_word else following
+    return value
+
+
+def check_ports_are_free(words: Sequence[str]) -> None:
+    """Refuse to start Ray at ports where something listens, most likely another Ray.
+
+    Ray ends with a traceback where the head's own port is taken. Where only the dashboard's is, it
+    starts without one, and what is then submitted to that port runs on the other cluster. Where
+    the agent's is, jobs are refused with "No available agent"; a second node of one machine would
+    offer its cores and memory twice.
+
+    Raises
+    ------
+    InvalidClusterConfig
+        It names the port.
+    """
+    for option in ("--port", "--dashboard-port", "--dashboard-agent-listen-port"):
+        port = value_of(option, words) or ""
+        if port.isdecimal() and _is_taken(int(port)):
+            raise InvalidClusterConfig(
+                f"Something listens at port {port} of this machine already ({option}), perhaps a "
+                "Ray that was started before\n"
+                "hint: `ray status` says whether it is one, and `ray stop` ends all of Ray on this "
+                "machine; a cluster beside it needs ports of its own: actlake cluster head -- "
+                f"--port={PORT + 1} --dashboard-port={DASHBOARD_PORT + 1} "
+                f"--dashboard-agent-listen-port={AGENT_PORT + 1}"
+            )
+
+
+def check_head_answers(address: str) -> None:
+    """Refuse to join a cluster whose head does not answer: Ray itself would try for ever.
+
+    Raises
+    ------
+    InvalidClusterConfig
+        It is no ``HOST:PORT``.
+    ClusterUnreachable
+        Nobody answers there.
+    """
+    host, _, port = address.rpartition(":")
+    if not (host and port.isdecimal()):
+        raise InvalidClusterConfig(
+            f"{address!r} is not the address of a cluster's head\n"
+            "hint: it is HOST:PORT, such as 10.0.0.5:6379; `actlake cluster head` says it"
+        )
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWERS_WITHIN_S).close()
+    except (OSError, OverflowError) as error:  # the latter: no port has such a number
+        raise ClusterUnreachable(
+            f"Nobody answers at {address}: {error}\n"
+            "hint: does `ray status` on the head say that it runs, and can this machine reach that "
+            "port?"
+        ) from error
+
+
+def _is_taken(port: int) -> bool:
+    with closing(socket.socket()) as there:
+        # A port whose last user has just ended may be used again.
+        there.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            there.bind(("", port))
+        except (OSError, OverflowError):
+            return True
+    return False
 
 
 def run(words: Sequence[str], token: Path) -> int:
@@ -74,5 +160,7 @@ def run(words: Sequence[str], token: Path) -> int:
     environment = kept | variables(token) | {"PATH": programs}
     return subprocess.run(words, env=environment, check=False).returncode
 
+
+_OF_EVERY_NODE = {"--dashboard-agent-listen-port": str(AGENT_PORT)}
 
 _RAY_START = (sys.executable, "-m", "ray.scripts.scripts", "start")
