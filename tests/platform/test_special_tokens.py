@@ -11,7 +11,15 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers import (
+    AddedToken,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+)
 from tokenizers.trainers import BpeTrainer
 from transformers import PreTrainedTokenizerFast
 
@@ -28,6 +36,7 @@ from actlake.platform.corpus import (
     resolve_beginning,
 )
 from actlake.platform.corpus.errors import SpecialTokenInText
+from actlake.platform.corpus.special_tokens import TextEncoder
 from actlake.storage.corpus import Context, Document
 
 TEXT = "the <s> cat</s> sat<mark>on a mat"
@@ -288,3 +297,21 @@ def test_what_they_are_is_kept_in_the_provenance():
 
     assert corpus_provenance(config, never)["special_tokens"] == {"in_text": "special"}
     assert corpus_provenance(CorpusConfig(), never)["special_tokens"] == {"in_text": "ordinary"}
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_token_starts_at_its_own_space_also_where_the_tokenizer_trims_it(whole: bool) -> None:
+    """As RoBERTa's and OPT's do; the oracle is the same tokenizer that trims nothing."""
+    text = "the cat\n sat  on\n\n  a mat "
+    oracle = byte_level([])
+    trimming = byte_level([])
+    trim: Any = processors.ByteLevel(trim_offsets=True)
+    trimming.post_processor = trim if whole else processors.Sequence([trim])
+    encoder = TextEncoder(PreTrainedTokenizerFast(tokenizer_object=trimming), "ordinary")
+
+    [(ids, chars)] = encoder.encode([text])
+
+    expected = oracle.encode(text, add_special_tokens=False)
+    assert ids.tolist() == expected.ids
+    assert chars.tolist() == [start for start, _ in expected.offsets]
+    assert [s for s, _ in trimming.encode(text).offsets] != chars.tolist()

@@ -392,12 +392,14 @@ class ActivationStore:
             tokenizer's file (``ĠParis``), or its id; or a list, for any of them.
         text
             Text that may be several tokens, however it is tokenised. It is searched in the
-            documents, character by character, and mapped to tokens.
+            documents, character by character, and mapped to tokens; occurrences may overlap.
         regex
             A regular expression (Python's), searched in each document.
         at
             Which tokens of an occurrence of `text` or `regex`: its ``last``, which has seen all
-            of it, its ``first``, or ``all``.
+            of it, its ``first``, or ``all``. Where a context begins within an occurrence, its
+            last token has not; these are left out, counted in the log and in what the rows
+            are `found_by`.
         document
             Id of a document, or a list. Ids are text; a whole number is the id that is written
             with its digits.

@@ -4,25 +4,44 @@ import logging
 import re
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
-from actlake.storage.errors import InvalidQuery, NotInStore, UnknownSplit
+from actlake.storage.errors import InvalidQuery, NotInStore, StoreDamaged, UnknownSplit
 
 PLACES = {"first": [0], "last": [-1], "all": slice(None)}
 
 
 def by_hand(told, pattern, at):
-    """Search each text and look at every token's true character span."""
-    found = set()
+    """Search each text and look at every token's true character span.
+
+    The last token is one that has seen the whole match only if both are in one context.
+    """
+    return sorted(_by_hand(told, pattern, at)[0])
+
+
+def of_text(text):
+    """A pattern that finds a text wherever it stands, also within itself."""
+    return f"(?=({re.escape(text)}))"
+
+
+def _by_hand(told, pattern, at):
+    found, num_across = set(), 0
+    context = np.cumsum(told.positions == 0)
     for name, text in dict(zip(told.names, told.texts, strict=True)).items():
         for match in re.finditer(pattern, text):
-            if not match.group():
+            span = match.span(match.re.groups)
+            if span[0] == span[1]:
                 continue
-            rows = told.overlapping(name, *match.span())
+            rows = told.overlapping(name, *span)
             laid = {c for row in rows for c in range(*told.spans[row])}
-            if set(range(*match.span())) <= laid:
+            if not set(range(*span)) <= laid:
+                continue
+            if at == "last" and len(set(context[rows])) > 1:
+                num_across += 1
+            else:
                 found.update(np.array(rows)[PLACES[at]].tolist())
-    return sorted(found)
+    return found, num_across
 
 
 @pytest.mark.parametrize("at", ["first", "last", "all"])
@@ -34,7 +53,58 @@ def test_text_is_found_however_it_is_tokenised(shelf, text, at, cut, keep_text):
 
     rows = told.store().find(text=text, at=at)
 
-    assert rows.rows.tolist() == by_hand(told, re.escape(text), at)
+    assert rows.rows.tolist() == by_hand(told, of_text(text), at)
+
+
+@pytest.mark.parametrize("at", ["first", "last", "all"])
+@pytest.mark.parametrize("text", ["ana", "a a", "  "])
+def test_text_that_stands_within_itself_is_found_each_time(make_told, text, at):
+    told = make_told(text="banana, a a a banana    anana")
+
+    rows = told.store().find(text=text, at=at)
+
+    assert rows.rows.tolist() == by_hand(told, of_text(text), at)
+    assert len(rows) > 0
+
+
+@pytest.mark.parametrize("asked", [{"text": " in Fr"}, {"regex": r"is \w+ \w+"}])
+def test_what_no_token_has_seen_whole_is_left_out_and_counted(shelf, asked, caplog):
+    told = shelf(length=3)
+    pattern = of_text(asked["text"]) if "text" in asked else asked["regex"]
+    expected, num_across = _by_hand(told, pattern, "last")
+
+    with caplog.at_level(logging.WARNING):
+        rows = told.store().find(**asked)
+
+    assert rows.rows.tolist() == sorted(expected)
+    assert num_across > 0
+    assert f"({num_across} across a context's border left out)" in rows.found_by
+    assert f"{num_across} across a context's border left out" in caplog.text
+    assert "left out" not in told.store().find(**asked, at="all").found_by
+
+
+def test_of_a_split_only_its_own_documents_are_read(make_told):
+    """The texts of the others may be anything."""
+    told = make_told()
+    documents = told.folder / "documents.parquet"
+    table = pq.read_table(documents)
+    pq.write_table(table, documents, row_group_size=1, compression="none")
+    torn = bytearray(documents.read_bytes())
+    for place in [n for n, split in enumerate(table["split"].to_pylist()) if split == "test"]:
+        column = (
+            pq.read_metadata(documents).row_group(place).column(table.column_names.index("text"))
+        )
+        start = column.dictionary_page_offset or column.data_page_offset
+        torn[start : start + column.total_compressed_size] = bytes(column.total_compressed_size)
+    documents.write_bytes(torn)
+
+    rows = told.store().find(text="New", split="train")
+
+    assert rows.rows.tolist() == [
+        row for row in by_hand(told, "New", "last") if told.splits[row] == "train"
+    ]
+    with pytest.raises(StoreDamaged, match=r"documents\.parquet"):
+        told.store().find(text="New")
 
 
 @pytest.mark.parametrize("at", ["first", "last", "all"])

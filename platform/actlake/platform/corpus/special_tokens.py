@@ -5,6 +5,7 @@ where it does not, and words of it are left out of statistics. So they are ordin
 unless it is asked otherwise (`actlake.platform.corpus.config.SpecialTokens`), and counted.
 """
 
+import copy
 import json
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -26,12 +27,16 @@ class TextEncoder:
         specials = special_tokens(tokenizer)
         self._scanner = _scanner(tokenizer, specials)
         self._as_ordinary_text = in_text == "ordinary"
-        self._tokenizer = (
+        self._tokenizer = _counting_spaces(
             _without_special_names(tokenizer, specials) if self._as_ordinary_text else tokenizer
         )
 
     def encode(self, texts: list[str]) -> list[tuple[Int32s, Int32s]]:
-        """Of each text (n,) token ids and (n,) start characters; no special tokens are added."""
+        """Of each text (n,) token ids and (n,) start characters; no special tokens are added.
+
+        A token starts with the space that it is read with, also where the tokenizer itself counts
+        from the word.
+        """
         if not texts:
             return []
         # verbose=False: a document may be longer than the model's limit; the layout cuts it.
@@ -115,6 +120,22 @@ def _without_special_names(tokenizer: Tokenizer, specials: dict[str, Any]) -> To
     backend.model = Backend.from_str(json.dumps({"added_tokens": [], "model": model})).model
     changed: Tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
     return changed
+
+
+def _counting_spaces(tokenizer: Tokenizer) -> Tokenizer:
+    """A tokenizer for which a token that stands for a space and a word starts at the space.
+
+    Some (RoBERTa, OPT, BART) trim the space off the offsets, in the step that adds special tokens.
+    The space would belong to no token, or to the line break before it.
+    """
+    step = json.loads(tokenizer.backend_tokenizer.to_str()).get("post_processor")
+    if '"trim_offsets": true' not in json.dumps(step):
+        return tokenizer
+    from tokenizers.processors import ByteLevel
+
+    counting = copy.deepcopy(tokenizer)
+    counting.backend_tokenizer.post_processor = ByteLevel(trim_offsets=False)
+    return counting
 
 
 def _knows_by_name(model: dict[str, Any], names: Collection[str]) -> bool:

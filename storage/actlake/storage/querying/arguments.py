@@ -113,8 +113,8 @@ def _listed(given: Any) -> list[Any]:
         return [given]
 
 
-def pattern_of_text(text: str) -> re.Pattern[str]:
-    """A pattern that finds a text as it is.
+def check_sought(text: str) -> None:
+    """Refuse a text that cannot be searched.
 
     Raises
     ------
@@ -124,7 +124,6 @@ def pattern_of_text(text: str) -> re.Pattern[str]:
     check_text("text", text)
     if not text:
         raise InvalidQuery("An empty text stands everywhere\nhint: give at least one character")
-    return re.compile(re.escape(text))
 
 
 def pattern_of(regex: "str | re.Pattern[str]") -> re.Pattern[str]:

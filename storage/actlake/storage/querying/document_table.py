@@ -2,8 +2,9 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -29,9 +30,18 @@ def document_schema(store: "ActivationStore") -> pa.Schema:
 
 
 def document_batches(
-    store: "ActivationStore", columns: Sequence[str]
+    store: "ActivationStore",
+    columns: Sequence[str],
+    *,
+    wanted: "np.ndarray[Any, Any] | None" = None,
 ) -> Iterator[tuple[int, pa.RecordBatch]]:
-    """The documents in order: the ordinal of a batch's first, and the batch.
+    """The documents in order: the number of a batch's first, and the batch.
+
+    Parameters
+    ----------
+    wanted
+        (documents,) bool: batches without one of these are left out, and row groups of the file
+        without one are not read.
 
     Raises
     ------
@@ -40,9 +50,17 @@ def document_batches(
     """
     first = 0
     with _opened(store) as file:
-        for batch in file.iter_batches(batch_size=_DOCUMENTS_AT_ONCE, columns=list(columns)):
-            yield first, batch
-            first += batch.num_rows
+        for group in range(file.num_row_groups):
+            after = first + file.metadata.row_group(group).num_rows
+            if wanted is not None and not wanted[first:after].any():
+                first = after
+                continue
+            for batch in file.iter_batches(
+                batch_size=_DOCUMENTS_AT_ONCE, row_groups=[group], columns=list(columns)
+            ):
+                if wanted is None or wanted[first : first + batch.num_rows].any():
+                    yield first, batch
+                first += batch.num_rows
 
 
 @contextmanager

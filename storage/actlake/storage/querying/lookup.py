@@ -5,6 +5,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow.compute as pc
 
 from actlake.storage.errors import NotInStore, nearest
 from actlake.storage.querying.document_table import document_batches
@@ -103,6 +104,22 @@ class Lookup:
     def split_code(self, split: str) -> int:
         """See `ActivationStore.split_code`."""
         return self._store.split_code(split)
+
+    def documents_of_split(self, split: str) -> Array:
+        """(n,) int64, ascending, the numbers of the documents of a split.
+
+        Raises
+        ------
+        UnknownSplit
+            The store has no such split.
+        """
+        self.split_code(split)
+        batches = document_batches(self._store, ["split"])
+        found = [
+            first + np.flatnonzero(pc.equal(batch["split"], split).to_numpy(zero_copy_only=False))
+            for first, batch in batches
+        ]
+        return np.concatenate(found)
 
     def rows_per_split(self) -> dict[str, int]:
         """How many rows each split has, committed or not."""

@@ -9,6 +9,7 @@ Every criterion narrows what the others find. Rows are found by what the tokens 
 their activations are committed or not.
 """
 
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,12 +20,12 @@ import numpy as np
 from actlake.storage.errors import InvalidQuery, NotInStore, unknown_split
 from actlake.storage.querying.arguments import (
     check_choice,
+    check_sought,
     check_text,
     document_numbers_of,
     ids_of,
     names_of,
     pattern_of,
-    pattern_of_text,
 )
 from actlake.storage.querying.parts import Part, parts_of
 from actlake.storage.querying.relations import Relation
@@ -37,6 +38,7 @@ if TYPE_CHECKING:  # both call this
     from actlake.storage.store import ActivationStore
 
 Array = np.ndarray[Any, Any]
+logger = logging.getLogger(__name__)
 TokenName = str | int | Sequence[str | int]
 DocumentId = str | int | Sequence[str | int]
 DocumentNumber = int | Sequence[int]
@@ -91,14 +93,19 @@ def find(
     question = _Question(
         ids=None if token is None else _token_ids(parts, token),
         documents=_documents(parts, document, document_number, url=store.url),
-        patterns=_patterns(text, regex),
+        sought=_sought(text, regex),
         split=None if split is None else _known_split(parts, split, url=store.url),
         where=where,
         elsewhere={} if where is None else label_tables(parts),
         at=at,
     )
-    rows = np.concatenate([_rows_of_part(part, question) for part in parts])
+    found = [_rows_of_part(part, question) for part in parts]
+    rows = np.concatenate([rows for rows, _ in found])
     found_by = ", ".join(f"{name} {_shown(asked[name])}" for name in asked)
+    if num_across := sum(across for _, across in found):
+        left_out = f"{num_across:,} across a context's border left out"
+        logger.warning("find(%s): %s; no token has seen all of these", found_by, left_out)
+        found_by += f" ({left_out})"
     return Rows(store, rows, found_by=found_by)
 
 
@@ -109,8 +116,8 @@ class _Question:
     ids: list[int] | None
     documents: list[Array] | None
     """Of each store, the numbers of the documents that are meant."""
-    patterns: list[tuple[re.Pattern[str], str | None]]
-    """Each with the text that every match contains, where there is one."""
+    sought: list[str | re.Pattern[str]]
+    """What is searched in the documents' text."""
     split: str | None
     where: str | None
     elsewhere: Mapping[str, Relation]
@@ -118,27 +125,46 @@ class _Question:
     at: At
 
 
-def _rows_of_part(part: Part, asked: _Question) -> Array:
-    """(n,) int64: what is found in one store, numbered through."""
+def _rows_of_part(part: Part, asked: _Question) -> tuple[Array, int]:
+    """What is found in one store.
+
+    Returns
+    -------
+    rows
+        (n,) int64, numbered through.
+    across_contexts
+        See `Occurrences`.
+    """
     store = part.store
     rows = None if asked.ids is None else _rows_of_tokens(store, asked.ids)
     documents = None if asked.documents is None else asked.documents[part.number]
     if documents is not None:
         rows = _both(rows, _rows_of_documents(store, documents))
-    for pattern, literal in asked.patterns:
+    num_across = 0
+    for sought in asked.sought:
         among = documents
         if rows is not None:
             among = np.unique(store.tokens["document"].take(rows))
-        here = rows_of_text(store, pattern, at=asked.at, literal=literal, among=among)
-        rows = _both(rows, here)
+        if asked.split is not None:
+            among = _both(among, _documents_of_split(store, asked.split))
+        here = rows_of_text(store, sought, at=asked.at, among=among)
+        rows = _both(rows, here.rows)
+        num_across += here.across_contexts
     if asked.split is not None:
         rows = _of_split(store, rows, asked.split)
     if asked.where is None:
         assert rows is not None, asked
-        return rows + part.first_row
-    return rows_where(
+        return rows + part.first_row, num_across
+    found = rows_where(
         store, asked.where, among=rows, first_row=part.first_row, elsewhere=asked.elsewhere
     )
+    return found, num_across
+
+
+def _documents_of_split(store: "ActivationStore", split: str) -> Array:
+    if split not in store.schema.splits:  # another of the stores has it
+        return np.empty(0, np.int64)
+    return store.lookup.documents_of_split(split)
 
 
 def _known_split(parts: Sequence[Part], split: str, *, url: str) -> str:
@@ -220,15 +246,14 @@ def _rows_of_documents(store: "ActivationStore", documents: Array) -> Array:
     return np.sort(rows)
 
 
-def _patterns(
-    text: str | None, regex: str | re.Pattern[str] | None
-) -> list[tuple[re.Pattern[str], str | None]]:
-    found: list[tuple[re.Pattern[str], str | None]] = []
+def _sought(text: str | None, regex: str | re.Pattern[str] | None) -> list[str | re.Pattern[str]]:
+    sought: list[str | re.Pattern[str]] = []
     if text is not None:
-        found.append((pattern_of_text(text), text))
+        check_sought(text)
+        sought.append(text)
     if regex is not None:
-        found.append((pattern_of(regex), None))
-    return found
+        sought.append(pattern_of(regex))
+    return sought
 
 
 def _both(rows: Array | None, found: Array) -> Array:

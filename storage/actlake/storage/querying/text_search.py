@@ -4,11 +4,15 @@ Tokenizers cut one text in many ways ("New York", " New York", "NEW YORK"), so t
 searched: the documents' text is, and what is found is mapped to tokens by their characters. What
 was not laid out as rows is not found. Where a store was made without text, it is decoded from the
 tokens, and checked to be the text that the tokens' characters count.
+
+The last token of an occurrence is asked for because the model has seen all of it there. Where a
+context begins within the occurrence no token has, so it is left out, and counted.
 """
 
 import logging
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -28,25 +32,33 @@ At = Literal["last", "first", "all"]
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Occurrences:
+    """Where a text or pattern stands in a store."""
+
+    rows: Array
+    """(n,) int64, ascending and each once."""
+    across_contexts: int
+    """How many were left out because no token has seen all of them."""
+
+
 def rows_of_text(
     store: "ActivationStore",
-    pattern: re.Pattern[str],
+    sought: str | re.Pattern[str],
     *,
     at: At,
-    literal: str | None = None,
     among: Array | None = None,
-) -> Array:
-    """The tokens of every occurrence, (n,) int64, ascending and each once.
+) -> Occurrences:
+    """The tokens of every occurrence.
 
     Parameters
     ----------
-    pattern
-        Searched in each document; occurrences do not overlap, empty ones do not count. Where
-        all of them are empty (``^``, ``(?=Paris)``), a warning is logged.
+    sought
+        Searched in each document. Occurrences of a text may overlap; those of a pattern are
+        Python's, which do not, and empty ones do not count. Where all are empty (``^``,
+        ``(?=Paris)``), a warning is logged.
     at
         Which tokens of an occurrence: its last (which has seen all of it), its first, or all.
-    literal
-        A text that every occurrence contains, to pass over documents quickly.
     among
         (m,) ordinals of the documents to search; by default all.
 
@@ -57,13 +69,13 @@ def rows_of_text(
     """
     wanted = None if among is None else np.isin(np.arange(store.schema.documents), among)
     found = []
-    num_empty = num_covering = 0
-    for ordinal, text in _texts(store, wanted, literal):
+    num_empty = num_covering = num_across = 0
+    for ordinal, text in _texts(store, wanted, sought):
         tokens = document_tokens(store, ordinal, text) if text is not None else None
         if tokens is None:
             tokens, text = _decoded(store, ordinal)
         assert text is not None
-        spans = [match.span() for match in pattern.finditer(text)]
+        spans = _spans(sought, text)
         begins, ends = np.array([s for s in spans if s[0] < s[1]], np.int64).reshape(-1, 2).T
         num_covering += len(begins)
         num_empty += len(spans) - len(begins)
@@ -71,15 +83,38 @@ def rows_of_text(
         if len(extents.stops):
             inside = ends <= extents.stops[-1]  # what follows was not laid out
             first, last = extents.overlapping(begins[inside], ends[inside])
-            found.append(rows[extents.tokens[_places(first, last, at)]])
+            some = last > first
+            first, last = first[some], last[some]
+            if at == "last":
+                ending = rows[extents.tokens[last - 1]]
+                whole = store.lookup.contexts(rows[extents.tokens[first]]) == store.lookup.contexts(
+                    ending
+                )
+                num_across += int((~whole).sum())
+                found.append(ending[whole])
+            else:
+                found.append(rows[extents.tokens[_places(first, last, at)]])
     if num_empty and not num_covering:
         logger.warning(
             "All %s matches of %r in %s are empty, and cover no token; match a character at least",
             f"{num_empty:,}",
-            pattern.pattern,
+            sought if isinstance(sought, str) else sought.pattern,
             store.url,
         )
-    return np.unique(np.concatenate(found)) if found else np.empty(0, np.int64)
+    each_once = np.unique(np.concatenate(found)) if found else np.empty(0, np.int64)
+    return Occurrences(each_once, num_across)
+
+
+def _spans(sought: str | re.Pattern[str], text: str) -> list[tuple[int, int]]:
+    """The characters ``start <= c < stop`` of each occurrence."""
+    if isinstance(sought, re.Pattern):
+        return [match.span() for match in sought.finditer(text)]
+    starts = []
+    start = text.find(sought)
+    while start >= 0:
+        starts.append(start)
+        start = text.find(sought, start + 1)
+    return [(start, start + len(sought)) for start in starts]
 
 
 def document_tokens(
@@ -132,14 +167,14 @@ def _end(
 
 
 def _texts(
-    store: "ActivationStore", wanted: Array | None, literal: str | None
+    store: "ActivationStore", wanted: Array | None, sought: str | re.Pattern[str]
 ) -> Iterator[tuple[int, str | None]]:
-    """The documents that may hold the literal: ordinal and text (None if it was not kept)."""
-    for first, batch in document_batches(store, ["text"]):
+    """The documents that may hold it: ordinal and text (None if it was not kept)."""
+    for first, batch in document_batches(store, ["text"], wanted=wanted):
         column = batch["text"]
         places = np.arange(batch.num_rows)
-        if literal is not None:
-            may = pc.fill_null(pc.match_substring(column, literal), True)
+        if isinstance(sought, str):
+            may = pc.fill_null(pc.match_substring(column, sought), True)
             places = places[may.to_numpy(zero_copy_only=False)]
         for place in places.tolist():
             if wanted is None or wanted[first + place]:
@@ -172,11 +207,5 @@ def _decoded(store: "ActivationStore", ordinal: int) -> tuple[tuple[Array, Token
     return (rows, extents), text
 
 
-def _places(first: Array, last: Array, at: At) -> Array:
-    some = last > first
-    first, last = first[some], last[some]
-    if at == "first":
-        return first
-    if at == "last":
-        return last - 1
-    return expanded(first, last - first)[1]
+def _places(first: Array, last: Array, at: Literal["first", "all"]) -> Array:
+    return first if at == "first" else expanded(first, last - first)[1]

@@ -180,7 +180,9 @@ def _documents(
     groups = dict(zip(labelled.tolist(), np.split(order, begins[1:]), strict=False))
     if not groups:
         return
-    for first, batch in document_batches(store, ["text"]):
+    wanted = np.zeros(store.schema.documents, bool)
+    wanted[labelled] = True
+    for first, batch in document_batches(store, ["text"], wanted=wanted):
         for number in range(first, first + batch.num_rows):
             if number in groups:
                 yield number, groups[number], batch["text"][number - first].as_py()
