@@ -3,6 +3,9 @@
 import errno
 import os
 import re
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -273,3 +276,37 @@ def test_a_url_of_an_unknown_kind_is_refused_by_its_scheme():
 def test_file_urls_are_paths(tmp_path):
     assert locate(f"file://{tmp_path}").url == str(tmp_path)
     assert locate(location := LocalFolder(tmp_path)) is location
+
+
+def test_what_a_killed_writer_left_is_removed_by_the_next(tmp_path):
+    program = f"""
+import os, signal
+from pathlib import Path
+from actlake.storage.location import LocalFolder
+def parts():
+    yield b"some"
+    os.kill(os.getpid(), signal.SIGKILL)
+LocalFolder(Path({str(tmp_path)!r})).write("index/tokens.index", parts())
+"""
+    killed = subprocess.run([sys.executable, "-c", program], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    (left,) = (tmp_path / "index").iterdir()
+    assert left.suffix == ".partial"
+
+    LocalFolder(tmp_path).write("index/tokens.index", [b"all"])
+
+    assert [path.name for path in (tmp_path / "index").iterdir()] == ["tokens.index"]
+
+
+def test_a_writer_that_is_alive_is_not_disturbed_by_another_of_the_same_file(tmp_path):
+    location = LocalFolder(tmp_path)
+
+    def parts():
+        yield b"slow "
+        location.write("some/file", [b"meanwhile"])
+        yield b"writer"
+
+    location.write("some/file", parts())
+
+    assert location.read("some/file") == b"slow writer"
+    assert [path.name for path in (tmp_path / "some").iterdir()] == ["file"]

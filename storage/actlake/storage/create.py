@@ -4,11 +4,10 @@ Until that entry is there, nothing is: a builder that dies leaves files that the
 aside. When it is there, the rows are fixed for good, and nothing of them is ever cleared.
 """
 
-import copy
 import hashlib
-import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,14 +15,21 @@ from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from actlake.storage.corpus import Context, Document
 from actlake.storage.corpus_record import DOCUMENTS, TOKENIZER, CorpusRecord, FileRecord
+from actlake.storage.document_spool import DocumentSpool
 from actlake.storage.dtypes import ActivationDtype, numpy_dtype
-from actlake.storage.errors import InvalidSchema, KeyTaken, StoreDamaged, StoreExists
+from actlake.storage.durable import refusal
+from actlake.storage.errors import (
+    InvalidSchema,
+    KeyTaken,
+    StoreDamaged,
+    StoreError,
+    StoreExists,
+)
 from actlake.storage.extents import Extent
+from actlake.storage.fence import STAGING
 from actlake.storage.layout import MANIFEST, ROWS, ArraySpec, Compression
 from actlake.storage.lease import Lease
 from actlake.storage.provenance import Provenance, fingerprint
@@ -32,7 +38,6 @@ from actlake.storage.sealed import crc32c
 from actlake.storage.shards import encode_shard
 
 logger = logging.getLogger(__name__)
-_DOCUMENTS_AT_ONCE = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,12 +92,14 @@ class StoreBuilder:
         }
         for name, data in sorted((tokenizer_files or {}).items()):
             self._write(f"{TOKENIZER}/{name}", [data])
-        self._documents = _DocumentSpool()  # last: what is refused before leaves no folder
+        self._scratch = ExitStack()  # last: what is refused before leaves no folder
+        self._documents = DocumentSpool(_scratch_of(lease, self._scratch))
 
     def add_document(self, document: Document) -> int:
         """Add a document; its ordinal, by which contexts name it, is returned."""
         self._code(document.split)
-        return self._documents.add(document)
+        with self._spooling():
+            return self._documents.add(document)
 
     def add_context(self, context: Context) -> None:
         """Add a context: its tokens become the next rows. Its arrays may be used again at once."""
@@ -180,7 +187,9 @@ class StoreBuilder:
             self._columns[spec.name].finish(spec)
         for key, data in schema.common_metadata().items():
             self._ensure(key, [data])
-        self._write(DOCUMENTS, [self._documents.as_parquet()])
+        with self._spooling():
+            documents = self._documents.as_parquet()
+        self._write(DOCUMENTS, [documents])
         self._refuse_strays(schema)
         contents = {name: column.sha256 for name, column in self._columns.items()}
         contents["documents"] = self._documents.sha256
@@ -238,6 +247,28 @@ class StoreBuilder:
         trace: TracebackType | None,
     ) -> None:
         self._documents.close()
+        self._scratch.close()
+
+    @contextmanager
+    def _spooling(self) -> Iterator[None]:
+        try:
+            yield
+        except StoreError:
+            raise
+        except OSError as error:
+            self._lease.token.check(self._lease.location)  # a later driver clears up
+            raise refusal(error, "spool the documents", self._lease.location.url) from error
+
+
+def _scratch_of(lease: Lease, stack: ExitStack) -> Path:
+    """A folder for what is in the making: the driver's own, which the next one removes.
+
+    Beside a bucket it is a temporary one of this machine, where ``TMPDIR`` says.
+    """
+    beside = lease.location.local_path(STAGING)
+    if beside is not None:
+        return beside / lease.token.name
+    return Path(stack.enter_context(TemporaryDirectory(prefix="actlake-documents-")))
 
 
 def _set_leftovers_aside(lease: Lease) -> None:
@@ -332,101 +363,3 @@ class _Column:
             list(encode_shard(spec, number, np.ascontiguousarray(values)).parts),
         )
         self._num_written += len(values)
-
-
-class _DocumentSpool:
-    """Documents on their way to Parquet, on disk, since their columns are known only at the end."""
-
-    def __init__(self) -> None:
-        self._folder = TemporaryDirectory(prefix="actlake-documents-")
-        self._waiting: list[dict[str, Any]] = []
-        self._batches: list[Path] = []
-        self._count = 0
-        self._digest = hashlib.sha256()
-
-    @property
-    def sha256(self) -> str:
-        """Of the documents' rows as JSON lines, however Parquet encodes them."""
-        return self._digest.hexdigest()
-
-    def __len__(self) -> int:
-        return self._count
-
-    def add(self, document: Document) -> int:
-        taken = _OWN_COLUMNS & set(document.columns)
-        if taken:
-            raise InvalidSchema(
-                f"A document column cannot be called {sorted(taken)[0]!r}: the store has one of "
-                "its own\nhint: rename it in the corpus"
-            )
-        row = {
-            "id": document.id,
-            "source": document.source,
-            "split": document.split,
-            "text": document.text,
-            **copy.deepcopy(dict(document.columns)),  # the caller's lists may be reused
-        }
-        self._digest.update(json.dumps(row, sort_keys=True).encode() + b"\n")
-        self._waiting.append(row)
-        self._count += 1
-        if len(self._waiting) >= _DOCUMENTS_AT_ONCE:
-            self._spill()
-        return self._count - 1
-
-    def as_parquet(self) -> np.ndarray[Any, Any]:
-        """The whole table's file, mapped; columns that some documents lack are null there."""
-        self._spill()
-        schema = self._schema()
-        sink = Path(self._folder.name) / "documents.parquet"
-        with pq.ParquetWriter(sink, schema, compression="zstd") as writer:
-            for path in self._batches:
-                with pa.ipc.open_file(path) as reader:
-                    table = reader.read_all()
-                lacking = [field for field in schema if field.name not in table.column_names]
-                for field in lacking:
-                    table = table.append_column(field, pa.nulls(len(table), field.type))
-                writer.write_table(table.select(schema.names).cast(schema))
-        return np.memmap(sink, np.uint8, "r")
-
-    def close(self) -> None:
-        self._folder.cleanup()
-
-    def _spill(self) -> None:
-        if not self._waiting:
-            return
-        path = Path(self._folder.name) / f"{len(self._batches)}.arrow"
-        try:
-            table = pa.Table.from_pylist(_with_all_keys(self._waiting))
-        except pa.ArrowException as error:
-            raise InvalidSchema(
-                f"A document column holds values of several types: {error}\n"
-                "hint: give the column one type in the corpus"
-            ) from error
-        with pa.ipc.new_file(path, table.schema) as writer:
-            writer.write_table(table)
-        self._batches.append(path)
-        self._waiting = []
-
-    def _schema(self) -> pa.Schema:
-        schemas = []
-        for path in self._batches:
-            with pa.ipc.open_file(path) as reader:
-                schemas.append(reader.schema)
-        try:
-            schema = pa.unify_schemas(schemas, promote_options="permissive")
-        except pa.ArrowException as error:
-            raise InvalidSchema(
-                f"A document column has different types in different documents: {error}\n"
-                "hint: give the column one type in the corpus"
-            ) from error
-        text = schema.get_field_index("text")
-        return schema.set(text, pa.field("text", pa.large_string()))
-
-
-_OWN_COLUMNS = {"id", "source", "split", "text"}
-
-
-def _with_all_keys(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Arrow takes the columns from the first row alone."""
-    keys = dict.fromkeys(key for row in rows for key in row)
-    return [{key: row.get(key) for key in keys} for row in rows]

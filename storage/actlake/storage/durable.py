@@ -5,14 +5,19 @@ What the system refuses is an `OSError` here; `refusal` makes of it what a user 
 
 import ctypes
 import errno
+import fcntl
 import filecmp
+import glob
 import os
-from collections.abc import Iterable
+import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from actlake.storage.errors import StoreNotReadable, StoreNotWritable
 
+PARTIAL = ".partial"
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EXDEV, errno.EMLINK)
 _NO_SUCH_RENAME = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
 _AT_FDCWD = -100
@@ -26,11 +31,45 @@ class CannotExclude(OSError):
 def write_new(path: Path, parts: Iterable[Any]) -> None:
     """Write a file that is not there yet, and see it to the disk."""
     with path.open("xb", buffering=0) as file:
-        for part in parts:
-            view = memoryview(part).cast("B")
-            while len(view):
-                view = view[os.write(file.fileno(), view) :]
-        os.fsync(file.fileno())
+        _write_to(file.fileno(), parts)
+
+
+@contextmanager
+def written_beside(path: Path, parts: Iterable[Any]) -> Iterator[Path]:
+    """A new file beside `path`, on the disk, which the body gives its name; gone afterwards.
+
+    What processes that were killed meanwhile have left of such a file is removed. A lock on it
+    says whether its process is alive.
+    """
+    for left in path.parent.glob(f"{glob.escape(path.name)}.*{PARTIAL}"):
+        _remove_abandoned(left)
+    while True:
+        partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}{PARTIAL}")
+        with partial.open("xb", buffering=0) as file:
+            with suppress(OSError):  # a file system without locks: then nobody removes it, either
+                fcntl.flock(file, fcntl.LOCK_EX)
+            if os.fstat(file.fileno()).st_nlink == 0:  # removed before it was locked
+                continue
+            try:
+                _write_to(file.fileno(), parts)
+                yield partial
+            finally:
+                partial.unlink(missing_ok=True)
+            return
+
+
+def _remove_abandoned(partial: Path) -> None:
+    with suppress(OSError), partial.open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails while its process is alive
+        partial.unlink()
+
+
+def _write_to(handle: int, parts: Iterable[Any]) -> None:
+    for part in parts:
+        view = memoryview(part).cast("B")
+        while len(view):
+            view = view[os.write(handle, view) :]
+    os.fsync(handle)
 
 
 def name_exclusively(written: Path, path: Path) -> None:

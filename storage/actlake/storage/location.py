@@ -9,9 +9,8 @@ To make another kind of location, or one of a test: `Location`, and `Writer` in
 """
 
 import os
-import uuid
 from collections.abc import Container, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -19,12 +18,17 @@ import zarr
 from zarr.storage import LocalStore
 
 from actlake.storage.clock import SYSTEM_CLOCK, Clock
-from actlake.storage.durable import make_folder, refusal, refusal_to_read, sync_folder, write_new
+from actlake.storage.durable import (
+    PARTIAL,
+    make_folder,
+    refusal,
+    refusal_to_read,
+    sync_folder,
+    written_beside,
+)
 from actlake.storage.errors import StoreDamaged, StoreError, StoreNotFound, missing_extra
 from actlake.storage.fence import FolderWriter, Token, Writer
 from actlake.storage.s3_access import S3Place
-
-_PARTIAL = ".partial"
 
 
 class Location(Protocol):
@@ -135,19 +139,15 @@ class LocalFolder:
     def write(self, key: str, parts: Iterable[Any]) -> None:
         """See `Location.write`; the file lies beside the one to be until it is whole."""
         path = self.root / key
-        partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}{_PARTIAL}")
         try:
             make_folder(path.parent)
-            write_new(partial, parts)
-            partial.replace(path)
+            with written_beside(path, parts) as partial:
+                partial.replace(path)
             sync_folder(path.parent)
         except OSError as error:
             if isinstance(error, StoreError):  # of whoever makes the parts
                 raise
             raise refusal(error, f"write {key}", self.url) from error
-        finally:
-            with suppress(OSError):
-                partial.unlink()
 
     def writer(self, token: Token) -> Writer:
         """See `Location.writer`."""
@@ -165,7 +165,7 @@ class LocalFolder:
     def list(self, folder: str) -> Iterator[str]:
         """See `Location.list`; files that are still being written are left out."""
         for name in self._names(folder):
-            if not name.endswith(_PARTIAL):
+            if not name.endswith(PARTIAL):
                 yield f"{folder}/{name}" if folder else name
 
     def sizes(self, folder: str) -> Iterator[tuple[str, int]]:

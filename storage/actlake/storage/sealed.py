@@ -17,9 +17,12 @@ from actlake.storage.errors import StoreDamaged
 _INDENTED_BYTES = 2**16  # longer ones are not for people, and indenting is ten times slower
 
 
-def crc32c(*parts: Any) -> int:
-    """CRC32C (Castagnoli) of the bytes of all `parts`, one after the other."""
-    value = 0
+def crc32c(*parts: Any, after: int = 0) -> int:
+    """CRC32C (Castagnoli) of the bytes of all `parts`, one after the other.
+
+    `after` is that of the bytes before them.
+    """
+    value = after
     for part in parts:  # the C function takes bytes and NumPy arrays, but no memoryview
         value = google_crc32c.extend(value, np.frombuffer(part, np.uint8))
     return int(value)

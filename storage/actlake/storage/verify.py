@@ -20,6 +20,7 @@ from actlake.storage.extents import Extent, UnitSet, block_extent, num_blocks
 from actlake.storage.layout import MANIFEST
 from actlake.storage.ledger import ShardRecord, read_shards, read_state
 from actlake.storage.moments import moments_by_group
+from actlake.storage.querying.document_table import document_batches
 from actlake.storage.sealed import crc32c, seal
 from actlake.storage.shards import combined_crc32c, decode_shard, shard_crc32c
 from actlake.storage.sites import Site
@@ -28,6 +29,7 @@ from actlake.storage.store import ActivationStore
 Array = np.ndarray[Any, Any]
 _Files = Mapping[str, bytes | None]
 _ROWS_AT_ONCE = 2**20
+_BYTES_AT_ONCE = 2**24
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,16 +163,24 @@ def _corpus_files(store: ActivationStore, counted: _Counter) -> Iterator[Problem
     hint = "the corpus cannot be repaired; harvest it again to another path"
     for corpus in store.ledger.corpora:
         for key, expected in corpus.files.items():
-            data = _read(store, key)
-            if data is None:
+            size = store.location.size(key)
+            if size is None:
                 yield Problem("corpus", f"{key} is missing\nhint: {hint}")
-                continue
-            counted(len(data))
-            if len(data) != expected.bytes:
-                message = f"{key} has {len(data):,} bytes, not {expected.bytes:,}"
+            elif size != expected.bytes:
+                message = f"{key} has {size:,} bytes, not {expected.bytes:,}"
                 yield Problem("corpus", f"{message}\nhint: {hint}")
-            elif crc32c(data) != expected.crc32c:
+            elif _crc32c_of_file(store, key, size, counted) != expected.crc32c:
                 yield Problem("corpus", f"{key} fails its CRC32C\nhint: {hint}")
+
+
+def _crc32c_of_file(store: ActivationStore, key: str, size: int, counted: _Counter) -> int:
+    """The checksum of a file of any size, read in pieces."""
+    checksum = 0
+    for start in range(0, size, _BYTES_AT_ONCE):
+        data, _ = store.location.read_range(key, start, min(start + _BYTES_AT_ONCE, size))
+        checksum = crc32c(data, after=checksum)
+        counted(len(data))
+    return checksum
 
 
 def _corpus_hashes(store: ActivationStore) -> Iterator[Problem]:
@@ -199,18 +209,22 @@ def _sha256(array: RowArray, span: Extent) -> str:
 def _corpus_contents(store: ActivationStore) -> Iterator[Problem]:
     """Tokens against contexts, and contexts against documents."""
     schema = store.schema
+    code = {name: number for number, name in enumerate(schema.splits)}
     try:
-        splits = store.documents(["split"])["split"].to_pylist()
+        codes = [
+            np.array([code.get(name, -1) for name in batch["split"].to_pylist()], np.int8)
+            for _, batch in document_batches(store, ["split"])
+        ]
     except (StoreDamaged, pa.ArrowException) as error:
         yield Problem("corpus", str(error))
         return
-    if len(splits) != schema.documents:
+    document_split = np.concatenate(codes) if codes else np.empty(0, np.int8)
+    if len(document_split) != schema.documents:
         yield Problem(
-            "corpus", f"{DOCUMENTS} has {len(splits):,} rows, the schema {schema.documents:,}"
+            "corpus",
+            f"{DOCUMENTS} has {len(document_split):,} rows, the schema {schema.documents:,}",
         )
         return
-    code = {name: number for number, name in enumerate(schema.splits)}
-    document_split = np.array([code.get(name, -1) for name in splits], np.int8)
     for block in range(num_blocks(block=_ROWS_AT_ONCE, total=schema.rows)):
         rows = block_extent(block, block=_ROWS_AT_ONCE, total=schema.rows)
         documents = store.tokens["document"][rows.slice()]

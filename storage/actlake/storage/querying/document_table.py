@@ -63,6 +63,52 @@ def document_batches(
                 first += batch.num_rows
 
 
+class DocumentColumns:
+    """Columns of some documents at a time, for documents that are asked for roughly in order.
+
+    Of each column the row groups asked for last are kept, so that memory does not grow with the
+    corpus.
+    """
+
+    def __init__(self, store: "ActivationStore") -> None:
+        self._store = store
+        self._kept: dict[str, list[tuple[int, pa.Array]]] = {}
+        """Of each column, batches by the number of their first document."""
+
+    def take(self, column: str, numbers: "np.ndarray[Any, Any]") -> pa.Array:
+        """(n,) the values of a column for documents, whose numbers ascend, each once.
+
+        Raises
+        ------
+        StoreDamaged
+            ``documents.parquet`` is missing or unreadable.
+        """
+        wanted = np.zeros(self._store.schema.documents, bool)
+        wanted[numbers] = True
+        kept = [
+            (first, values)
+            for first, values in self._kept.get(column, ())
+            if wanted[first : first + len(values)].any()
+        ]
+        for first, values in kept:
+            wanted[first : first + len(values)] = False
+        if wanted.any():
+            new = document_batches(self._store, [column], wanted=wanted)
+            kept = sorted([*kept, *((first, batch[column]) for first, batch in new)], key=_first)
+        self._kept[column] = kept
+        parts = [
+            values.take(pa.array(here[(here >= 0) & (here < len(values))]))
+            for first, values in kept
+            for here in [numbers - first]
+        ]
+        empty = document_schema(self._store).field(column).type
+        return pa.concat_arrays(parts) if parts else pa.array([], empty)
+
+
+def _first(batch: tuple[int, pa.Array]) -> int:
+    return batch[0]
+
+
 @contextmanager
 def _opened(store: "ActivationStore") -> Iterator[pq.ParquetFile]:
     try:

@@ -26,7 +26,7 @@ import pyarrow.compute as pc
 from actlake.storage.arrays import as_rows
 from actlake.storage.errors import ActlakeError, InvalidQuery, RowsOutOfRange, nearest
 from actlake.storage.extents import Extent
-from actlake.storage.querying.document_table import document_schema
+from actlake.storage.querying.document_table import DocumentColumns, document_schema
 from actlake.storage.querying.labels.attachment import Labels
 from actlake.storage.querying.parts import parts_of
 from actlake.storage.querying.relations import Relation
@@ -54,12 +54,12 @@ class TokenBlock(Mapping[str, Array]):
         rows: Extent,
         *,
         offset: int = 0,
-        documents: dict[tuple[str, str], pa.Array] | None = None,
+        documents: "DocumentColumns | None" = None,
     ) -> None:
         self._store = store
         self._rows = rows
         self._offset = offset
-        self._documents = {} if documents is None else documents  # shared by all blocks
+        self._documents = documents or DocumentColumns(store)  # shared by all blocks
         self._read: dict[str, pa.Array] = {}
 
     def __getitem__(self, name: str) -> Array:
@@ -67,9 +67,8 @@ class TokenBlock(Mapping[str, Array]):
         if name in _OF_ROWS:
             column: Array = self._of_rows(name).to_numpy(zero_copy_only=False)
             return column
-        distinct, places = self._documents_here
-        of_each: Array = self._of_documents(name).take(distinct).to_numpy(zero_copy_only=False)
-        return of_each[places]
+        of_each: Array = self._of_documents(name).to_numpy(zero_copy_only=False)
+        return of_each[self._documents_here[1]]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
@@ -84,16 +83,13 @@ class TokenBlock(Mapping[str, Array]):
         """
         words = set(re.findall(r"\w+", written.lower()))
         named = [n for n in self._names if words.issuperset(re.findall(r"\w+", n.lower()))]
-        own = {
-            name: self._of_rows(name)
-            for name in ("row", "document_number", *named)
-            if name in _OF_ROWS
-        }
-        document = own["document_number"]
+        own = {name: self._of_rows(name) for name in ("row", *named) if name in _OF_ROWS}
+        _, places = self._documents_here
         others = {name: self._of_documents(name) for name in named if name not in _OF_ROWS}
         for part in self._parts(others.values()):
             table = {name: column[part] for name, column in own.items()}
-            table |= {name: column.take(document[part]) for name, column in others.items()}
+            here = pa.array(places[part])
+            table |= {name: column.take(here) for name, column in others.items()}
             yield pa.table(table)
 
     @property
@@ -121,7 +117,7 @@ class TokenBlock(Mapping[str, Array]):
         if not (len(self._rows) and bytes_of_document.any()):
             yield slice(0, len(self._rows))
             return
-        edges = np.cumsum(bytes_of_document[self._of_rows("document_number")])
+        edges = np.cumsum(bytes_of_document[self._documents_here[1]])
         start = 0
         while start < len(self._rows):
             before = edges[start - 1] if start else 0
@@ -149,16 +145,13 @@ class TokenBlock(Mapping[str, Array]):
         return pa.array(stored.read(rows.start, rows.stop))
 
     def _of_documents(self, name: str) -> pa.Array:
-        """(documents,) a column of the documents."""
-        stored = "id" if name == _DOCUMENT_ID else name
-        key = self._store.url, stored
-        if key not in self._documents:
-            self._documents[key] = self._store.documents([stored])[stored].combine_chunks()
-        return self._documents[key]
+        """What the documents' table says of each of the block's documents."""
+        distinct, _ = self._documents_here
+        return self._documents.take("id" if name == _DOCUMENT_ID else name, distinct)
 
 
 def _num_bytes(column: pa.Array) -> Array:
-    """(documents,) int64: how long each text is; 0 of what is no text, which is short."""
+    """(n,) int64: how long each text is; 0 of what is no text, which is short."""
     kind = column.type
     if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_binary(kind):
         lengths = pc.fill_null(pc.binary_length(column), 0).to_numpy(zero_copy_only=False)
@@ -185,7 +178,7 @@ class Predicate:
 
     def __init__(self, where: Any) -> None:
         self._where = where
-        self._documents: dict[tuple[str, str], pa.Array] = {}
+        self._documents: dict[str, DocumentColumns] = {}  # by the store
         self._answers: dict[tuple[str, int], Array] = {}  # of SQL, a bit a row
         self._elsewhere: dict[str, Relation] = {}  # labels of the other stores
         self._given: Rows | Array | None = None  # as rows were given
@@ -242,7 +235,8 @@ class Predicate:
         """
         if isinstance(self._where, str):
             return self._mask_by_sql(self._where, store, rows, offset)
-        block = TokenBlock(store, rows, offset=offset, documents=self._documents)
+        documents = self._documents.setdefault(store.url, DocumentColumns(store))
+        block = TokenBlock(store, rows, offset=offset, documents=documents)
         try:
             mask = self._mask(block, rows.start + offset)
         except (ActlakeError, MemoryError):
