@@ -77,11 +77,14 @@ def test_what_does_not_hold_fails_by_its_site_and_is_marked_in_the_table(
     assert run(["doctor", "--model", "llama", "--random"]) == 1
 
     lines = capsys.readouterr().out.splitlines()
-    (heading,) = (line for line in lines if line.split()[:2] == ["layer", "resid_pre"])
-    assert "mlp_in" in heading
+    (lower,) = (number for number, line in enumerate(lines) if line.split()[:1] == ["layer"])
+    assert lines[lower - 1].split() == ["resid_", "resid_", "resid_", "attn_", "mlp_", "mlp_"]
+    assert lines[lower].split()[1:7] == ["pre", "mid", "post", "out", "in", "out"]
+    assert lines[lower].split()[7:] == ["norm", "largest", "cut", "sums"]
     rows = [line.split() for line in lines if line.split()[:1] == ["2"]]
     assert rows[0][5] == "!0"
     assert rows[0][1] == "="
+    assert rows[0][-2:] == ["0", "0"]  # the cut and the sums are exact
     told = " ".join(" ".join(lines).split())
     assert "fail edits mlp_in.0 can be edited without moving what the model predicts" in told
     assert "and 1 more" in told

@@ -25,12 +25,14 @@ from actlake.platform.cluster import (
     InvalidClusterConfig,
     PoolEvent,
     ReplicaSpec,
+    Resources,
     Session,
     StageSpec,
     run_units,
     session,
 )
 from actlake.platform.cluster.interrupts import current_handlers, drain_s, stop_flag
+from actlake.platform.cluster.same_code import ask_nodes
 from actlake.platform.cluster.session import _joined, _own_folder, address_of
 from actlake.storage.processes import is_gone, this_process
 
@@ -175,6 +177,14 @@ def test_another_process_without_the_token_is_refused(ray_session: Session, tmp_
     assert refused.returncode == 1
     assert "ClusterUnreachable" in refused.stderr
     assert "hint: a cluster with authentication needs RAY_AUTH_MODE=token" in refused.stderr
+
+
+def test_only_nodes_with_room_are_asked(ray_session: Session) -> None:
+    def length(text: str) -> int:
+        return len(text)
+
+    assert [one.value for one in ask_nodes(length, "abc", on=Resources(cpus=1))] == [3]
+    assert ask_nodes(length, "abc", on=Resources(cpus=1, gpus=64)) == []
 
 
 def test_an_address_where_nobody_is_says_so_at_once() -> None:

@@ -1,12 +1,15 @@
 """Families with blocks or checkpoints of their own kind: cut anywhere, to the bits of the whole."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from actlake.platform.model_map import save_tiny
 from actlake.platform.models import ModelConfig, load_head, load_stage, resolve_model
+from actlake.platform.models.anatomy import max_positions_of
 from actlake.storage.sites import Site
 
 SMALL = {
@@ -82,3 +85,24 @@ def test_stages_and_head_of_these_families_are_the_whole_models(
     for site, expected_BLD in zip(sites, theirs, strict=True):
         torch.testing.assert_close(seen[site], expected_BLD, rtol=0, atol=0)
     torch.testing.assert_close(load_head(model).logits(seen[sites[-1]]), logits_BLV)
+
+
+def test_the_head_finds_out_what_a_block_returns_though_one_context_would_hide_it(
+    tmp_path: Path,
+) -> None:
+    """The loop of the first GPT takes the first of what a block returns, and gives it its shape."""
+    model = resolve_model(ModelConfig(name=str(save_tiny("openai-gpt", tmp_path)), device="cpu"))
+    unknown = replace(model, anatomy=replace(model.anatomy, block_output=None))
+    hidden_BLD = torch.randn(3, 5, model.dim, generator=torch.Generator().manual_seed(0))
+
+    logits_BLV = load_head(unknown).logits(hidden_BLD)
+
+    torch.testing.assert_close(logits_BLV, load_head(model).logits(hidden_BLD), rtol=0, atol=0)
+    assert logits_BLV.shape == (3, 5, model.vocab_size)
+
+
+def test_positions_that_have_no_end_by_their_number_are_without_one() -> None:
+    from transformers import XLNetConfig
+
+    assert XLNetConfig().max_position_embeddings == -1
+    assert max_positions_of(XLNetConfig()) is None

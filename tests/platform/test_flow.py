@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from actlake.platform.models import ModelConfig, resolve_model, try_stage
-from actlake.platform.models.anatomy import dissect
+from actlake.platform.models.anatomy import dissect, model_class
 from actlake.platform.models.errors import ModelNotSupported
 from actlake.platform.models.flow import check_flow
 from actlake.platform.models.stand_ins import Absent
@@ -95,6 +95,31 @@ def two_streams(decoder: Decoder, ids: Tensor, hidden: Tensor) -> Tensor:
     return hidden
 
 
+def fails_after_two_streams(decoder: Decoder, ids: Tensor, hidden: Tensor) -> Tensor:
+    two_streams(decoder, ids, hidden)
+    raise RuntimeError("for a reason of its own")
+
+
+def again_from_elsewhere(decoder: Decoder, ids: Tensor, hidden: Tensor) -> Tensor:
+    for _ in range(2):
+        hidden = hidden / 2
+        for block in decoder.blocks:
+            hidden = block(hidden)
+    return hidden
+
+
+def written_into(decoder: Decoder, ids: Tensor, hidden: Tensor) -> Tensor:
+    return plain(decoder, ids, hidden.mul_(2))
+
+
+def fails(decoder: Decoder, ids: Tensor, hidden: Tensor) -> Tensor:
+    raise RuntimeError("for a reason of its own")
+
+
+def looks_at_values(decoder: Decoder, ids: Tensor, hidden: Tensor) -> Tensor:
+    return plain(decoder, ids, hidden) if hidden.sum() > 0 else hidden
+
+
 def checked(loop: Callable[[Decoder, Tensor, Tensor], Tensor]) -> int | None:
     with torch.device("meta"):
         decoder = Decoder(loop)
@@ -105,6 +130,25 @@ def test_a_plain_stream_is_accepted_whatever_else_the_blocks_are_told() -> None:
     assert checked(plain) == 0
 
 
+def test_an_embedding_that_is_written_into_is_a_plain_stream() -> None:
+    """As CTRL does, which scales it in place."""
+    assert checked(written_into) == 0
+
+
+def test_a_loop_that_asks_for_values_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("WARNING", "actlake"):
+        assert checked(looks_at_values) is None
+
+    (said,) = [record for record in caplog.records if record.name.startswith("actlake.")]
+    assert said.levelname == "WARNING"
+    assert "family own get more than the stream could not be tried" in said.getMessage()
+
+
+def test_a_loop_that_fails_for_a_reason_of_its_own_is_not_taken_for_one_without_values() -> None:
+    with pytest.raises(RuntimeError, match="for a reason of its own"):
+        checked(fails)
+
+
 @pytest.mark.parametrize(
     ("loop", "reason"),
     [
@@ -113,7 +157,12 @@ def test_a_plain_stream_is_accepted_whatever_else_the_blocks_are_told() -> None:
         (with_what_is_below, r"block 2 is given a tensor .* depends on the text, beside the str"),
         (with_the_ids, "block 0 is given the token ids"),
         (twice, "its 3 blocks do not run once each, in order, but 6 times"),
-        (two_streams, "block 0 is not given a stream of width 8 alone"),
+        (
+            two_streams,
+            r"block 0 is given \(2, 2, 8, 8\) where the stream .* is \(2, 8, 8\)",
+        ),
+        (fails_after_two_streams, r"block 0 is given \(2, 2, 8, 8\) where"),
+        (again_from_elsewhere, "its 3 blocks do not run once each, in order, but 6 times"),
     ],
 )
 def test_blocks_that_do_more_than_hand_on_the_stream_are_refused_with_what_they_do(
@@ -166,8 +215,9 @@ def test_every_stage_of_a_plain_family_runs_without_memory(
         try_stage(model, layers, [Site(0, "resid_pre"), Site(3)])
 
 
+@pytest.mark.parametrize("kind", [KeyError, RuntimeError])
 def test_a_loop_that_cannot_do_without_a_block_is_said_before_weights_are_read(
-    tiny_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+    kind: type[Exception], tiny_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from transformers import LlamaModel
 
@@ -176,11 +226,27 @@ def test_a_loop_that_cannot_do_without_a_block_is_said_before_weights_are_read(
 
     def asks(self: Any, *args: Any, **kwargs: Any) -> Any:
         if any(isinstance(block, Absent) for block in self.layers):
-            raise KeyError("a block is not of the kind that was counted on")
+            raise kind("a block is not of the kind that was counted on")
         return forward(self, *args, **kwargs)
 
     monkeypatch.setattr(LlamaModel, "forward", asks)
 
     try_stage(model, range(4), [Site(3)])
-    with pytest.raises(ModelNotSupported, match=r"run layers \[0, 2\) of .* KeyError"):
+    with pytest.raises(ModelNotSupported, match=rf"run layers \[0, 2\) of .* {kind.__name__}"):
         try_stage(model, range(2), [Site(1)])
+
+
+def test_whatever_has_an_encoder_is_refused_by_its_configuration_alone() -> None:
+    from transformers import (
+        MODEL_FOR_CAUSAL_LM_MAPPING,
+        MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
+    )
+
+    both = [cls for cls in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING
+            if cls in MODEL_FOR_CAUSAL_LM_MAPPING and cls().is_encoder_decoder]  # fmt: skip
+
+    names = {cls.model_type for cls in both}
+    assert {"bart", "bigbird_pegasus", "marian", "pegasus"} <= names
+    for cls in both:
+        with pytest.raises(ModelNotSupported, match=f"'{cls.model_type}' is not a decoder-only"):
+            model_class(cls(), location="", commit=None, trust_remote_code=False)

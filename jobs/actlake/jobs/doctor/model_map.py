@@ -1,9 +1,10 @@
 """A model, measured: what of it can be read and edited, as findings and as a table."""
 
+import logging
 import tempfile
 from collections.abc import Collection, Iterator
-from contextlib import ExitStack
-from dataclasses import replace
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from rich.table import Table
 from actlake.jobs.doctor.check import Finding
 from actlake.platform.free_memory import free_memory
 from actlake.platform.model_map import (
+    LayerFound,
     ModelMap,
     TextFound,
     examine_text,
@@ -42,6 +44,7 @@ class MeasuredModel:
         self.name = name
         self.random = random
         self.map: ModelMap | None = None
+        self.text: TextFound | None = None
 
     def __call__(self) -> Iterator[Finding]:
         """Measure it."""
@@ -55,7 +58,6 @@ class MeasuredModel:
             if too_large := _too_large(model):
                 yield too_large
                 return
-            text = None
             ids_BL = probe_ids(model)
             if not self.random:
                 try:
@@ -64,15 +66,30 @@ class MeasuredModel:
                     says, _, hint = str(error).partition("\nhint: ")
                     yield Finding("tokenizer", "warn", says, hint)
                 else:
-                    text, ids_BL = examine_text(tokenizer), text_ids(tokenizer)
-            self.map = replace(measure_model(model, ids_BL), name=self.name)
+                    self.text, ids_BL = examine_text(tokenizer), text_ids(tokenizer)
+            with _loading_unsaid():
+                self.map = replace(measure_model(model, ids_BL), name=self.name)
         yield from findings(self.map)
-        if text is not None:
-            yield from text_findings(text)
+        if self.text is not None:
+            yield from text_findings(self.text)
 
     def as_json(self) -> dict[str, Any] | None:
-        """The map; None where none was made."""
-        return None if self.map is None else self.map.as_json()
+        """The map, and under ``text`` what the tokenizer does; None where no map was made."""
+        if self.map is None:
+            return None
+        return self.map.as_json() | {"text": None if self.text is None else asdict(self.text)}
+
+
+@contextmanager
+def _loading_unsaid() -> Iterator[None]:
+    """Within it no line is logged for each stage that is loaded; here every layer is one."""
+    loading = logging.getLogger("actlake.platform.models.loading")
+    level = loading.level
+    loading.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        loading.setLevel(level)
 
 
 def _model(model: ResolvedModel, name: str) -> Finding:
@@ -91,8 +108,8 @@ def _too_large(model: ResolvedModel) -> Finding | None:
     return Finding(
         "model", "fail",
         f"its weights take {human_bytes(needed)} and {model.device.value} has {human_bytes(free)}",
-        f"measure it on a larger device, or a small one of its kind: --model {model.family} "
-        f"--random",
+        f"measure it on a larger device, or a small one of its kind: --model "
+        f"{model.whole_config.model_type} --random",
     )  # fmt: skip
 
 
@@ -115,7 +132,7 @@ def findings(found: ModelMap) -> Iterator[Finding]:
     if errors := [error for one in found.layers for error in one.sums.values()]:
         yield _promise(
             found, "sums", "sums",
-            f"h + a + m = h' in {len(errors)} sums, off by {max(errors):.1g} roundings at most",
+            f"h + a + m = h' in {len(errors)} sums, {_exactness(max(errors))}",
         )  # fmt: skip
     if found.head.refused:
         yield Finding("head", "warn", f"no logits, so edits are not measured: {found.head.refused}",
@@ -134,18 +151,23 @@ def _promise(found: ModelMap, promise: Promise, name: str, well: str) -> Finding
     return Finding(name, "fail", "; ".join(wrong[:3]) + more, _REPORT)
 
 
+def _exactness(error: float) -> str:
+    return f"off by {error:.1g} roundings at most" if error else "to the bit"
+
+
 def _edits(found: ModelMap) -> str:
     moved = {site: one.moved for site, one in found.points() if one.moved is not None}
     least, most = min(moved, key=lambda site: moved[site]), max(moved, key=lambda site: moved[site])
     return (
         f"put back, a site's own tensor changes no bit; moved by their own length, rows move what "
-        f"is predicted by {moved[least]:.2g} ({least}) to {moved[most]:.2g} nats ({most})"
+        f"is predicted by {_number(moved[least])} ({least}) to {_number(moved[most])} nats ({most})"
     )
 
 
 def _range(found: ModelMap) -> Finding:
     where = max(found.points(), key=lambda one: one[1].largest)[0]
-    says = f"the largest value is {found.largest:,.6g}, at {where}"
+    contexts, length = found.tokens
+    says = f"the largest value on {contexts * length} tokens is {found.largest:,.6g}, at {where}"
     if found.fits_float16:
         return Finding("dtype range", "ok", f"{says}; float16 reaches {FLOAT16_LARGEST:,.0f}")
     return Finding("dtype range", "warn", f"{says}, beyond float16's {FLOAT16_LARGEST:,.0f}",
@@ -178,23 +200,41 @@ def text_findings(text: TextFound) -> Iterator[Finding]:
         yield Finding("chat template", "ok", f"a question is {text.chat!r}")
 
 
+_LEGEND = (
+    "The six sites: by how many nats a token the prediction moves when each row of the site is "
+    "moved by its own length. =: the resid_post one line up. -: not handed out. !: wrong.\n"
+    "norm: mean length of the rows of resid_post. largest: absolute value, of all sites.\n"
+    "cut: how far the stream, cut here, is from transformers' own. sums: how many roundings "
+    "h + a + m is from h'. In both 0 is the same bits."
+)
+
+
 def table(found: ModelMap) -> Table:
-    """Every site: the nats by which an edit moves the prediction; a row for each layer."""
+    """A row for each layer: what an edit of each of its sites moves, and what was compared."""
     shown = Table(
-        box=None, pad_edge=False, padding=(0, 1, 0, 0), title="nats moved by an edit of each site"
+        box=None, pad_edge=False, padding=(0, 1, 0, 0), caption=_LEGEND, caption_justify="left"
     )
-    shown.add_column("layer", justify="right")
-    for point in POINTS:
-        shown.add_column(point, justify="right")
-    shown.add_column("norm", justify="right")
-    shown.add_column("largest", justify="right")
+    # Names of sites take two lines, so that the table fits a terminal of eighty columns.
+    for heading in ("layer", *POINTS, "norm", "largest", "cut", "sums"):
+        shown.add_column(heading.replace("_", "_\n"), justify="right")
     wrong = {problem.where for problem in found.problems()}
     for one in found.layers:
-        cells = [_cell(found, one.layer, point, wrong) for point in POINTS]
-        post = one.points["resid_post"]
-        largest = max(point.largest for point in one.points.values())
-        shown.add_row(str(one.layer), *cells, f"{post.norm:,.4g}", f"{largest:,.5g}")
+        shown.add_row(
+            str(one.layer),
+            *(_cell(found, one.layer, point, wrong) for point in POINTS),
+            _number(one.points["resid_post"].norm),
+            _number(max(point.largest for point in one.points.values())),
+            *_compared(one, wrong),
+        )
     return shown
+
+
+def _compared(one: LayerFound, wrong: Collection[str]) -> tuple[str, str]:
+    """How far the stream and the sums of a layer are from what they should be."""
+    away = max(point.difference for point in one.points.values() if point.difference is not None)
+    off = max(one.sums.values(), default=None)
+    bad = "!" if f"layer {one.layer}" in wrong else ""
+    return f"{'!' if away else ''}{away:.2g}", "-" if off is None else f"{bad}{off:.1g}"
 
 
 def _cell(found: ModelMap, layer: int, point: Point, wrong: Collection[str]) -> str:
@@ -202,4 +242,9 @@ def _cell(found: ModelMap, layer: int, point: Point, wrong: Collection[str]) -> 
     if one is None:
         return "=" if point == "resid_pre" and layer else "-"
     bad = "!" if str(Site(layer, point)) in wrong else ""
-    return f"{bad}{one.moved:.3g}" if one.moved is not None else f"{bad}yes"
+    return f"{bad}{_number(one.moved)}" if one.moved is not None else f"{bad}yes"
+
+
+def _number(value: float) -> str:
+    """Three digits, and all of those before the point."""
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"

@@ -9,6 +9,7 @@ from dataclasses import replace
 from actlake.jobs.harvest.config import HarvestConfig
 from actlake.jobs.harvest.planning import plan_stages
 from actlake.platform.cluster import InvalidClusterConfig, Resources, session
+from actlake.platform.cluster.same_code import SILENT, ask_nodes
 from actlake.platform.cluster.worker_plan import (
     WorkerPlan,
     joins_cluster,
@@ -21,6 +22,8 @@ from actlake.platform.models import (
     resolve_model,
     try_stage,
 )
+from actlake.platform.models.errors import ModelError, ModelNotSupported
+from actlake.platform.models.quantization import check_method
 
 
 def resolve(config: HarvestConfig) -> tuple[ResolvedModel, WorkerPlan]:
@@ -48,8 +51,36 @@ def _on_cluster(config: HarvestConfig) -> tuple[ResolvedModel, WorkerPlan]:
             stages=config.num_stages,
             placement=config.pipeline.placement,
         )
-    model = resolve_model(replace(config.model, device=workers.device), here=False)
+        model = resolve_model(replace(config.model, device=workers.device), here=False)
+        _check_nodes(model, workers)
     return model, workers
+
+
+def _check_nodes(model: ResolvedModel, workers: WorkerPlan) -> None:
+    """Refuse quantised weights that a node cannot load; all are asked that a stage fits on."""
+    if model.quantization is None:
+        return
+    answers = ask_nodes(why_not_here, model, on=workers.resources)
+    refusals = {one.node: str(one.value) for one in answers if one.value not in ("", SILENT)}
+    if not refusals:
+        return
+    told = {node: words.partition("\nhint: ") for node, words in refusals.items()}
+    named = "\n".join(f"  {node}: {why}" for node, (why, _, _) in list(told.items())[:5])
+    hints = [hint for _, _, hint in told.values() if hint]
+    raise ModelNotSupported(
+        f"{len(refusals)} of the {len(answers)} node(s) that a stage fits on cannot load "
+        f"{model.name}:\n{named}\n"
+        f"hint: {hints[0] if hints else 'install on each node what the others have'}"
+    )
+
+
+def why_not_here(model: ResolvedModel) -> str:
+    """On a node: why it cannot load the model's quantised weights; nothing where it can."""
+    try:
+        check_method(model.whole_config, of=model.name, device=model.device.value, here=True)
+    except ModelError as error:
+        return str(error)
+    return ""
 
 
 def _here(config: HarvestConfig) -> tuple[ResolvedModel, WorkerPlan]:

@@ -15,6 +15,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actlake.platform.cluster.errors import ClusterMismatch
 from actlake.platform.cluster.job_start import code_hash
+from actlake.platform.cluster.resources import Resources, of_ray, replicas_that_fit
 
 logger = logging.getLogger(__name__)
 
@@ -36,19 +37,33 @@ class NodeAnswer:
 
 
 def ask_nodes(
-    question: Callable[..., Any], *arguments: Any, timeout_s: float = ANSWER_WITHIN_S
+    question: Callable[..., Any],
+    *arguments: Any,
+    timeout_s: float = ANSWER_WITHIN_S,
+    on: Resources | None = None,
 ) -> list[NodeAnswer]:
     """Call a function on every living node of the cluster that this process has joined.
 
     A node that cannot even import the function answers with the exception; one that says nothing
     in time, or dies meanwhile, with `SILENT`.
+
+    Parameters
+    ----------
+    on
+        Only the nodes that have as much; the function sees so many of their GPUs, for which it
+        waits where they are in use.
     """
+    wanted = on or Resources(cpus=0)
     asked: dict[Any, str] = {}
     task = ray.remote(question)
     for node in ray.nodes():
-        if node["Alive"]:
+        if node["Alive"] and replicas_that_fit(
+            [of_ray(node["Resources"])], [wanted], placement="pack", wanted=1
+        ):
             here = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            options = task.options(num_cpus=0, max_retries=0, scheduling_strategy=here)
+            options = task.options(
+                num_cpus=0, num_gpus=wanted.gpus, max_retries=0, scheduling_strategy=here
+            )
             asked[options.remote(*arguments)] = node["NodeManagerAddress"]
     _, silent = ray.wait(list(asked), num_returns=len(asked), timeout=timeout_s)
     for ref in silent:

@@ -60,7 +60,7 @@ def measure_model(model: ResolvedModel, ids_BL: Tensor) -> ModelMap:
         found = _layer(model, one, seen, reference)
         if edits is not None:
             found = _edited(found, edits)
-        logger.info("Layer %d of %s is measured", found.layer, model.name)
+        logger.info("Measured layer %d, of 0 to %d", found.layer, model.num_layers - 1)
         layers.append(found)
     return ModelMap(
         name=model.name,

@@ -66,11 +66,11 @@ def run_whole(model: ResolvedModel, ids_BL: Tensor) -> Reference:
 
 
 def _load(model: ResolvedModel) -> nn.Module:
-    from transformers import AutoModelForCausalLM
-
     device = model.device.value
     with no_progress_bars():
-        whole = AutoModelForCausalLM.from_pretrained(
+        # The class that the loader takes: transformers' own choice leaves out models of which text
+        # is a part.
+        whole = model.model_class.from_pretrained(
             model.location,
             revision=model.commit or "main",
             dtype=model.dtype.value,
@@ -85,7 +85,8 @@ def _load(model: ResolvedModel) -> nn.Module:
 
 def _blocks(whole: Any, num_layers: int) -> nn.ModuleList:
     decoder = whole.get_decoder()
-    for module in decoder.modules():
-        if isinstance(module, nn.ModuleList) and len(module) == num_layers:
-            return module
+    for part in (decoder, whole):  # what ModernBERT calls its decoder is its unembedding
+        for module in part.modules():
+            if isinstance(module, nn.ModuleList) and len(module) == num_layers:
+                return module
     raise LookupError(f"there is no list of {num_layers} blocks in {type(decoder).__name__}")

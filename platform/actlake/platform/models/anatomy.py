@@ -23,9 +23,15 @@ NEEDS_MORE: Mapping[str, str] = {
     "gemma4": "embeddings of the token ids in every layer",
     "deepseek_v4": "several residual streams mixed in every layer",
     "hy_v4": "several residual streams mixed in every layer",
+    "evolla": "a protein's embeddings in some layers",
     "mllama": "the image's embeddings in some layers",
     "rwkv": "a recurrent state beside the stream",
+    "blip_text": "an image's embeddings in every layer",
+    "kosmos_2_text": "an image before every text",
+    "idefics": "an image's embeddings in some layers",
+    "voxtral_realtime": "the delay of the sound in every layer",
     "blt": "bytes and patches beside the stream",
+    "xlnet": "a second stream that does not see its own token",
 }
 
 
@@ -86,20 +92,22 @@ def model_class(
     decoder = whole.get_text_config(decoder=True)
     _check_stream(decoder)
     is_part = decoder is not whole
-    mappings = [MODEL_FOR_CAUSAL_LM_MAPPING]
+    mappings = [MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MULTIMODAL_LM_MAPPING]
     if is_part:
-        mappings.insert(0, MODEL_FOR_MULTIMODAL_LM_MAPPING)
+        mappings.reverse()
     with foreign_errors(f"import the family {whole.model_type!r}"):
-        known = [mapping[type(whole)] for mapping in mappings if type(whole) in mapping]
+        mapped = [mapping[type(whole)] for mapping in mappings if type(whole) in mapping]
+        # Of some, what is mapped is built from a part of the configuration.
+        known = [cls for cls in mapped if not is_part or not _takes(cls, decoder)]
         known += _named_in(whole)
     settings = getattr(whole, "auto_map", {})
     reference = settings.get("AutoModelForCausalLM") or settings.get("AutoModel")
     if not known and not reference:
         raise _no_decoder(decoder.model_type)
-    for part in (whole, decoder):
-        _check_decoder(part)
+    _check_decoder(whole, decoder)
     if known:
         cls: type[Any] = known[0]
+        _check_loader(cls)
         return cls
     if not trust_remote_code:
         raise ModelNotSupported(
@@ -112,6 +120,24 @@ def model_class(
     with foreign_errors(f"run the code of {location!r}"):
         trusted: type[Any] = get_class_from_dynamic_module(reference, location, revision=commit)
         return trusted
+
+
+def _check_loader(cls: type[Any]) -> None:
+    """Refuse a class that loads more than weights: a stage has files of weights and no others."""
+    from transformers import PreTrainedModel
+
+    ours = PreTrainedModel.from_pretrained.__func__
+    if getattr(cls.from_pretrained, "__func__", None) is not ours:
+        raise ModelNotSupported(
+            f"{cls.__name__} cannot be harvested: it loads more than its weights\n"
+            f"hint: save the part that reads text by itself, as of Qwen2.5-Omni its thinker: "
+            f"model.thinker.save_pretrained(folder)"
+        )
+
+
+def _takes(cls: type[Any], config: Any) -> bool:
+    expected = getattr(cls, "config_class", None)
+    return expected is not None and isinstance(config, expected)
 
 
 def _named_in(whole: Any) -> list[type[Any]]:
@@ -142,12 +168,17 @@ def _check_stream(config: Any) -> None:
             )
 
 
-def _check_decoder(config: Any) -> None:
+def _check_decoder(whole: Any, decoder: Any) -> None:
     from transformers import MODEL_FOR_MASKED_LM_MAPPING
 
-    is_masked = type(config) in MODEL_FOR_MASKED_LM_MAPPING
-    if getattr(config, "is_encoder_decoder", False) or is_masked:
-        raise _no_decoder(config.model_type)
+    for config in (whole, decoder):
+        is_masked = type(config) in MODEL_FOR_MASKED_LM_MAPPING
+        looks_ahead = is_masked and not getattr(config, "is_decoder", False)
+        if getattr(config, "is_encoder_decoder", False) or looks_ahead:
+            raise _no_decoder(config.model_type)
+    sizes = ("num_hidden_layers", "hidden_size", "vocab_size")
+    if not all(isinstance(getattr(decoder, size, None), int) for size in sizes):
+        raise _no_decoder(decoder.model_type)
 
 
 def _no_decoder(family: str) -> ModelNotSupported:
@@ -256,6 +287,6 @@ def _count(module: nn.Module) -> int:
 
 
 def max_positions_of(config: Any) -> int | None:
-    """Longest context the positions reach, or None where they have no end (ALiBi)."""
+    """Longest context the positions reach, or None where they have no end (ALiBi, XLNet's -1)."""
     found = getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None)
-    return int(found) if found else None
+    return int(found) if found and found > 0 else None

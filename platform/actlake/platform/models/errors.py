@@ -6,6 +6,7 @@
         ├── ModelNotFound           no such folder, file, hub id or revision       (LookupError)
         ├── HubUnreachable          a download is needed and cannot be made        (ConnectionError)
         ├── ModelNotSupported       not a decoder, or needs more than its stream   (ValueError)
+        ├── NoTinyModel             no tiny model comes of a family's defaults   (ValueError)
         ├── WeightsMismatch         weights are missing or have another shape      (ValueError)
         ├── SiteNotInModel          the model has no such layer or point           (LookupError)
         ├── VocabularyTooSmall      tokens that the model has no row for           (ValueError)
@@ -38,6 +39,10 @@ class HubUnreachable(ModelError, ConnectionError):
 
 class ModelNotSupported(ModelError, ValueError):
     """Not a decoder language model, or one whose blocks need more than the hidden state."""
+
+
+class NoTinyModel(ModelError, ValueError):
+    """The defaults of a family's configuration make no tiny model."""
 
 
 class WeightsMismatch(ModelError, ValueError):

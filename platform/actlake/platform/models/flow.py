@@ -43,6 +43,25 @@ def fake_tensors() -> Iterator[None]:
         its_logger.setLevel(level)
 
 
+def asks_for_values(error: BaseException) -> bool:
+    """Whether a pass over fake tensors ended because the model looks at values, of which none are.
+
+    Which tokens go to which expert is such a question; it says nothing against the model.
+    """
+    from torch._subclasses.fake_tensor import (
+        DataDependentOutputException,
+        DynamicOutputShapeException,
+    )
+    from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
+
+    asking = (
+        DataDependentOutputException,
+        DynamicOutputShapeException,
+        GuardOnDataDependentSymNode,
+    )
+    return isinstance(error, asking)
+
+
 def runs_without_values(config: Any) -> None:
     """Let experts be computed in a way that does not ask which tokens go where."""
     config._experts_implementation = "batched_mm"
@@ -62,8 +81,13 @@ class _Seen:
     def enter(self, block: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         kwargs = dict(kwargs)
         entering = args[0] if args else kwargs.pop("hidden_states", None)
-        if not isinstance(entering, Tensor) or entering.shape != (*_SHAPE, self.width):
-            self.faults.append(f"block {block} is not given a stream of width {self.width} alone")
+        stream = (*_SHAPE, self.width)
+        found = tuple(entering.shape) if isinstance(entering, Tensor) else type(entering).__name__
+        if found != stream:
+            self.faults.append(
+                f"block {block} is given {found} where the stream of the text is {stream}: "
+                f"contexts, tokens, width"
+            )
         elif self.blocks and entering is not self.left:
             self.faults.append(
                 f"block {block} is not given what block {self.blocks[-1]} returned: the stream is "
@@ -80,6 +104,11 @@ class _Seen:
             elif tensor is self.ids_BL:
                 self.faults.append(f"block {block} is given the token ids beside the stream")
         self.blocks.append(block)
+
+    @property
+    def again(self) -> bool:
+        """Whether a block ran more than once."""
+        return len(set(self.blocks)) < len(self.blocks)
 
     def leave(self, output: Any) -> None:
         in_tuple = isinstance(output, (tuple, list))
@@ -103,18 +132,23 @@ def check_flow(decoder: nn.Module, blocks: nn.ModuleList, config: Any) -> int | 
     -------
     int | None
         How many values a block returns in a tuple; 0 for the stream itself. None where the decoder
-        asks for values, so that it cannot be run.
+        asks for values, so that it cannot be run; that is logged as a warning.
 
     Raises
     ------
     ModelNotSupported
         A block gets more, or other, than what the one below returned; or they do not run once each.
+    RuntimeError
+        The decoder does not run, for a reason of its own.
     """
     decoder.requires_grad_(False)
     seen = _Seen(int(config.hidden_size))
-    # What depends on the text is what has a gradient back to the embedding.
+    # What depends on the text is what has a gradient back to the embedding. It is no leaf, since
+    # families write into it (CTRL scales it in place).
     embedding = decoder.get_input_embeddings()  # type: ignore[operator]  # of PreTrainedModel
-    hooks = [embedding.register_forward_hook(lambda _, args, output: output.requires_grad_())]
+    hooks = [
+        embedding.register_forward_hook(lambda _, args, output: output.requires_grad_().clone())
+    ]
     for number, block in enumerate(blocks):
         hooks += [
             block.register_forward_pre_hook(
@@ -123,27 +157,37 @@ def check_flow(decoder: nn.Module, blocks: nn.ModuleList, config: Any) -> int | 
             ),
             block.register_forward_hook(lambda _, args, output: seen.leave(output)),
         ]
+    failed: RuntimeError | None = None
     try:
         with fake_tensors(), torch.enable_grad():
             seen.ids_BL = torch.zeros(_SHAPE, dtype=torch.int64, device="meta")
             decoder(input_ids=seen.ids_BL, use_cache=False)
-    except RuntimeError as error:  # asks for values, which there are none of
-        logger.debug("The flow through %s is not known: %s", config.model_type, error)
-        return None
+    except RuntimeError as error:  # what was seen until then may say more
+        failed = error
     finally:
         for hook in hooks:
             hook.remove()
-    if not seen.faults and seen.blocks != list(range(len(blocks))):
-        seen.faults.append(
-            f"its {len(blocks)} blocks do not run once each, in order, but {len(seen.blocks)} times"
-        )
+    in_order = seen.blocks == list(range(len(blocks)))
+    if seen.again or (not seen.faults and not failed and not in_order):
+        runs = f"{len(blocks)} blocks do not run once each, in order, but {len(seen.blocks)} times"
+        seen.faults.insert(0, f"its {runs}")
     if seen.faults:
         raise ModelNotSupported(
             f"Models of the family {config.model_type!r} cannot be harvested: {seen.faults[0]}\n"
             f"hint: choose a family with one plain residual stream, such as gemma3_text, llama or "
             f"qwen3"
         )
-    return seen.returned
+    if failed is None:
+        return seen.returned
+    if not asks_for_values(failed):
+        raise failed
+    logger.warning(
+        "Whether blocks of the family %s get more than the stream could not be tried without "
+        "weights: its loop asks for values. `actlake doctor --model` compares them with "
+        "transformers' own",
+        config.model_type,
+    )
+    return None
 
 
 def _tensors(value: Any, depth: int = 0) -> Iterator[Tensor]:

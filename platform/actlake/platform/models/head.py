@@ -75,7 +75,7 @@ def load_head(model: ResolvedModel) -> ModelHead:
     WeightsMismatch
         Their weights are missing, unreadable or have another shape.
     """
-    tied = bool(model.whole_config.tie_word_embeddings)
+    tied = bool(getattr(model.whole_config, "tie_word_embeddings", False))
     whole = load_pretrained(
         model,
         lambda whole: leave_out_of_head(whole, model.anatomy, tied=tied, last=PassThrough),
@@ -93,8 +93,9 @@ def load_head(model: ResolvedModel) -> ModelHead:
 
 
 def _settle_form(head: ModelHead, last: PassThrough) -> None:
-    """Run two tokens through the head; where the blocks' output is not known, find that out."""
-    hidden_BLD = torch.ones(1, 2, head.model.dim)
+    """Run a few tokens through the head; where the blocks' output is not known, find that out."""
+    shape = (2, 3)  # a form that takes the first context for the stream shows with two of them
+    hidden_BLD = torch.ones(*shape, head.model.dim)
     known = head.model.anatomy.block_output
     why = ""
     for last.num_outputs in (0, 1) if known is None else (known,):
@@ -103,7 +104,7 @@ def _settle_form(head: ModelHead, last: PassThrough) -> None:
         except (TypeError, AttributeError, RuntimeError, IndexError, ValueError) as error:
             why = f"{type(error).__name__}: {error}"
             continue
-        if found[:2] == (1, 2):
+        if found[:2] == shape:
             return
         why = f"its logits have the shape {found}"
     raise ModelNotSupported(

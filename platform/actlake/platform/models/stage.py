@@ -15,7 +15,6 @@ right only where real tokens never see what follows them; most families look bac
 Shapes:  B contexts in the batch   L tokens in a context   D width of the stream
 """
 
-import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -68,8 +67,6 @@ class ModelStage:
         self.sends = any(site.layer >= layers.stop for site in stored)
         """Whether a later stage needs the hidden state."""
         self.device = torch.device(model.device.value)
-        parameters = inspect.signature(type(module).forward).parameters
-        self._takes_positions = "position_ids" in parameters
         self._pass: _Pass | None = None
 
     @property
@@ -122,11 +119,8 @@ class ModelStage:
         # masks and rotary embeddings. Whatever happens to it before the first resident layer
         # (learned positions, Granite's scale) is undone by `_inject`, which has another copy.
         name = "inputs_embeds" if self.layers.start else "input_ids"
-        arguments: dict[str, Any] = {name: inputs.clone(), "use_cache": False}
-        if self._takes_positions:
-            positions_1L = torch.arange(inputs.shape[1], device=self.device).unsqueeze(0)
-            arguments["position_ids"] = positions_1L
-        return arguments
+        # Positions are left to the family: RoBERTa's do not begin at 0.
+        return {name: inputs.clone(), "use_cache": False}
 
     def _register_hooks(self) -> Iterable[RemovableHandle]:
         assert self._pass is not None

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from actlake.platform.models.anatomy import build_without_memory
-from actlake.platform.models.flow import fake_tensors
+from actlake.platform.models.flow import asks_for_values, fake_tensors
 from actlake.platform.models.foreign import foreign_errors
 from actlake.platform.models.numerics import Resolved
 from actlake.platform.models.source import ResolvedModel
@@ -59,8 +59,14 @@ def try_stage(model: ResolvedModel, layers: range, sites: Iterable[Site]) -> Non
             inputs = torch.zeros(*_SHAPE, model.dim, device="meta")
         try:
             stage.run(inputs, _look)
-        except RuntimeError as error:  # asks for values, which there are none of
-            logger.debug("%s cannot be tried without values: %s", model.name, error)
+        except RuntimeError as error:
+            if not asks_for_values(error):
+                raise
+            # `check_flow` has warned of it; the stage is tried with values before text is laid out.
+            logger.info(
+                "Layers [%d, %d) of %s could not be tried without weights: they ask for values",
+                layers.start, layers.stop, model.name,
+            )  # fmt: skip
 
 
 def _look(site: Site, acts_BLD: Tensor) -> None:
