@@ -32,6 +32,7 @@ from measuring import PeakMemory
 from actlake.jobs.demo import demo_config
 from actlake.jobs.harvest.batches import unit_batches
 from actlake.jobs.harvest.config import StorageConfig
+from actlake.jobs.harvest.planning import site_schemas
 from actlake.jobs.harvest.preparation import prepare_store
 from actlake.jobs.harvest.worker import HarvestWorker
 from actlake.platform.models import load_stage, num_layers_needed, resolve_model
@@ -97,7 +98,7 @@ class UsualScript:
 
         self.store = store
         self.model = AutoModelForCausalLM.from_pretrained(model.location, dtype=torch.float32)
-        shape = (store.schema.rows, store.schema.dim)
+        shape = (store.schema.rows, model.dim)
         self.arrays = {
             site: zarr.create_array(folder / str(site), shape=shape, dtype="float16")
             for site in SITES
@@ -149,7 +150,7 @@ def main() -> None:
             store = prepare_store(
                 lease, config, model, threads=THREADS, progress=lambda **counts: None
             )
-            add_sites(lease, store, SITES, {})
+            add_sites(lease, store, site_schemas(config, model), {})
             store = open_store(store.location)
             bare = Bare(model, store)
             with PeakMemory() as memory:

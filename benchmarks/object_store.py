@@ -27,6 +27,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from urllib.request import Request, urlopen
 
@@ -39,10 +40,12 @@ from actlake.storage import (
     Lease,
     Provenance,
     Site,
+    SiteSchema,
     StoreBuilder,
     StoreRequest,
     add_sites,
     open_store,
+    plan_geometry,
     write_unit,
 )
 from actlake.storage.ahead import REQUESTS_AT_ONCE
@@ -123,7 +126,7 @@ def chunk_ranges() -> list[tuple[str, int, int]]:
     batches = store.batches(SITE, BATCH, shuffle="pool", pool_rows=POOL_ROWS, exclude=None)
     counts = ChunkMap(batches.stores, batches.selected).counts
     plan = MixingPlan(counts, pool_rows=POOL_ROWS, seed=0, epoch=0)
-    spec = store.schema.activations(SITE)
+    spec = store.spec(SITE)
     places = [divmod(int(chunk), spec.chunks_per_shard) for chunk in plan.chunks]
     return [
         (spec.shard_key(shard), inner * spec.chunk_stride, (inner + 1) * spec.chunk_stride)
@@ -144,7 +147,7 @@ def get_ranges(ranges: list[tuple[str, int, int]]) -> int:
 
 def get_objects(num_units: int) -> int:
     client = locate(URL)._reads  # type: ignore[attr-defined]
-    spec = open_store(URL).schema.activations(SITE)
+    spec = open_store(URL).spec(SITE)
 
     def get(unit: int) -> int:
         return len(obstore.get(client, spec.shard_key(unit)).bytes())
@@ -155,9 +158,7 @@ def get_objects(num_units: int) -> int:
 
 def make_store(url: str) -> float:
     """Random activations; megabytes of them written a second, statistics and commits included."""
-    request = StoreRequest(
-        dim=DIM, dtype="float16", layout="packed", context_length=CONTEXT, splits=("train",)
-    )
+    request = StoreRequest(layout="packed", context_length=CONTEXT, splits=("train",))
     rng = np.random.default_rng(0)
     with Lease.acquire(locate(url)) as lease:
         with StoreBuilder(lease, request, Provenance(model={"name": "random"})) as builder:
@@ -166,9 +167,16 @@ def make_store(url: str) -> float:
                 ids = rng.integers(0, 50_000, CONTEXT)
                 places = np.arange(CONTEXT)
                 builder.add_context(Context(ids, np.full(CONTEXT, number), places, "train"))
-            builder.finish(unit_rows=UNIT_ROWS)
+            builder.finish(
+                partial(
+                    plan_geometry,
+                    row_bytes=2 * DIM,
+                    context_length=CONTEXT,
+                    unit_rows_at_most=UNIT_ROWS,
+                )
+            )
         store = open_store(url)
-        add_sites(lease, store, (SITE,), {})
+        add_sites(lease, store, {SITE: SiteSchema(dim=DIM, dtype="float16")}, {})
         store.refresh()
         spent = 0.0
         for unit in range(store.schema.num_units):

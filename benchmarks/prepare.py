@@ -6,6 +6,7 @@ They lie in ``$ACTLAKE_BENCH``, or ``~/.cache/actlake/bench``. Removing the fold
 import os
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,19 +17,23 @@ from actlake.storage import (
     Lease,
     Provenance,
     Site,
+    SiteSchema,
     StoreBuilder,
     StoreRequest,
     add_sites,
     open_store,
+    plan_geometry,
     write_unit,
 )
 from actlake.storage.fence import Token
-from actlake.storage.ledger import LedgerWriter, ShardRecord, read_state
+from actlake.storage.ledger import LedgerWriter, read_state
+from actlake.storage.ledger_records import ShardRecord
 from actlake.storage.location import LocalFolder, locate
 
 SITE = Site(9)
 ROWS = 2**20
 DIM = 576
+ROWS_ARE = SiteSchema(dim=DIM, dtype="float16")
 CONTEXT = 128
 LEDGER_UNITS = 10**6
 
@@ -61,8 +66,6 @@ def synthetic_rows(start: int, stop: int) -> np.ndarray:
 def lay_out_corpus(folder: Path) -> None:
     """The tokens of ROWS rows in contexts of CONTEXT, without activations."""
     request = StoreRequest(
-        dim=DIM,
-        dtype="float16",
         layout="packed",
         context_length=CONTEXT,
         splits=("train", "test"),
@@ -84,12 +87,12 @@ def lay_out_corpus(folder: Path) -> None:
                     split,
                 )
             )
-        builder.finish()
+        builder.finish(partial(plan_geometry, row_bytes=2 * DIM, context_length=CONTEXT))
 
 
 def synthetic_store() -> Path:
     """A store of ROWS x DIM float16 (1.2 GB), with the same rows in ``../synthetic.raw``."""
-    folder = once("synthetic-2", _synthetic_store)
+    folder = once("synthetic-3", _synthetic_store)
     raw = raw_rows()
     if not raw.is_file() or raw.stat().st_size != ROWS * DIM * 2:
         rows = open_store(folder)[SITE]
@@ -108,7 +111,7 @@ def _synthetic_store(folder: Path) -> None:
     lay_out_corpus(folder)
     with Lease.acquire(locate(folder)) as lease:
         store = open_store(folder)
-        add_sites(lease, store, (SITE,), {})
+        add_sites(lease, store, {SITE: ROWS_ARE}, {})
         for unit in range(store.schema.num_units):
             extent = store.schema.unit_extent(unit)
             rows = {SITE: synthetic_rows(extent.start, extent.stop)}
@@ -117,7 +120,7 @@ def _synthetic_store(folder: Path) -> None:
 
 def large_ledger() -> Path:
     """A ledger of LEDGER_UNITS units in a thousand commits, merged as it goes."""
-    return once("ledger-2", _large_ledger)
+    return once("ledger-3", _large_ledger)
 
 
 def _large_ledger(folder: Path) -> None:
@@ -126,7 +129,8 @@ def _large_ledger(folder: Path) -> None:
     writer.begin()
     ledger = LedgerWriter(location, writer, read_state(location))
     ledger.append({"kind": "open", "epoch": 1, "owner": {}})
-    ledger.append({"kind": "sites", "sites": [str(SITE)], "request": {}})
+    entry = {"name": str(SITE), "schema": ROWS_ARE.as_json()}
+    ledger.append({"kind": "sites", "sites": [entry], "request": {}})
     for first in range(0, LEDGER_UNITS, 1000):
         ledger.commit(
             ShardRecord(SITE, unit, 75_000_000, unit * 7919 % 2**32, 20_000, unit * 31 % 2**32)

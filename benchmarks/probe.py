@@ -144,7 +144,7 @@ def ours(opened: Opened, config: ProbeConfig, site: Site) -> list[float]:
     for examples in opened.sets:
         heads = heads_of(examples, config.controls, Seeds(config.seed))
         fitted = fit_examples(
-            held.take, opened.store.schema.dim, examples, heads, config,
+            held.take, opened.store.schema_of(site).dim, examples, heads, config,
             stream=False, device=opened.device,
         )  # fmt: skip
         test = examples.where(TEST)

@@ -14,6 +14,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from actlake.storage import (
     StoreBuilder,
     StoreRequest,
     open_store,
+    plan_geometry,
 )
 from actlake.storage.location import LocalFolder
 
@@ -45,8 +47,6 @@ def build(folder: Path, rows: int) -> np.ndarray[Any, Any]:
     widths = np.array([len(word) + 1 for word in words])
     tokenizer = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token="w0"))
     request = StoreRequest(
-        dim=1,
-        dtype="float16",
         layout="documents",
         context_length=CONTEXT_ROWS,
         splits=("train", "test"),
@@ -69,7 +69,7 @@ def build(folder: Path, rows: int) -> np.ndarray[Any, Any]:
             )
             chars = np.concatenate([[0], np.cumsum(widths[own])[:-1]]).astype(np.int32)
             builder.add_context(Context(own, np.full(len(own), document), chars, split))
-        builder.finish()
+        builder.finish(partial(plan_geometry, row_bytes=2, context_length=CONTEXT_ROWS))
     return ids
 
 

@@ -41,6 +41,8 @@ os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "disabled")
 
+from functools import partial
+
 import numpy as np
 import torch
 import zarr
@@ -53,10 +55,12 @@ from actlake.storage import (
     Lease,
     Provenance,
     Site,
+    SiteSchema,
     StoreBuilder,
     StoreRequest,
     add_sites,
     open_store,
+    plan_geometry,
     write_unit,
 )
 from actlake.storage.location import LocalFolder
@@ -197,9 +201,7 @@ def measure(folder: Path) -> dict[str, Any]:
 
 def make_store(folder: Path, rows: int) -> None:
     """A store of random activations, in packed contexts of one document each."""
-    request = StoreRequest(
-        dim=DIM, dtype="float16", layout="packed", context_length=CONTEXT, splits=("train",)
-    )
+    request = StoreRequest(layout="packed", context_length=CONTEXT, splits=("train",))
     rng = np.random.default_rng(0)
     with Lease.acquire(LocalFolder(folder)) as lease:
         with StoreBuilder(lease, request, Provenance(model={"name": "random"})) as builder:
@@ -208,9 +210,9 @@ def make_store(folder: Path, rows: int) -> None:
                 ids = rng.integers(0, 50_000, CONTEXT)
                 places = np.arange(CONTEXT)
                 builder.add_context(Context(ids, np.full(CONTEXT, number), places, "train"))
-            builder.finish()
+            builder.finish(partial(plan_geometry, row_bytes=2 * DIM, context_length=CONTEXT))
         store = open_store(folder)
-        add_sites(lease, store, (SITE,), {})
+        add_sites(lease, store, {SITE: SiteSchema(dim=DIM, dtype="float16")}, {})
         store.refresh()
         for unit in range(store.schema.num_units):
             shape = (len(store.schema.unit_extent(unit)), DIM)

@@ -312,10 +312,10 @@ def peak_mb(url: str, number: int) -> float:
                 next(loop)
             loop.close()
         else:
-            theirs = Theirs(spec_of("topk", 4608), store.schema.dim)
+            theirs = Theirs(spec_of("topk", 4608), store.schema_of(SITE).dim)
             for seed in range(2):
                 torch.manual_seed(seed)
-                theirs.step(torch.randn(BATCH_ROWS, store.schema.dim))
+                theirs.step(torch.randn(BATCH_ROWS, store.schema_of(SITE).dim))
     return peak.growth
 
 
@@ -344,7 +344,7 @@ def main() -> None:
         ("jumprelu", 4608, short),
     ):
         spec = spec_of(architecture, d_sae)
-        ours, theirs = Ours(store, [spec]), Theirs(spec, store.schema.dim)
+        ours, theirs = Ours(store, [spec]), Theirs(spec, store.schema_of(SITE).dim)
         curves = race(ours, theirs, turns=turns)
         shown(spec.name or "", curves)
         result[f"{architecture}_{d_sae}_speedup"] = curves.speedup

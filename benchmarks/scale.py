@@ -44,11 +44,13 @@ from actlake.jobs.harvest.worker import UnitReceipt
 from actlake.platform.cluster import UnitTiming
 from actlake.platform.cluster.schedule import Attempt, Schedule
 from actlake.platform.tracking import TrackingConfig, open_tracker
-from actlake.storage import Lease, Site
+from actlake.storage import Lease, Site, SiteSchema
 from actlake.storage import ledger as ledgers
 from actlake.storage.extents import UnitSet
 from actlake.storage.fence import Token
-from actlake.storage.ledger import FAN_OUT, LedgerWriter, ShardRecord, read_state
+from actlake.storage.ledger import FAN_OUT, LedgerWriter, read_state
+from actlake.storage.ledger_entries import entry_key, table_key
+from actlake.storage.ledger_records import TABLE, ShardRecord, table_bytes
 from actlake.storage.location import LocalFolder
 from actlake.storage.sealed import crc32c, seal
 
@@ -143,7 +145,9 @@ def lay_down(location: LocalFolder, units: int) -> None:
     """The ledger that committing `units` units one by one leaves, as merged segments."""
     names = [str(Site(layer)) for layer in range(SITES)]
     writer = _ledger_of(location)
-    writer.append({"kind": "sites", "sites": names, "request": {}})
+    rows = SiteSchema(dim=4096, dtype="bfloat16").as_json()
+    sites = [{"name": name, "schema": rows} for name in names]
+    writer.append({"kind": "sites", "sites": sites, "request": {}})
     writer.merge_all()
     largest = max(
         FAN_OUT**k for k in range(6) if FAN_OUT**k * SITES <= ledgers._MOST_RECORDS_IN_ONE_TABLE
@@ -160,17 +164,18 @@ def lay_down(location: LocalFolder, units: int) -> None:
 
 def _lay_down_segment(writer: LedgerWriter, size: int, names: list[str], *, table: bool) -> None:
     location, first = writer._location, writer.state.last
-    content = ledgers._table_bytes(_table(names, first, size)) if table else b""
+    content = table_bytes(_table(names, first, size)) if table else b""
     entry = {
         "kind": "merged",
         "number": first + size,
         "first": first + 1,
         "others": [],
         "covered": {name: [(first, first + size)] for name in names},
+        "released": {},
         "table": {"bytes": len(content), "crc32c": crc32c(content)},
     }
-    location.write(ledgers._table_key(entry), [content])
-    location.write(ledgers._entry_key(first + size), [seal(entry)])
+    location.write(table_key(entry), [content])
+    location.write(entry_key(first + size), [seal(entry)])
     writer.state.apply(entry)
     writer.state.last = first + size
 
@@ -334,7 +339,7 @@ def _table(names: list[str], first: int, units: int) -> pa.Table:
             "nan": np.zeros(records, np.int64),
             "numerics": np.zeros(records, np.int16),
         },
-        schema=ledgers._TABLE,
+        schema=TABLE,
     )
 
 

@@ -21,6 +21,7 @@ from actlake.storage import (
     Lease,
     Provenance,
     Site,
+    SiteSchema,
     StoreBuilder,
     StoreRequest,
     add_sites,
@@ -65,9 +66,7 @@ def make_store(folder: Path) -> None:
     lengths = np.maximum(8, rng.lognormal(5.9, 1.0, ROWS // 200)).astype(np.int64)
     document = np.repeat(np.arange(len(lengths)), lengths)[:ROWS]
     assert len(document) == ROWS
-    request = StoreRequest(
-        dim=DIM, dtype="float16", layout="packed", context_length=CONTEXT, splits=("train",)
-    )
+    request = StoreRequest(layout="packed", context_length=CONTEXT, splits=("train",))
     with Lease.acquire(LocalFolder(folder)) as lease:
         with StoreBuilder(lease, request, Provenance(model={"name": "none"})) as builder:
             for number in range(int(document[-1]) + 1):
@@ -78,7 +77,7 @@ def make_store(folder: Path) -> None:
                 builder.add_context(Context(ids, of, np.arange(CONTEXT), "train"))
             builder.finish(lambda rows: Geometry(chunk_rows=CHUNK, unit_rows=CHUNK * 64))
         store = open_store(folder)
-        add_sites(lease, store, (SITE,), {})
+        add_sites(lease, store, {SITE: SiteSchema(dim=DIM, dtype="float16")}, {})
         store.refresh()
         for unit in range(store.schema.num_units):
             values = np.zeros((len(store.schema.unit_extent(unit)), DIM), np.float16)

@@ -65,7 +65,7 @@ def writing() -> dict[str, float]:
             site = Site(next(sites))
             with Lease.acquire(locate(folder / "store")) as lease:
                 store = open_store(folder / "store")
-                add_sites(lease, store, (site,), {})
+                add_sites(lease, store, {site: prepare.ROWS_ARE}, {})
                 for unit in range(store.schema.num_units):
                     part = {site: rows[: len(store.schema.unit_extent(unit))]}
                     lease.ledger.commit(write_unit(store, unit, part, token=lease.token))

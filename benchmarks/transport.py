@@ -97,7 +97,7 @@ def peak_in_a_process(folder: Path, share: float) -> float:
 def gemm_seconds(store: ActivationStore, design, rows: int) -> np.ndarray:
     """The products of the pass, nothing else: timed on some chunks, scaled to all rows."""
     (alignment,) = design.alignments
-    width = store.schema.dim
+    width = store.schema_of(store.sites[0]).dim
     chunk = np.random.default_rng(0).standard_normal(
         (CHUNK_ROWS, len(alignment.columns) * width), dtype=np.float32
     )

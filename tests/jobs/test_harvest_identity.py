@@ -12,6 +12,7 @@ import pytest
 from actlake.jobs.harvest import HarvestConfig
 from actlake.jobs.harvest.job import plan
 from actlake.jobs.harvest.machines import resolve
+from actlake.jobs.harvest.planning import site_schemas
 from actlake.jobs.harvest.preparation import harvest_request, prepare_store, wanted_store
 from actlake.jobs.model_of_store import NotTheModel, model_of_store
 from actlake.platform.cluster import ClusterConfig
@@ -44,7 +45,12 @@ def prepare(config: HarvestConfig) -> ActivationStore:
     with Lease.acquire(locate(config.store)) as lease:
         prepared = prepare_store(lease, config, model, workers, progress=lambda **done: None)
         store = prepared.store
-        add_sites(lease, store, config.sites, harvest_request(config, threads=workers.threads))
+        add_sites(
+            lease,
+            store,
+            site_schemas(config, model),
+            harvest_request(config, threads=workers.threads),
+        )
     return open_store(config.store)
 
 

@@ -11,6 +11,7 @@ from actlake.platform.cluster.worker_plan import WorkerPlan
 from actlake.platform.models import ModelConfig, resolve_model
 from actlake.platform.models.errors import InvalidSplit
 from actlake.storage import Site, open_store
+from actlake.storage.errors import InvalidSite
 
 
 @pytest.fixture(scope="module")
@@ -131,3 +132,9 @@ def test_cuda_without_a_gpu_is_refused(smollm2_folder, monkeypatch):
     assert resolved(smollm2_folder, device="auto", resources=none).device == "cpu"
     assert resolved(smollm2_folder, device="auto", resources=half).resources.gpus == 0.5
     assert resolved(smollm2_folder, device="auto").resources.gpus == 1
+
+
+@pytest.mark.parametrize("name", ["resid_pst.3", "sae.topk_32.3"])
+def test_a_site_that_no_model_has_is_refused_before_anything_is_looked_for(name):
+    with pytest.raises(InvalidSite, match=rf"There is no point .*{name}.*\nhint: "):
+        config(sites=(Site.parse(name),))

@@ -18,6 +18,7 @@ from actlake.storage import (
     Lease,
     Provenance,
     Site,
+    SiteSchema,
     StoreBuilder,
     StoreRequest,
     add_sites,
@@ -52,12 +53,10 @@ def tiny_llama(tmp_path_factory):
     return folder
 
 
-def build(folder, *, dtype="float32", lengths=LENGTHS):
+def build(folder, *, lengths=LENGTHS):
     """A store of random tokens in contexts that straddle its units of 24 rows."""
     rng = np.random.default_rng(0)
-    request = StoreRequest(
-        dim=32, dtype=dtype, layout="documents", context_length=16, splits=("train",)
-    )
+    request = StoreRequest(layout="documents", context_length=16, splits=("train",))
     with (
         Lease.acquire(LocalFolder(folder)) as lease,
         StoreBuilder(lease, request, Provenance()) as builder,
@@ -82,11 +81,13 @@ def fill(
     stages,
     batch_tokens=48,
     batching="padded",
+    dtype="float32",
     on_receipts=lambda unit, receipts: None,
 ):
     """Run every unit through a chain of stages in this process."""
     with Lease.acquire(LocalFolder(folder)) as lease:
-        add_sites(lease, open_store(folder), SITES, {})
+        store = open_store(folder)
+        add_sites(lease, store, dict.fromkeys(SITES, SiteSchema(dim=32, dtype=dtype)), {})
         workers = [
             HarvestWorker(
                 store_url=str(folder),
@@ -171,11 +172,10 @@ def test_chains_of_one_two_and_three_stages_write_the_same_bytes(tmp_path, tiny_
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_rows_are_rounded_to_the_stores_dtype(tmp_path, tiny_llama, expected, dtype):
-    build(tmp_path / "store", dtype=dtype)
+    build(tmp_path / "store")
 
-    store = fill(
-        tmp_path / "store", resolve_model(ModelConfig(name=str(tiny_llama))), stages=[range(0, 4)]
-    )
+    model = resolve_model(ModelConfig(name=str(tiny_llama)))
+    store = fill(tmp_path / "store", model, stages=[range(0, 4)], dtype=dtype)
 
     step = 2**-10 if dtype == "float16" else 2**-7
     for name, rows in expected(store).items():

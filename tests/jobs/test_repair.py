@@ -348,11 +348,12 @@ def not_of_the_model(store):
     site = Site(4, "attn_out")
     opened = open_store(store)
     with Lease.acquire(locate(store)) as lease:
-        add_sites(lease, opened, (site,), opened.ledger.groups[0].request)
+        rows = opened.schema_of(SITE)
+        add_sites(lease, opened, {site: rows}, opened.ledger.groups[0].request)
         opened.refresh()
         for unit in range(opened.schema.num_units):
-            rows = np.ones((len(opened.schema.unit_extent(unit)), opened.schema.dim), np.float16)
-            lease.ledger.commit(write_unit(opened, unit, {site: rows}, token=lease.token))
+            ones = np.ones((len(opened.schema.unit_extent(unit)), rows.dim), np.float16)
+            lease.ledger.commit(write_unit(opened, unit, {site: ones}, token=lease.token))
     return store, str(site)
 
 

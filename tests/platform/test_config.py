@@ -190,8 +190,8 @@ def test_errors_are_actlakes_and_value_errors():
                         "something else in quotes: '123'"),
         ({"sites": "resid_post.6"}, "sites: 'resid_post.6' is not a list, each a site such as "
                                     "resid_post.6\n  hint: write [resid_post.6]"),
-        ({"sites": ["resid_pst.6"]}, "sites[0]: There is no point 'resid_pst' in a block (site "
-                                     "'resid_pst.6')\n  hint: did you mean 'resid_post'?"),
+        ({"sites": ["resid_post.-6"]}, "sites[0]: Cannot read the site 'resid_post.-6'\n  hint: a "
+                                       "site is written POINT.LAYER, such as resid_post.6"),
         ({"out": 3}, "out: 3 is not a path"),
         ({"options": {"a": 1}}, "options.a: 1 is not text"),
         ({"betas": [0.9]}, "betas: [0.9] is not a list of 2: a number, a number"),
@@ -478,11 +478,11 @@ def test_a_wrong_key_is_named_with_its_file_line_and_nearest_key(file: Path):
 
 
 def test_a_wrong_value_is_named_with_its_line(file: Path):
-    file.write_text(FILE.replace("attn_out.3", "attn_out.x").replace("1e-3", "fast"))
+    file.write_text(FILE.replace("attn_out.3", "attn_out.03").replace("1e-3", "fast"))
 
     message = refused("--config", file)
 
-    assert f"sites[1] ({file}, line 1): Cannot read the site 'attn_out.x'" in message
+    assert f"sites[1] ({file}, line 1): Cannot read the site 'attn_out.03'" in message
     assert f"learning_rate ({file}, line 6): 'fast' is not a number" in message
 
 

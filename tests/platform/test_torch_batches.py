@@ -19,6 +19,7 @@ from actlake.storage import (
     Lease,
     Provenance,
     Site,
+    SiteSchema,
     StoreBuilder,
     StoreRequest,
     add_sites,
@@ -36,9 +37,7 @@ ON_ONE_CORE = pytest.mark.filterwarnings("ignore:This DataLoader will create:Use
 
 
 def make_store(folder, dtype, dim=DIM):
-    request = StoreRequest(
-        dim=dim, dtype=dtype, layout="documents", context_length=12, splits=("train",)
-    )
+    request = StoreRequest(layout="documents", context_length=12, splits=("train",))
     rng = np.random.default_rng(0)
     acts = {site: rng.normal(size=(ROWS, dim)).astype(numpy_dtype(dtype)) for site in SITES}
     with Lease.acquire(LocalFolder(folder)) as lease:
@@ -51,7 +50,7 @@ def make_store(folder, dtype, dim=DIM):
                 b.add_context(Context(ids, np.zeros(12, np.int64), np.arange(12), "train"))
             b.finish(lambda rows: Geometry(chunk_rows=12, unit_rows=24))
         store = open_store(folder)
-        add_sites(lease, store, SITES, {})
+        add_sites(lease, store, dict.fromkeys(SITES, SiteSchema(dim=dim, dtype=dtype)), {})
         store.refresh()
         for unit in range(store.schema.num_units):
             rows = store.schema.unit_extent(unit).slice()
@@ -84,7 +83,7 @@ def test_tensors_are_the_arrays_in_the_same_order(folder, prefetch, dtype):
     assert len(given) == len(expected) > 20
     for one, two in zip(given, expected, strict=True):
         assert one.rows.tolist() == two.rows.tolist()
-        assert one.acts.dtype == (dtype or getattr(torch, store.schema.dtype))
+        assert one.acts.dtype == (dtype or getattr(torch, store.schema_of(SITES[0]).dtype))
         np.testing.assert_array_equal(one.acts.float().numpy(), two.acts.astype(np.float32))
         assert (one.epoch, one.step) == (two.epoch, two.step)
 

@@ -7,8 +7,9 @@ import pytest
 
 from actlake.platform.models import ModelConfig, ResolvedModel, resolve_model
 from actlake.platform.models.errors import SiteNotInModel
+from actlake.platform.models.points import POINTS
 from actlake.platform.models.wiring import Tap, out_of
-from actlake.storage.sites import POINTS, Site
+from actlake.storage.sites import Site
 
 SEQUENTIAL = [
     "llama", "gpt2", "gemma2", "gemma3_text", "qwen3", "mistral", "olmo2", "granite", "mixtral",

@@ -20,6 +20,7 @@ from actlake.storage import (
     Lease,
     Provenance,
     Site,
+    SiteSchema,
     StoreBuilder,
     StoreRequest,
     Token,
@@ -31,7 +32,7 @@ from actlake.storage import (
 )
 from actlake.storage.errors import StoreDamaged
 from actlake.storage.export import export_store
-from actlake.storage.ledger import ShardRecord
+from actlake.storage.ledger_records import ShardRecord
 from actlake.storage.location import Location
 from actlake.storage.repair import own_rows, restore_metadata, restore_shards
 from actlake.storage.resume import check_same, use_numerics
@@ -63,7 +64,12 @@ def harvest(
     with Lease.acquire(location) as lease:
         on_token(lease.token)
         store = _prepare(lease, corpus)
-        add_sites(lease, store, sites, {"corpus": corpus.name})
+        add_sites(
+            lease,
+            store,
+            dict.fromkeys(sites, SiteSchema(dim=DIM, dtype="float32")),
+            {"corpus": corpus.name},
+        )
         store.refresh()
         lost = list(undersized(store, sites))
         numerics = use_numerics(lease, {"device": "simulated"})
@@ -80,8 +86,6 @@ def harvest(
 def _prepare(lease: Lease, corpus: Corpus) -> ActivationStore:
     """The store with its corpus, made or found; as `prepare_store` of the harvest."""
     request = StoreRequest(
-        dim=DIM,
-        dtype="float32",
         layout="documents",
         context_length=CONTEXT_LENGTH,
         splits=("all",),

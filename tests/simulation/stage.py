@@ -14,7 +14,8 @@ from simulation.world import World
 from actlake.storage import ActivationStore, Site, open_store
 from actlake.storage.errors import StoreError, StoreExists, StoreMismatch
 from actlake.storage.layout import MANIFEST, ROWS
-from actlake.storage.ledger import ShardRecord, read_shards
+from actlake.storage.ledger import read_shards
+from actlake.storage.ledger_records import ShardRecord
 from actlake.storage.location import Location
 
 Flavour = Literal["folder", "bucket"]
@@ -110,7 +111,7 @@ class Stage:
             store = self._store()
             self._truths[recipe.name, flavour] = Truth(
                 recipe.corpus, store.fingerprint, lasting(self.seams),
-                frozenset(read_shards(store.location)),
+                frozenset(read_shards(store.location, store.sites)),
             )  # fmt: skip
             self.seams.enter(World(), before)
         return self._truths[recipe.name, flavour]
@@ -170,7 +171,7 @@ class Stage:
         different = [
             key for key in sorted({*contents, *expected}) if contents.get(key) != expected.get(key)
         ]
-        records = set(read_shards(store.location))
+        records = set(read_shards(store.location, store.sites))
         if not different and records == truth.records_of(store):
             return
         yield f"the store, finished by the same command, has other files: {different}"

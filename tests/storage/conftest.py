@@ -14,6 +14,7 @@ from actlake.storage import (
     Lease,
     Provenance,
     Site,
+    SiteSchema,
     StoreBuilder,
     StoreRequest,
     add_sites,
@@ -35,6 +36,7 @@ class Known:
         rng = np.random.default_rng(seed)
         self.dtype = dtype
         self.dim = dim
+        self.compression = "none"
         self.contexts: list[Context] = []
         self.documents = [
             Document(f"doc-{d}", "made", ("train", "test")[d % 3 == 2], f"text of {d}", {"n": d})
@@ -63,11 +65,17 @@ class Known:
             site: rng.normal(size=(rows, dim)).astype(numpy_dtype(dtype)) for site in SITES
         }
 
-    def build(self, folder: Path, *, layout: str = "documents", **request: Any) -> None:
+    @property
+    def rows_are(self) -> SiteSchema:
+        """Of every site."""
+        return SiteSchema(dim=self.dim, dtype=self.dtype, compression=self.compression)  # type: ignore[arg-type]
+
+    def build(
+        self, folder: Path, *, layout: str = "documents", compression: str = "none", **request: Any
+    ) -> None:
         """Lay the corpus down; no activations yet."""
+        self.compression = compression
         wanted = StoreRequest(
-            dim=self.dim,
-            dtype=self.dtype,  # type: ignore[arg-type]
             layout=layout,  # type: ignore[arg-type]
             context_length=16,
             splits=("train", "test"),
@@ -96,7 +104,7 @@ class Known:
         """Write and commit the units of `sites`, but for those to skip."""
         with Lease.acquire(locate(folder)) as lease:
             store = open_store(folder)
-            add_sites(lease, store, sites, {})
+            add_sites(lease, store, dict.fromkeys(sites, self.rows_are), {})
             store.refresh()
             for unit in range(store.schema.num_units):
                 if unit not in skip:

@@ -11,7 +11,15 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from actlake.storage import Lease, Provenance, StoreBuilder, StoreRequest, open_store, verify
+from actlake.storage import (
+    Geometry,
+    Lease,
+    Provenance,
+    StoreBuilder,
+    StoreRequest,
+    open_store,
+    verify,
+)
 from actlake.storage.corpus import Context, Document
 from actlake.storage.extents import UnitSet
 from actlake.storage.location import locate
@@ -21,9 +29,7 @@ from actlake.storage.reading.selection import RowFilter, select_rows
 
 
 def test_contexts_in_a_buffer_that_is_used_again_are_stored_as_they_were_given(folder):
-    request = StoreRequest(
-        dim=2, dtype="float32", layout="documents", context_length=4, splits=("train",)
-    )
+    request = StoreRequest(layout="documents", context_length=4, splits=("train",))
     ids, characters = np.empty(4, np.int32), np.empty(4, np.int32)
     columns = {"tags": ["first"]}
     with (
@@ -37,7 +43,7 @@ def test_contexts_in_a_buffer_that_is_used_again_are_stored_as_they_were_given(f
             characters[:] = 100 * number
             builder.add_context(Context(ids, np.full(4, document), characters, "train"))
         ids[:] = -7
-        builder.finish()
+        builder.finish(lambda rows: Geometry(chunk_rows=4, unit_rows=4))
 
     store = open_store(folder)
     assert store.tokens["id"][:].tolist() == list(range(16))
@@ -47,9 +53,7 @@ def test_contexts_in_a_buffer_that_is_used_again_are_stored_as_they_were_given(f
     assert verify(store).is_whole
 
 
-REQUEST = StoreRequest(
-    dim=2, dtype="float32", layout="documents", context_length=512, splits=("train",)
-)
+REQUEST = StoreRequest(layout="documents", context_length=512, splits=("train",))
 
 
 def lay_down(lease, texts, *, finish=True):
@@ -60,7 +64,7 @@ def lay_down(lease, texts, *, finish=True):
             ids = np.arange(512, dtype=np.int32)
             builder.add_context(Context(ids, np.full(512, number), ids, "train"))
         if finish:
-            builder.finish()
+            builder.finish(lambda rows: Geometry(chunk_rows=512, unit_rows=512))
         return [path.name for path in (lease.location.root / "partial").rglob("documents-*")]
 
 

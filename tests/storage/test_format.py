@@ -33,9 +33,18 @@ def corpus(full):
     return entry
 
 
-def test_rows_lie_where_the_page_says(full, known, manifest):
+@pytest.fixture
+def sites(full):
+    """What the ledger says of each site's rows."""
+    entries = map(unsealed, sorted((full / "ledger").glob("*.json")))
+    announced = [site for entry in entries for site in entry.get("sites", ())]
+    return {site["name"]: site["schema"] for site in announced}
+
+
+def test_rows_lie_where_the_page_says(full, known, manifest, sites):
     schema, cut = manifest["schema"], manifest["schema"]["geometry"]
-    row_bytes = schema["dim"] * 4
+    assert sites["resid_post.3"] == {"dim": 6, "dtype": "float32", "compression": "none"}
+    row_bytes = sites["resid_post.3"]["dim"] * 4
     chunk_bytes = cut["chunk_rows"] * row_bytes
 
     for row in range(schema["rows"]):
@@ -106,6 +115,7 @@ def test_the_ledgers_table_says_of_every_shard_what_the_page_says(full, manifest
     assert table.stem == f"{path.stem}-{google_crc32c.value(data):08x}"
     assert [entry["first"], entry["number"]] == [1, int(path.stem)]
     assert entry["covered"] == {"resid_post.0": [[0, 11]], "resid_post.3": [[0, 11]]}
+    assert entry["released"] == {}
 
     records = pq.read_table(table).to_pylist()
 

@@ -250,7 +250,7 @@ def test_a_holder_that_commits_and_ends_while_one_waits_is_followed_not_fought(k
 
     waiting.start()
     time.sleep(0.3)  # it has read the ledger and waits for a beat
-    add_sites(holder, open_store(folder), (Site(0),), {})
+    add_sites(holder, open_store(folder), {Site(0): known.rows_are}, {})
     holder.release()
     waiting.join(timeout=30)
 

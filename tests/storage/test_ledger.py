@@ -10,19 +10,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actlake.storage import Site
+from actlake.storage import Site, SiteSchema
 from actlake.storage.errors import AlreadyCommitted, FormatTooNew, LeaseLost, SiteNotStored
 from actlake.storage.fence import Token
-from actlake.storage.ledger import (
-    LedgerState,
-    LedgerWriter,
-    ShardRecord,
-    read_shards,
-    read_state,
-)
+from actlake.storage.ledger import LedgerWriter, read_shards, read_state
+from actlake.storage.ledger_records import ShardRecord
+from actlake.storage.ledger_state import LedgerState
 from actlake.storage.location import LocalFolder
 
 SITES = [Site(0), Site(3), Site(3, "mlp_out")]
+ROWS = SiteSchema(dim=6, dtype="float16")
 
 
 def record(site=SITES[0], unit=0, salt=0):
@@ -36,7 +33,8 @@ def writer(location, *, fan_out=32, sites=SITES):
     made = LedgerWriter(location, files, state, fan_out=fan_out)
     made.append({"kind": "open", "epoch": made.state.epoch + 1, "owner": {"pid": 1}})
     if not made.state.groups:
-        made.append({"kind": "sites", "sites": list(map(str, sites)), "request": {"n": 1}})
+        entries = [{"name": str(site), "schema": ROWS.as_json()} for site in sites]
+        made.append({"kind": "sites", "sites": entries, "request": {"n": 1}})
     return made
 
 
@@ -73,7 +71,7 @@ def test_the_ledger_says_what_a_dict_of_its_commits_says(steps, fan_out):
         assert (state.last, state.epoch) == (ledger.state.last, ledger.state.epoch)
         assert (state.sites, len(state.groups)) == (tuple(sorted(SITES)), 1)
         assert state.covered == ledger.state.covered
-        found = list(read_shards(location))
+        found = list(read_shards(location, SITES))
         assert len(found) == len(expected)
         assert {(r.site, r.unit): r for r in found} == expected
 
@@ -103,7 +101,7 @@ def test_numerics_and_requests_survive_merging(tmp_path):
 
     assert state.numerics == [{"torch": "2.6"}, {"torch": "2.7"}]
     assert state.groups[0].request == {"n": 1}
-    assert [r.numerics for r in read_shards(location)] == [unit % 2 for unit in range(9)]
+    assert [r.numerics for r in read_shards(location, SITES)] == [unit % 2 for unit in range(9)]
 
 
 def test_a_unit_cannot_be_committed_twice(tmp_path):

@@ -80,7 +80,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(site=st.sampled_from(SITES))
     def announce(self, site):
-        add_sites(self.lease, self.store, (site,), {})
+        add_sites(self.lease, self.store, {site: self.known.rows_are}, {})
         self.committed.setdefault(site, set())
 
     @precondition(lambda self: self.committed)
@@ -116,7 +116,7 @@ class StoreMachine(RuleBasedStateMachine):
     def damage_and_repair(self, data):
         site = data.draw(st.sampled_from(sorted(s for s, units in self.committed.items() if units)))
         unit = data.draw(st.sampled_from(sorted(self.committed[site])))
-        path = self.folder / self.store.schema.activations(site).shard_key(unit)
+        path = self.folder / self.store.refresh().spec(site).shard_key(unit)
         content = bytearray(path.read_bytes())
         content[data.draw(st.integers(0, len(content) - 1))] ^= data.draw(st.integers(1, 255))
         path.write_bytes(bytes(content))

@@ -46,7 +46,7 @@ def changed(before, after):
 
 
 def ledger_says(folder):
-    return {(r.site, r.unit): r for r in read_shards(locate(folder))}
+    return {(r.site, r.unit): r for r in read_shards(locate(folder), open_store(folder).sites)}
 
 
 @pytest.fixture

@@ -227,11 +227,20 @@ def test_what_is_no_stored_site_is_not_in_the_store(full, name):
     assert name not in open_store(full)
 
 
-@pytest.mark.parametrize("name", ["foo", "resid_pst.3", 3, None])
+@pytest.mark.parametrize("name", ["Foo", "resid_post.x y", 3, None])
 def test_a_name_that_is_no_sites_is_refused_as_every_error_of_a_store(full, name):
-    with pytest.raises(StoreError, match=r"(Cannot read the site|no point) .*\nhint: ") as refused:
+    with pytest.raises(StoreError, match=r"Cannot read the site .*\nhint: ") as refused:
         open_store(full)[name]
     assert refused.type is InvalidSite
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [("resid_pst.3", "did you mean 'resid_post.3'"), ("foo", "there is resid_post.0, resid_post")],
+)
+def test_a_site_that_is_not_stored_is_refused_with_the_nearest(full, name, near):
+    with pytest.raises(SiteNotStored, match=rf"No activations of {name} in .*\nhint: {near}"):
+        open_store(full)[name]
 
 
 @pytest.mark.parametrize("split", ["tst", 3, None, ["test"]])

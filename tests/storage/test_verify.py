@@ -144,7 +144,7 @@ def test_a_damaged_table_of_the_ledger_is_found(full, cut):
 
 
 def test_each_damaged_shard_is_named_once_with_what_it_must_be_again(full):
-    records = {(r.site, r.unit): r for r in read_shards(locate(full))}
+    records = {(r.site, r.unit): r for r in read_shards(locate(full), open_store(full).sites)}
     for name in SHARDS:
         flip(full / name)
 

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from actlake.storage import Lease, Site, Token, open_store, verify, write_unit
+from actlake.storage import Lease, Site, Token, add_sites, open_store, verify, write_unit
 from actlake.storage.errors import AlreadyCommitted, InvalidSchema, KeyTaken, NonFiniteActivations
 from actlake.storage.location import locate
-from actlake.storage.writer import add_sites, free_missing, free_unit
+from actlake.storage.writer import free_missing, free_unit
 
 SITE = Site(3)
 NOBODY = Token(1, "a1")  # for what is refused before anything is written
@@ -24,7 +24,7 @@ def make_store(make_known, folder):
 
 
 def with_value(store, value, *, times=2):
-    rows = np.ones((24, store.schema.dim), np.float32)
+    rows = np.ones((24, store.schema_of(SITE).dim), np.float32)
     rows[5, :times] = value
     return {SITE: rows}
 
@@ -109,7 +109,8 @@ def test_adding_sites_twice_is_adding_them_once(make_store, folder):
     store = make_store()
     with Lease.acquire(locate(folder)) as lease:
         before = lease.ledger.state.last
-        add_sites(lease, store, (SITE, Site(4, "resid_pre")), {})
+        rows = store.schema_of(SITE)
+        add_sites(lease, store, {SITE: rows, Site(4, "resid_pre"): rows}, {})
 
         assert lease.ledger.state.last == before
 

@@ -14,7 +14,8 @@ from typing import Protocol
 
 from actlake.platform.cluster import ClusterConfig
 from actlake.storage import ActivationStore, ActlakeError, Lease, Problem, VerifyReport
-from actlake.storage.ledger import ShardRecord, SiteGroup
+from actlake.storage.ledger_records import ShardRecord
+from actlake.storage.ledger_state import SiteGroup
 from actlake.storage.parent import Origin, ParentRows
 from actlake.storage.repair import own_rows, restore_metadata, restore_shards
 

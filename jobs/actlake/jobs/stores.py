@@ -91,6 +91,15 @@ def report_text(report: VerifyReport) -> str:
         f"  {site}: {len(units):,} units not committed (not a fault; the harvest goes on with them)"
         for site, units in report.missing.items()
     ]
+    lines += [
+        f"  {site}: the rows of {len(units):,} units were released, on purpose; all else "
+        "of them was checked"
+        for site, units in report.released.items()
+    ]
+    lines += [
+        f"  {name}: not checked, this actlake cannot read it: {why}"
+        for name, why in report.unknown.items()
+    ]
     return "\n".join(lines)
 
 

@@ -9,6 +9,7 @@
 Nothing here needs torch, ray, transformers or wandb.
 """
 
+from actlake.storage.add_sites import add_sites
 from actlake.storage.arrays import RowArray
 from actlake.storage.corpus import Context, Document
 from actlake.storage.create import StoreBuilder, StoreRequest
@@ -25,10 +26,11 @@ from actlake.storage.reading.batches import Batch, Batches
 from actlake.storage.reading.many import ManyStores, open_stores
 from actlake.storage.reading.shuffle_quality import ShuffleQuality, shuffle_quality
 from actlake.storage.schema import Geometry, StoreSchema, plan_geometry
+from actlake.storage.site_schema import SiteSchema
 from actlake.storage.sites import Site
 from actlake.storage.store import ActivationStore, Coverage, open_store
 from actlake.storage.verify import Damage, Problem, VerifyReport, verify
-from actlake.storage.writer import add_sites, restore_unit, write_unit
+from actlake.storage.writer import restore_unit, write_unit
 
 __all__ = [
     # reading
@@ -62,6 +64,7 @@ __all__ = [
     "ExportResult",
     # what it is
     "StoreSchema",
+    "SiteSchema",
     "Geometry",
     "plan_geometry",
     "Provenance",

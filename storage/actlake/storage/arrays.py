@@ -3,7 +3,8 @@
 import logging
 import mmap
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, Literal, get_args
 
@@ -13,8 +14,10 @@ from actlake.storage.errors import (
     InvalidQuery,
     RowsNotCommitted,
     RowsOutOfRange,
+    RowsReleased,
     StoreDamaged,
     nearest,
+    rows_released,
 )
 from actlake.storage.extents import Extent, UnitSet, num_blocks
 from actlake.storage.layout import ROWS, ArraySpec
@@ -50,11 +53,13 @@ class RowArray:
         spec: ArraySpec,
         *,
         committed: Callable[[], UnitSet] | None = None,
+        released: Callable[..., UnitSet] | None = None,
         path: Path = "auto",
     ) -> None:
         self.spec = spec
         self._location = location
         self._committed = committed
+        self._released = released  # (anew=True): what the ledger says now
         self._wanted_path = path
         self._found = UnitSet()  # shards whose files were there when they were first read
 
@@ -149,7 +154,7 @@ class RowArray:
 
         Raises
         ------
-        RowsOutOfRange, RowsNotCommitted, InvalidQuery
+        RowsOutOfRange, RowsNotCommitted, RowsReleased, InvalidQuery
             As `take`.
         """
         _check_missing(missing)
@@ -160,12 +165,13 @@ class RowArray:
             )
         absent = self._absent_units(start, stop)
         if absent and missing == "raise":
-            raise self._not_committed(absent)
+            raise self._not_there(absent)
         out = np.empty((stop - start, *self.shape[1:]), self.dtype)
         if absent:
             out[:] = self.spec.fill
         for run in self._present_runs(start, stop):
-            self._read_into(run, out[run.start - start : run.stop - start])
+            with self._unless_released(self._shards_of(run.start, run.stop)):
+                self._read_into(run, out[run.start - start : run.stop - start])
         return out
 
     def take(
@@ -184,7 +190,7 @@ class RowArray:
         rows
             (n,) integers, ``0 <= row < len(self)``.
         missing
-            What a row of a unit that is not committed gives: an error, or NaN.
+            What a row of a unit that is not committed, or is released, gives: an error, or NaN.
         check
             Check the CRC32C of every chunk that is touched, each once per opened store. Where
             the array is not mapped, they are always checked.
@@ -199,8 +205,8 @@ class RowArray:
         ------
         RowsOutOfRange
             A row is negative or too large.
-        RowsNotCommitted
-            A row's unit is not committed and `missing` is ``raise``.
+        RowsNotCommitted, RowsReleased
+            A row's unit is not committed, or was released, and `missing` is ``raise``.
         StoreDamaged
             A shard is missing or truncated, or `check` found a wrong checksum.
         InvalidQuery
@@ -212,10 +218,11 @@ class RowArray:
         absent = self._absent(shards)
         if absent is not None:
             if missing == "raise":
-                raise self._not_committed(np.unique(shards[absent]).tolist())
+                raise self._not_there(np.unique(shards[absent]).tolist())
             return self._take_around(rows, absent, check=check, ahead=ahead, out=out)
         ahead = ahead or _lie_close(rows, self.spec.row_bytes)
-        gathered = self._gather(rows, shards, check=check, ahead=ahead)
+        with self._unless_released(shards):
+            gathered = self._gather(rows, shards, check=check, ahead=ahead)
         if out is None:
             return gathered
         out[:] = gathered
@@ -237,15 +244,16 @@ class RowArray:
             )
         shard, inner = divmod(number, self.spec.chunks_per_shard)
         if absent := self._absent_units(start, stop):
-            raise self._not_committed(absent)
-        if self._ranged is not None:
-            return self._ranged.chunk(number)[: stop - start]
-        mapped = self._mapped
-        if mapped is None or not self._touch(mapped, np.array([shard])):
-            return self.read(start, stop)
-        if check:
-            mapped.check(np.array([shard]), np.array([inner]))
-        view: Array = mapped.view[shard, inner, : stop - start]
+            raise self._not_there(absent)
+        with self._unless_released([shard]):
+            if self._ranged is not None:
+                return self._ranged.chunk(number)[: stop - start]
+            mapped = self._mapped
+            if mapped is None or not self._touch(mapped, np.array([shard])):
+                return self.read(start, stop)
+            if check:
+                mapped.check(np.array([shard]), np.array([inner]))
+            view: Array = mapped.view[shard, inner, : stop - start]
         return view
 
     def expect(self, number: int) -> None:
@@ -368,20 +376,20 @@ class RowArray:
         if self._committed is None:
             return [asked] if len(asked) else []
         length = self.spec.shard_length
-        rows = (Extent(a * length, b * length) for a, b in self._committed().runs())
+        rows = (Extent(a * length, b * length) for a, b in self._readable().runs())
         return [run for run in (asked.intersect(r) for r in rows) if len(run)]
 
     def _absent_units(self, start: int, stop: int) -> list[int]:
         if self._committed is None:
             return []
-        committed = self._committed()
-        return [unit for unit in self._shards_of(start, stop) if unit not in committed]
+        readable = self._readable()
+        return [unit for unit in self._shards_of(start, stop) if unit not in readable]
 
     def _absent(self, shards: Array) -> Array | None:
-        """Which of the rows are of units that are not committed; None when all are."""
+        """Which of the rows are of units that cannot be read; None when all can."""
         if self._committed is None:
             return None
-        runs = self._committed().runs()
+        runs = self._readable().runs()
         if runs == [(0, self.spec.num_shards)]:
             return None
         edges = np.array(runs, np.int64).reshape(-1)
@@ -397,8 +405,39 @@ class RowArray:
         out[~absent] = self.take(rows[~absent], check=check, ahead=ahead)
         return out
 
-    def _not_committed(self, units: list[int]) -> RowsNotCommitted:
+    def _readable(self) -> UnitSet:
+        """The units that are committed and not released."""
+        assert self._committed is not None, self.spec.name
+        committed = self._committed()
+        if self._released is None or not (released := self._released()):
+            return committed
+        units = UnitSet(committed.runs())
+        units.difference_update(released)
+        return units
+
+    @contextmanager
+    def _unless_released(self, shards: Iterable[int]) -> Iterator[None]:
+        """Tell damage from shards that were released since the ledger was read."""
+        try:
+            yield
+        except StoreDamaged as error:
+            if self._released is None:
+                raise
+            released = self._released(anew=True)
+            for unit in shards:
+                if unit in released:
+                    raise self._was_released(int(unit)) from error
+            raise
+
+    def _was_released(self, unit: int) -> RowsReleased:
+        return rows_released(self.spec.name, unit, url=self._location.url)
+
+    def _not_there(self, units: list[int]) -> RowsNotCommitted | RowsReleased:
         assert self._committed is not None
+        released = UnitSet() if self._released is None else self._released()
+        for unit in units:
+            if unit in released:
+                return self._was_released(unit)
         names = ", ".join(map(str, units[:5])) + (", …" if len(units) > 5 else "")
         return RowsNotCommitted(
             f"{self.spec.name}: unit {names} not committed; "

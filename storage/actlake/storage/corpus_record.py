@@ -77,11 +77,7 @@ class CorpusRecord:
         StoreDamaged
             It names a file that is no part of a corpus.
         """
-        if entry["format"] > FORMAT:
-            raise FormatTooNew(
-                f"The ledger has a corpus of format {entry['format']}; this actlake reads up to "
-                f"format {FORMAT}\nhint: pip install --upgrade actlake"
-            )
+        check_format(entry["format"], "The corpus in the ledger")
         for key in entry["files"]:
             if not _KEY.fullmatch(key) or key.endswith("/.."):
                 raise StoreDamaged(
@@ -98,6 +94,22 @@ class CorpusRecord:
             sha256=entry["sha256"],
             files={key: FileRecord(**file) for key, file in entry["files"].items()},
         )
+
+
+def check_format(number: int, what: str) -> None:
+    """Refuse a store of another format.
+
+    Raises
+    ------
+    FormatTooNew
+        It is not `FORMAT`; `what` begins the message.
+    """
+    if number == FORMAT:
+        return
+    hint = "pip install --upgrade actlake" if number > FORMAT else "make the store again"
+    raise FormatTooNew(
+        f"{what} is of format {number}; this actlake reads format {FORMAT}\nhint: {hint}"
+    )
 
 
 def _pair(extent: Extent) -> list[int]:

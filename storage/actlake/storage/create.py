@@ -19,7 +19,7 @@ import numpy as np
 from actlake.storage.corpus import Context, Document
 from actlake.storage.corpus_record import DOCUMENTS, TOKENIZER, CorpusRecord, FileRecord
 from actlake.storage.document_spool import DocumentSpool
-from actlake.storage.dtypes import ActivationDtype, numpy_dtype
+from actlake.storage.dtypes import numpy_dtype
 from actlake.storage.durable import refusal
 from actlake.storage.errors import (
     InvalidSchema,
@@ -30,10 +30,10 @@ from actlake.storage.errors import (
 )
 from actlake.storage.extents import Extent
 from actlake.storage.fence import STAGING
-from actlake.storage.layout import MANIFEST, ROWS, ArraySpec, Compression
+from actlake.storage.layout import MANIFEST, ROWS, ArraySpec
 from actlake.storage.lease import Lease
 from actlake.storage.provenance import Provenance, fingerprint
-from actlake.storage.schema import Geometry, Layout, StoreSchema, plan_geometry
+from actlake.storage.schema import Geometry, Layout, StoreSchema
 from actlake.storage.sealed import crc32c
 from actlake.storage.shards import encode_shard
 
@@ -44,13 +44,10 @@ logger = logging.getLogger(__name__)
 class StoreRequest:
     """What a store should be, as far as that is known before its text is read."""
 
-    dim: int
-    dtype: ActivationDtype
     layout: Layout
     context_length: int
     splits: tuple[str, ...]
     special_ids: tuple[int, ...] = ()
-    compression: Compression = "none"
     nonfinite: Any = "refuse"
 
 
@@ -128,17 +125,13 @@ class StoreBuilder:
         """Tokens added so far."""
         return self._rows
 
-    def finish(
-        self, geometry: Callable[[int], Geometry] | None = None, *, unit_rows: int | None = None
-    ) -> StoreSchema:
+    def finish(self, geometry: Callable[[int], Geometry]) -> StoreSchema:
         """Make the store visible; nothing can be added afterwards.
 
         Parameters
         ----------
         geometry
-            From the number of rows, how to cut them; by default `plan_geometry`.
-        unit_rows
-            An upper bound for `plan_geometry`.
+            From the number of rows, how to cut them; mostly `plan_geometry`.
 
         Raises
         ------
@@ -152,21 +145,9 @@ class StoreBuilder:
             )
         self._columns["contexts/start"].append(np.array([self._rows]))
         request = self._request
-        cut = (
-            geometry(self._rows)
-            if geometry
-            else plan_geometry(
-                dim=request.dim,
-                dtype=request.dtype,
-                rows=self._rows,
-                context_length=request.context_length,
-                unit_rows_at_most=unit_rows,
-            )
-        )
+        cut = geometry(self._rows)
         chunk, shard = self._token_cut
         schema = StoreSchema(
-            dim=request.dim,
-            dtype=request.dtype,
             rows=self._rows,
             contexts=self._contexts,
             documents=len(self._documents),
@@ -174,7 +155,6 @@ class StoreBuilder:
             context_length=request.context_length,
             splits=request.splits,
             special_ids=request.special_ids,
-            compression=request.compression,
             nonfinite=request.nonfinite,
             geometry=Geometry(
                 chunk_rows=cut.chunk_rows,

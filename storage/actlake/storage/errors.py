@@ -10,6 +10,7 @@
         ├── InvalidSite             a site's name that cannot be read  (ValueError)
         ├── SiteNotStored           no activations of that site        (LookupError)
         ├── RowsNotCommitted        those rows are not there yet       (LookupError)
+        ├── RowsReleased            those rows were given up          (LookupError)
         ├── RowsOutOfRange          there are no such rows             (IndexError)
         ├── StoreDamaged            bytes are not what was written     (OSError)
         ├── StoreNotReadable        no permission to read it           (OSError)
@@ -77,6 +78,10 @@ class SiteNotStored(StoreError, LookupError):
 
 class RowsNotCommitted(StoreError, LookupError):
     """Those rows belong to units of work that are not committed yet."""
+
+
+class RowsReleased(StoreError, LookupError):
+    """Those rows were given up on purpose; moments and tokens of them are still there."""
 
 
 class RowsOutOfRange(StoreError, IndexError):
@@ -169,6 +174,15 @@ def site_not_stored(
     return SiteNotStored(
         f"No activations of {written} in {url}\n{nearest(stored, known)}; `actlake harvest` adds "
         "sites to a finished store"
+    )
+
+
+def rows_released(site: object, unit: int, *, url: str) -> RowsReleased:
+    """The error for rows of a unit that were given up on purpose."""
+    return RowsReleased(
+        f"The rows of unit {unit} of {site} in {url} were released, on purpose and for good; its "
+        "tokens and moments are there\nhint: read other units, or harvest the text again to "
+        "another path"
     )
 
 

@@ -11,11 +11,13 @@ import hashlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from actlake.storage.add_sites import add_sites
 from actlake.storage.corpus import Context, Document
 from actlake.storage.corpus_record import TOKENIZER
 from actlake.storage.create import StoreBuilder, StoreRequest
@@ -28,7 +30,7 @@ from actlake.storage.errors import (
 )
 from actlake.storage.extents import Extent
 from actlake.storage.lease import Lease
-from actlake.storage.ledger import ShardRecord
+from actlake.storage.ledger_records import ShardRecord
 from actlake.storage.location import Location, locate
 from actlake.storage.parent import Origin
 from actlake.storage.provenance import Provenance
@@ -37,10 +39,11 @@ from actlake.storage.querying.document_table import document_batches, document_s
 from actlake.storage.reading.predicates import Predicate
 from actlake.storage.repair import restore_shards
 from actlake.storage.resume import check_same, use_numerics
+from actlake.storage.schema import plan_geometry
 from actlake.storage.sites import Site
 from actlake.storage.store import ActivationStore, open_store
 from actlake.storage.verify import undersized
-from actlake.storage.writer import add_sites, free_missing, write_unit
+from actlake.storage.writer import free_missing, write_unit
 
 Array = np.ndarray[Any, Any]
 logger = logging.getLogger(__name__)
@@ -114,9 +117,10 @@ def export_store(
     _check_place(parent, location)
     provenance = _provenance(parent, chosen, numbers, predicate, contexts)
     with Lease.acquire(location) as lease:
-        store = _lay_out(lease, parent, contexts, chosen, provenance)
+        store = _lay_out(lease, parent, contexts, chosen, wanted, provenance)
+        forms = {site: parent.schema_of(site) for site in wanted}
         origin = Origin(parent.fingerprint, parent.url)
-        add_sites(lease, store, tuple(wanted), {"exported_from": origin.as_json()})
+        add_sites(lease, store, forms, {"exported_from": origin.as_json()})
         numerics = use_numerics(
             lease,
             {"exported_from": parent.fingerprint, "numerics": list(parent.ledger.numerics)},
@@ -253,8 +257,8 @@ def _choose(
 
 
 def _check_committed(parent: ActivationStore, sites: Sequence[Site], contexts: _Contexts) -> None:
-    committed = parent.committed(sites)
-    absent = list(committed.gaps(parent.schema.num_units))
+    readable = parent.readable(sites)
+    absent = list(readable.gaps(parent.schema.num_units))
     if not absent:
         return
     edges = np.array(absent, np.int64) * parent.schema.geometry.unit_rows
@@ -265,7 +269,7 @@ def _check_committed(parent: ActivationStore, sites: Sequence[Site], contexts: _
     if lacking.any():
         raise RowsNotCommitted(
             f"{int(lacking.sum()):,} of the {len(contexts):,} chosen contexts of {parent.url} "
-            "are not committed for all chosen sites\nhint: go on with the harvest, or choose "
+            "are not there for all chosen sites\nhint: go on with the harvest, or choose "
             "sites that are complete"
         )
 
@@ -349,18 +353,16 @@ def _lay_out(
     parent: ActivationStore,
     contexts: _Contexts,
     splits: tuple[str, ...],
+    sites: Sequence[Site],
     provenance: Provenance,
 ) -> ActivationStore:
     """The new store with its corpus, made or found."""
     schema = parent.schema
     request = StoreRequest(
-        dim=schema.dim,
-        dtype=schema.dtype,
         layout=schema.layout,
         context_length=schema.context_length,
         splits=splits,
         special_ids=schema.special_ids,
-        compression=schema.compression,
         nonfinite=schema.nonfinite,
     )
     if lease.ledger.state.corpora:
@@ -373,7 +375,9 @@ def _lay_out(
         numbers = _copy_documents(parent, builder, contexts)
         for context in _copied(parent, contexts, numbers):
             builder.add_context(context)
-        builder.finish()
+        row_bytes = max(parent.schema_of(site).row_bytes for site in sites)
+        length = schema.context_length
+        builder.finish(partial(plan_geometry, row_bytes=row_bytes, context_length=length))
     return open_store(lease.location)
 
 

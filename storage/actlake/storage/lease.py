@@ -34,7 +34,8 @@ from actlake.storage.fence import (
     lease_key,
 )
 from actlake.storage.layout import MANIFEST
-from actlake.storage.ledger import LedgerState, LedgerWriter, read_state
+from actlake.storage.ledger import LedgerWriter, read_state
+from actlake.storage.ledger_state import LedgerState
 from actlake.storage.location import Location
 from actlake.storage.processes import is_gone, this_process
 from actlake.storage.sealed import seal, unseal

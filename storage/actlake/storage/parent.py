@@ -16,7 +16,7 @@ import numpy as np
 
 from actlake.storage.errors import RowsNotCommitted, StoreMismatch, StoreNotFound
 from actlake.storage.extents import Extent
-from actlake.storage.ledger import ShardRecord
+from actlake.storage.ledger_records import ShardRecord
 from actlake.storage.store import ActivationStore, open_store
 
 Array = np.ndarray[Any, Any]
@@ -124,12 +124,12 @@ class ParentRows:
         return np.concatenate(rows)[extent.start - first : extent.stop - first]
 
     def _check_committed(self, record: ShardRecord) -> None:
-        committed = self.parent.committed([record.site])
+        readable = self.parent.readable([record.site])
         units = np.unique(self._rows(record) // self.parent.schema.geometry.unit_rows)
-        if absent := [unit for unit in units.tolist() if unit not in committed]:
+        if absent := [unit for unit in units.tolist() if unit not in readable]:
             raise RowsNotCommitted(
-                f"Unit {absent[0]} of {record.site} is not committed in {self.parent.url}\n"
-                "hint: go on with its harvest first"
+                f"Unit {absent[0]} of {record.site} is not committed in {self.parent.url}, or was "
+                "released\nhint: go on with its harvest first, or export again to another path"
             )
 
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from actlake.storage.errors import StoreDamaged
 from actlake.storage.lease import Lease
-from actlake.storage.ledger import ShardRecord
+from actlake.storage.ledger_records import ShardRecord
 from actlake.storage.store import ActivationStore
 from actlake.storage.verify import metadata_problems
 from actlake.storage.writer import restore_unit

@@ -19,9 +19,9 @@ from actlake.storage.store import ActivationStore
 def check_same(store: ActivationStore, request: StoreRequest, provenance: Provenance) -> None:
     """Refuse to go on with a store that holds other rows than are asked for.
 
-    Compared are the request (width, element type, layout, splits, …) and what decides of the
-    provenance (`Provenance.decisive`: hashes, not names); not the sites, which may be added, and
-    not how the rows are cut into files, which was settled when the store was made.
+    Compared are the request (layout, splits, …) and what decides of the provenance
+    (`Provenance.decisive`: hashes, not names); not the sites, which may be added (`check_sites`),
+    and not how the rows are cut into files, which was settled when the store was made.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""What every row of a store holds; fixed when the store is made.
+"""What the rows of a store are, whatever the site; fixed when the store is made.
 
 The *geometry* (rows per chunk and unit) is part of the schema: it decides which file a row is
 in, not what the row says, so the fingerprint leaves it out.
@@ -8,19 +8,18 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, Self
 
-from actlake.storage.dtypes import ActivationDtype, check_activation_dtype, numpy_dtype
 from actlake.storage.errors import FormatTooNew, InvalidSchema
 from actlake.storage.extents import Extent, block_extent, num_blocks
 from actlake.storage.layout import (
     ArraySpec,
-    Compression,
     group_key,
     group_metadata,
     metadata_json,
 )
+from actlake.storage.site_schema import SiteSchema
 from actlake.storage.sites import Site
 
-FORMAT = 1
+FORMAT = 2
 Layout = Literal["packed", "documents"]
 MIB = 2**20
 
@@ -50,12 +49,11 @@ class Geometry:
 
 @dataclass(frozen=True, kw_only=True)
 class StoreSchema:
-    """What the rows are and how they are cut; the same for every site."""
+    """What the rows are and how they are cut, the same for every site.
 
-    dim: int
-    """Width of the residual stream, the length of a row."""
-    dtype: ActivationDtype
-    """Element type of the activations on disk."""
+    What differs between sites (width, element type) is a `SiteSchema`'s.
+    """
+
     rows: int
     """Tokens in the store."""
     contexts: int
@@ -69,14 +67,11 @@ class StoreSchema:
     special_ids: tuple[int, ...]
     """Token ids that statistics and training leave out by default, beside position 0."""
     geometry: Geometry
-    compression: Compression = "none"
     nonfinite: Literal["refuse", "count"] = "refuse"
     """What happens to a unit that holds infinities or NaNs: an error, or a number."""
 
     def __post_init__(self) -> None:
-        check_activation_dtype(self.dtype)
         sizes = {
-            "dim": self.dim,
             "rows": self.rows,
             "contexts": self.contexts,
             "documents": self.documents,
@@ -106,28 +101,23 @@ class StoreSchema:
         return block_extent(unit, block=self.geometry.unit_rows, total=self.rows)
 
     @property
-    def row_bytes(self) -> int:
-        """Bytes of one row of one site."""
-        return self.dim * numpy_dtype(self.dtype).itemsize
-
-    @property
     def num_groups(self) -> int:
         """Groups of rows that statistics keep apart: each split, kept and excluded."""
         return 2 * len(self.splits)
 
     # The arrays, one after the other.
 
-    def activations(self, site: Site) -> ArraySpec:
+    def activations(self, site: Site, rows: SiteSchema) -> ArraySpec:
         """``acts/<site>``: (row, dim), the site's activations."""
         return ArraySpec(
             name=f"acts/{site}",
-            shape=(self.rows, self.dim),
-            dtype=self.dtype,
+            shape=(self.rows, rows.dim),
+            dtype=rows.dtype,
             shard_length=self.geometry.unit_rows,
             chunk_length=self.geometry.chunk_rows,
             dimension_names=("row", "dim"),
             fill_value="NaN",
-            compression=self.compression,
+            compression=rows.compression,
         )
 
     def tokens(self) -> dict[str, ArraySpec]:
@@ -147,12 +137,12 @@ class StoreSchema:
             "split": self._index_array("contexts/split", "int8", self.contexts, "context"),
         }
 
-    def moments(self, site: Site) -> dict[str, ArraySpec]:
+    def moments(self, site: Site, rows: SiteSchema) -> dict[str, ArraySpec]:
         """``moments/<site>/*``: statistics of each unit, one shard a unit."""
         shapes: dict[str, tuple[str, tuple[int, ...], int | Literal["NaN"]]] = {
             "count": ("int64", (), -1),
-            "mean": ("float64", (self.dim,), "NaN"),
-            "m2": ("float64", (self.dim,), "NaN"),
+            "mean": ("float64", (rows.dim,), "NaN"),
+            "m2": ("float64", (rows.dim,), "NaN"),
             "norm_sum": ("float64", (), "NaN"),
         }
         return {
@@ -175,9 +165,9 @@ class StoreSchema:
         specs = [*self.tokens().values(), *self.context_arrays().values()]
         return _metadata(groups, specs)
 
-    def site_metadata(self, site: Site) -> dict[str, bytes]:
+    def site_metadata(self, site: Site, rows: SiteSchema) -> dict[str, bytes]:
         """Every ``zarr.json`` of one site, by its key."""
-        specs = [self.activations(site), *self.moments(site).values()]
+        specs = [self.activations(site, rows), *self.moments(site, rows).values()]
         return _metadata((f"moments/{site}",), specs)
 
     def _index_array(self, name: str, dtype: str, length: int, dimension: str) -> ArraySpec:
@@ -224,10 +214,9 @@ class StoreSchema:
 
 
 def plan_geometry(
-    *,
-    dim: int,
-    dtype: ActivationDtype,
     rows: int,
+    *,
+    row_bytes: int,
     context_length: int,
     unit_rows_at_most: int | None = None,
     chunk_bytes: int = CHUNK_BYTES,
@@ -235,6 +224,7 @@ def plan_geometry(
 ) -> Geometry:
     """Cut rows into chunks and units so that full contexts straddle neither.
 
+    `row_bytes` are those of a row of one site, of the widest where they differ.
     Both lengths are multiples of `context_length`. A unit is at most `shard_bytes` (or one
     chunk, or `unit_rows_at_most` for slow models), and less in a small store, so that it has
     at least 16 units as far as it has that many contexts.
@@ -244,17 +234,15 @@ def plan_geometry(
     InvalidSchema
         A size is not positive.
     """
-    check_activation_dtype(dtype)
     sizes = {
-        "dim": dim,
         "rows": rows,
+        "row_bytes": row_bytes,
         "context_length": context_length,
         "chunk_bytes": chunk_bytes,
         "shard_bytes": shard_bytes,
         "unit_rows_at_most": 1 if unit_rows_at_most is None else unit_rows_at_most,
     }
     _check_positive(sizes)
-    row_bytes = dim * numpy_dtype(dtype).itemsize
     chunk_rows = max(1, chunk_bytes // row_bytes // context_length) * context_length
     most = min(
         shard_bytes // row_bytes,

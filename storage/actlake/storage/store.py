@@ -8,7 +8,7 @@ import itertools
 import logging
 import os
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from operator import methodcaller
@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from actlake.storage.ahead import map_ahead
 from actlake.storage.arrays import Path, RowArray
-from actlake.storage.corpus_record import DOCUMENTS, TOKENIZER
+from actlake.storage.corpus_record import DOCUMENTS, TOKENIZER, check_format
 from actlake.storage.errors import (
     FormatTooNew,
     InvalidSite,
@@ -31,13 +31,14 @@ from actlake.storage.errors import (
     unknown_split,
 )
 from actlake.storage.extents import Extent, UnitSet
-from actlake.storage.layout import MANIFEST
+from actlake.storage.layout import MANIFEST, ArraySpec
 from actlake.storage.lease import ledger_is_gone
-from actlake.storage.ledger import LedgerState, read_state
+from actlake.storage.ledger import read_state
+from actlake.storage.ledger_state import LedgerState
 from actlake.storage.location import Location, locate
 from actlake.storage.moments import Moments, is_excluded, row_groups
-from actlake.storage.schema import FORMAT
 from actlake.storage.sealed import unseal
+from actlake.storage.site_schema import SiteSchema
 from actlake.storage.sites import Site
 
 if TYPE_CHECKING:  # these read stores
@@ -106,6 +107,8 @@ def open_store(
             f"{MANIFEST} of {location.url} is not what the ledger says of the corpus\n"
             f"hint: remove {MANIFEST}: it is made again from the ledger by the next harvest"
         )
+    for name, why in ledger.unknown.items():
+        logger.warning("This actlake cannot read the site %s of %s: %s", name, location.url, why)
     return ActivationStore(location, ledger, path=path)
 
 
@@ -114,11 +117,7 @@ def _read_manifest(location: Location) -> Any:
         manifest = unseal(location.read(MANIFEST), name=f"{location.url}/{MANIFEST}")
     except StoreNotFound:
         return None
-    if manifest["format"] > FORMAT:
-        raise FormatTooNew(
-            f"{location.url} is a store of format {manifest['format']}; this actlake reads up "
-            f"to format {FORMAT}\nhint: pip install --upgrade actlake"
-        )
+    check_format(manifest["format"], location.url)
     return manifest
 
 
@@ -129,15 +128,24 @@ class Coverage:
     units: int
     total_units: int
     rows: int
+    """That are there to be read: of committed units, but for the released ones."""
     total_rows: int
+    released: int = 0
+    """Committed units whose rows were given up on purpose."""
 
     @property
     def is_complete(self) -> bool:
         """Whether every unit is committed."""
         return self.units == self.total_units
 
+    @property
+    def is_readable(self) -> bool:
+        """Whether every row is there."""
+        return self.rows == self.total_rows
+
     def __str__(self) -> str:
-        return f"{self.units:,} of {self.total_units:,} units committed"
+        released = f", {self.released:,} of them released" if self.released else ""
+        return f"{self.units:,} of {self.total_units:,} units committed{released}"
 
 
 class ActivationStore:
@@ -208,8 +216,36 @@ class ActivationStore:
 
     @property
     def sites(self) -> tuple[Site, ...]:
-        """The sites that were asked for, sorted; `coverage` says how much of each is there."""
+        """The sites that were asked for, sorted; `coverage` says how much of each is there.
+
+        Those that this version cannot read are not among them: see `unknown_sites`.
+        """
         return self.ledger.sites
+
+    @property
+    def unknown_sites(self) -> Mapping[str, str]:
+        """Sites that a newer actlake has added and this one cannot read: why not."""
+        return self.ledger.unknown
+
+    def schema_of(self, site: str | Site) -> SiteSchema:
+        """What the rows of a site are: width, element type, compression.
+
+        Raises
+        ------
+        SiteNotStored
+            As `site`.
+        """
+        return self.ledger.schemas[self.site(site)]
+
+    def spec(self, site: str | Site) -> ArraySpec:
+        """How the rows of a site are cut into files; raises as `site`."""
+        stored = self.site(site)
+        return self.schema.activations(stored, self.ledger.schemas[stored])
+
+    def moment_specs(self, site: str | Site) -> dict[str, ArraySpec]:
+        """The arrays of a site's moments; raises as `site`."""
+        stored = self.site(site)
+        return self.schema.moments(stored, self.ledger.schemas[stored])
 
     def site(self, written: str | Site) -> Site:
         """The stored name of a site.
@@ -218,9 +254,16 @@ class ActivationStore:
         ------
         SiteNotStored
             It was never harvested; the nearest stored one is named.
+        FormatTooNew
+            This version cannot read it.
         """
+        if (why := self.ledger.unknown.get(str(written))) is not None:
+            raise FormatTooNew(
+                f"This actlake cannot read the site {written} of {self.url}: {why}\n"
+                "hint: pip install --upgrade actlake"
+            )
         site = Site.parse(written).stored
-        if site not in self.ledger.covered:
+        if site not in self.ledger.schemas:
             raise site_not_stored(written, site, self.sites, url=self.url)
         return site
 
@@ -229,15 +272,16 @@ class ActivationStore:
         if stored not in self._arrays:
             self._arrays[stored] = RowArray(
                 self.location,
-                self.schema.activations(stored),
+                self.spec(stored),
                 committed=partial(self._covered, stored),
+                released=partial(self._released, stored),
                 path=self._path,
             )
         return self._arrays[stored]
 
     def __contains__(self, site: object) -> bool:
         try:
-            return isinstance(site, str | Site) and Site.parse(site).stored in self.ledger.covered
+            return isinstance(site, str | Site) and Site.parse(site).stored in self.ledger.schemas
         except InvalidSite:
             return False
 
@@ -258,12 +302,13 @@ class ActivationStore:
 
     def coverage(self, site: str | Site) -> Coverage:
         """How much of a site is committed."""
-        units = self.ledger.covered[self.site(site)]
-        total = self.schema.num_units
-        rows = len(units) * self.schema.geometry.unit_rows
-        if total - 1 in units:
+        stored, total = self.site(site), self.schema.num_units
+        units, readable = self.ledger.covered[stored], self.ledger.readable(stored)
+        rows = len(readable) * self.schema.geometry.unit_rows
+        if total - 1 in readable:
             rows -= self.schema.geometry.unit_rows - len(self.schema.unit_extent(total - 1))
-        return Coverage(len(units), total, rows, self.schema.rows)
+        released = len(units) - len(readable)
+        return Coverage(len(units), total, rows, self.schema.rows, released)
 
     def committed(self, sites: Iterable[str | Site] | None = None) -> UnitSet:
         """The units that are committed for all of the sites (by default, all stored ones)."""
@@ -272,8 +317,19 @@ class ActivationStore:
             units = units.intersection(self.ledger.covered[site])
         return units
 
+    def readable(self, sites: Iterable[str | Site] | None = None) -> UnitSet:
+        """The `committed` units whose rows are there: released at none of the sites."""
+        units = UnitSet([(0, self.schema.num_units)])
+        for site in self.sites if sites is None else map(self.site, sites):
+            units = units.intersection(self.ledger.readable(site))
+        return units
+
     def _covered(self, site: Site) -> UnitSet:
         return self.ledger.covered[site]
+
+    def _released(self, site: Site, *, anew: bool = False) -> UnitSet:
+        ledger = read_state(self.location) if anew else self.ledger
+        return ledger.released[site]
 
     # Rows, contexts, documents.
 
@@ -552,13 +608,12 @@ class ActivationStore:
         stored = self.site(site)
         committed = self.ledger.covered[stored]
         parts = {
-            name: RowArray(self.location, spec)
-            for name, spec in self.schema.moments(stored).items()
+            name: RowArray(self.location, spec) for name, spec in self.moment_specs(stored).items()
         }
         splits = range(len(self.schema.splits)) if split is None else [self.split_code(split)]
         kinds = [False, True] if excluded is None else [excluded]
         threads = len(parts) if self.location.parallel > 1 else 1
-        total = Moments.empty(self.schema.dim)
+        total = Moments.empty(self.schema_of(stored).dim)
         for block in _blocks(committed if units is None else units):
             if absent := [unit for unit in block.tolist() if unit not in committed]:
                 raise RowsNotCommitted(

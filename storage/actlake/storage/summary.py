@@ -142,12 +142,16 @@ def summarize(store: "ActivationStore | ManyStores") -> Summary:
 
 def _facts(stores: Sequence["ActivationStore"]) -> tuple[tuple[str, str], ...]:
     schemas = [store.schema for store in stores]
-    first = schemas[0]
     model = stores[0].provenance.model.get("name", "unknown model")
     revision = str(stores[0].provenance.model.get("revision", "")).removeprefix("sha256:")[:12]
     labels = sorted({name for store in stores for name in attached_names(store)})
     unit_rows = _listed(f"{s.geometry.unit_rows:,}" for s in schemas)
     chunk_rows = _listed(f"{s.geometry.chunk_rows:,}" for s in schemas)
+    rows_are = [one.schema_of(site) for one in stores for site in one.sites]
+    kinds = "".join(dict.fromkeys(f"{schema}, " for schema in rows_are))
+    unknown = dict.fromkeys(
+        f"{site} ({why})" for store in stores for site, why in store.unknown_sites.items()
+    )
     facts = {
         "model": f"{model} {revision}".strip(),
         "rows": f"{sum(s.rows for s in schemas):,} tokens in {sum(s.contexts for s in schemas):,} "
@@ -155,8 +159,9 @@ def _facts(stores: Sequence["ActivationStore"]) -> tuple[tuple[str, str], ...]:
         f"{sum(s.documents for s in schemas):,} documents",
         "layout": f"{_listed(s.layout for s in schemas)}; "
         f"splits {_listed(name for s in schemas for name in s.splits)}",
-        "stored as": f"{first.dtype} × {first.dim}, {sum(s.num_units for s in schemas):,} units of "
-        f"{unit_rows} rows, chunks of {chunk_rows}",
+        "stored as": f"{kinds}{sum(s.num_units for s in schemas):,} units of {unit_rows} rows, "
+        f"chunks of {chunk_rows}",
+        "not readable here": "; ".join(unknown),
         "labels": ", ".join(labels),
         "fingerprint": _listed(shortened(store.fingerprint) for store in stores),
     }
@@ -176,7 +181,7 @@ def _line(
     return SiteLine(
         site,
         coverage,
-        coverage.rows * stores[0].schema.row_bytes,
+        coverage.rows * stores[0].schema_of(site).row_bytes,
         store.moments(site).mean_norm if few else None,
     )
 

@@ -18,7 +18,8 @@ from actlake.storage.corpus_record import DOCUMENTS
 from actlake.storage.errors import StoreDamaged, StoreNotFound
 from actlake.storage.extents import Extent, UnitSet, block_extent, num_blocks
 from actlake.storage.layout import MANIFEST
-from actlake.storage.ledger import ShardRecord, read_shards, read_state
+from actlake.storage.ledger import read_shards, read_state
+from actlake.storage.ledger_records import ShardRecord
 from actlake.storage.moments import moments_by_group
 from actlake.storage.querying.document_table import document_batches
 from actlake.storage.sealed import crc32c, seal
@@ -74,6 +75,10 @@ class VerifyReport:
     """Bytes that were read and checked."""
     missing: dict[Site, UnitSet] = field(default_factory=dict)
     """Units that are not committed; not a problem, only not done."""
+    released: dict[Site, UnitSet] = field(default_factory=dict)
+    """Units whose rows were given up on purpose; the rest of them was checked."""
+    unknown: Mapping[str, str] = field(default_factory=dict)
+    """Sites that this version cannot read, and did not check: why not."""
 
     @property
     def is_whole(self) -> bool:
@@ -125,12 +130,14 @@ def verify(
         shards,
         counted.num_bytes,
         {site: units for site, units in missing.items() if len(units)},
+        {site: units for site, units in store.ledger.released.items() if len(units)},
+        store.unknown_sites,
     )
 
 
 def stored_bytes(store: ActivationStore) -> int:
     """How many bytes `verify` will read, from the ledger; the corpus's are left out."""
-    return sum(r.rows_bytes + r.moments_bytes for r in read_shards(store.location))
+    return sum(r.rows_bytes + r.moments_bytes for r in read_shards(store.location, store.sites))
 
 
 def undersized(store: ActivationStore, sites: Collection[Site]) -> Iterator[ShardRecord]:
@@ -139,12 +146,12 @@ def undersized(store: ActivationStore, sites: Collection[Site]) -> Iterator[Shar
     Cheap, for every resume: files of other sites are not looked at.
     """
     sizes: dict[Site, dict[str, int]] = {}
-    for record in read_shards(store.location):
-        if record.site not in sites:
-            continue
-        spec = store.schema.activations(record.site)
+    for record in read_shards(store.location, sites):
+        spec = store.spec(record.site)
         if record.site not in sizes:
             sizes[record.site] = dict(store.location.sizes(spec.folder))
+        if record.unit in store.ledger.released[record.site]:
+            continue
         if sizes[record.site].get(spec.shard_key(record.unit)) != record.rows_bytes:
             yield record
 
@@ -267,7 +274,7 @@ def metadata_problems(store: ActivationStore) -> Iterator[tuple[Problem, str, by
     manifest = store.ledger.corpora[-1].manifest()
     common = {MANIFEST: seal(manifest), **schema.common_metadata()}
     for site in (None, *store.sites):
-        files = common if site is None else schema.site_metadata(site)
+        files = common if site is None else schema.site_metadata(site, store.schema_of(site))
         for key, expected in files.items():
             found = _read(store, key)
             if found != expected:
@@ -281,11 +288,14 @@ def _fetched(store: ActivationStore) -> Iterator[tuple[ShardRecord, _Files]]:
     def fetch(record: ShardRecord) -> tuple[ShardRecord, _Files]:
         return record, _files_of(store, record)
 
-    yield from map_ahead(fetch, read_shards(store.location), threads=store.location.parallel // 4)
+    records = read_shards(store.location, store.sites)
+    yield from map_ahead(fetch, records, threads=store.location.parallel // 4)
 
 
 def _files_of(store: ActivationStore, record: ShardRecord) -> _Files:
-    specs = [*store.schema.moments(record.site).values(), store.schema.activations(record.site)]
+    specs = list(store.moment_specs(record.site).values())
+    if record.unit not in store.ledger.released[record.site]:
+        specs.append(store.spec(record.site))
     keys = [spec.shard_key(record.unit) for spec in specs]
     return {key: _read(store, key) for key in keys}
 
@@ -307,6 +317,9 @@ def _shard(
 ) -> Iterator[Problem]:
     rows_are_whole = False
     try:
+        if record.unit in store.ledger.released[record.site]:
+            _checked_moments(store, record, files, counted)
+            return
         rows = _checked_rows(store, record, files, counted)
         rows_are_whole = True
         stored = _checked_moments(store, record, files, counted)
@@ -350,7 +363,7 @@ def _counted(store: ActivationStore, files: _Files, key: str, counted: _Counter)
 def _checked_rows(
     store: ActivationStore, record: ShardRecord, files: _Files, counted: _Counter
 ) -> Array:
-    spec = store.schema.activations(record.site)
+    spec = store.spec(record.site)
     key = spec.shard_key(record.unit)
     data = _counted(store, files, key, counted)
     if len(data) != record.rows_bytes:
@@ -366,7 +379,7 @@ def _checked_moments(
 ) -> dict[str, Array]:
     values: dict[str, Array] = {}
     checksums, num_bytes = [], 0
-    for name, spec in sorted(store.schema.moments(record.site).items()):
+    for name, spec in sorted(store.moment_specs(record.site).items()):
         key = spec.shard_key(record.unit)
         data = _counted(store, files, key, counted)
         values[name] = decode_shard(spec, record.unit, data, name=key)

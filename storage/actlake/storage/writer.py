@@ -22,7 +22,8 @@ from actlake.storage.dtypes import LARGEST_FINITE
 from actlake.storage.errors import InvalidSchema, NonFiniteActivations, StoreNotFound
 from actlake.storage.fence import Token
 from actlake.storage.lease import Lease
-from actlake.storage.ledger import ShardRecord, already_committed
+from actlake.storage.ledger import already_committed
+from actlake.storage.ledger_records import ShardRecord
 from actlake.storage.moments import Moments, moments_by_group
 from actlake.storage.shards import combined_crc32c, encode_shard
 from actlake.storage.sites import Site
@@ -32,26 +33,6 @@ Array = np.ndarray[Any, Any]
 logger = logging.getLogger(__name__)
 _Files = list[tuple[str, Sequence[Any]]]
 _SHARD = re.compile(r"c\.(\d+)(\.0)*")
-
-
-def add_sites(
-    lease: Lease, store: ActivationStore, sites: tuple[Site, ...], request: Mapping[str, Any]
-) -> None:
-    """Announce sites that will be written, with their arrays' metadata.
-
-    Sites that the store already has are left as they are; old bytes are never touched.
-    `request` is kept, so that a damaged unit can be computed again.
-    """
-    new = tuple(sorted({site.stored for site in sites} - set(lease.ledger.state.covered)))
-    if not new:
-        return
-    for site in new:
-        lease.writer.ensure_all(
-            (key, [data]) for key, data in store.schema.site_metadata(site).items()
-        )
-    lease.ledger.append(
-        {"kind": "sites", "sites": [str(site) for site in new], "request": dict(request)}
-    )
 
 
 def write_unit(
@@ -83,6 +64,8 @@ def write_unit(
         There is no such unit, or `rows` have another shape.
     AlreadyCommitted
         The unit is in the ledger.
+    SiteNotStored
+        A site was not announced with `add_sites`.
     KeyTaken
         A file of it is there and holds other bytes: another worker has written it meanwhile, with
         other numerics.
@@ -99,6 +82,8 @@ def write_unit(
             f"{store.schema.num_units - 1}"
         )
     by_site = {site.stored: values for site, values in rows.items()}
+    if any(site not in store for site in by_site):  # announced since the store was opened?
+        store.refresh()
     _refuse_committed(store, unit, by_site)
     prepared = [_prepare(store, unit, site, values) for site, values in by_site.items()]
     for site_rows in prepared:
@@ -160,7 +145,11 @@ def restore_unit(
         record, files = _encode(store, unit, site_rows, expected.numerics)
         if record == expected:
             token.check(store.location)
+            rows_key = store.spec(site).shard_key(unit)
+            is_released = unit in store.ledger.released[site.stored]
             for key, parts in files:
+                if is_released and key == rows_key:
+                    continue
                 if not _holds(store, key, parts):
                     writer.replace(key, parts)
             restored.append(record)
@@ -178,10 +167,14 @@ def free_missing(lease: Lease, store: ActivationStore, sites: Iterable[Site]) ->
         return 0
     for site in sorted({site.stored for site in sites}):
         committed = lease.ledger.state.covered[site]
-        for spec in (store.schema.activations(site), *store.schema.moments(site).values()):
+        released = lease.ledger.state.released[site]
+        for spec in (store.spec(site), *store.moment_specs(site).values()):
             for key in store.location.list(spec.folder):
                 shard = _SHARD.fullmatch(key.removeprefix(f"{spec.folder}/"))
-                if shard and int(shard[1]) not in committed:
+                if shard is None:
+                    continue
+                is_released = spec == store.spec(site) and int(shard[1]) in released
+                if int(shard[1]) not in committed or is_released:
                     doomed.append(key)
     _free(lease, doomed)
     return len(doomed)
@@ -192,7 +185,7 @@ def free_unit(lease: Lease, store: ActivationStore, unit: int, sites: Iterable[S
     doomed = []
     for site in sorted({site.stored for site in sites}):
         if unit not in lease.ledger.state.covered[site]:
-            specs = (store.schema.activations(site), *store.schema.moments(site).values())
+            specs = (store.spec(site), *store.moment_specs(site).values())
             doomed += [spec.shard_key(unit) for spec in specs]
     _free(lease, doomed)
 
@@ -225,14 +218,14 @@ class _SiteRows:
 
 def _prepare(store: ActivationStore, unit: int, site: Site, values: Array) -> _SiteRows:
     extent = store.schema.unit_extent(unit)
-    if values.shape != (len(extent), store.schema.dim):
+    shape = (len(extent), store.schema_of(site).dim)
+    if values.shape != shape:
         raise InvalidSchema(
-            f"Unit {unit} of {site} has shape {(len(extent), store.schema.dim)}, "
-            f"and {values.shape} was given"
+            f"Unit {unit} of {site} has shape {shape}, and {values.shape} was given"
         )
     groups = store.groups_of(extent)
     with np.errstate(over="ignore"):  # counted below
-        rows = np.ascontiguousarray(values, store.schema.activations(site).numpy_dtype)
+        rows = np.ascontiguousarray(values, store.spec(site).numpy_dtype)
     with np.errstate(invalid="ignore"):
         moments = moments_by_group(rows, groups, num_groups=store.schema.num_groups)
     return _SiteRows(site, rows, moments, _count_nonfinite(rows, moments))
@@ -245,13 +238,13 @@ def _encode(
     site = site_rows.site
     files: _Files = []
     moments_bytes, checksums = 0, []
-    for name, spec in sorted(store.schema.moments(site).items()):
+    for name, spec in sorted(store.moment_specs(site).items()):
         values = np.array([getattr(group, name) for group in site_rows.moments], spec.numpy_dtype)
         shard = encode_shard(spec, unit, np.ascontiguousarray(values.reshape(1, *spec.shape[1:])))
         files.append((spec.shard_key(unit), shard.parts))
         moments_bytes += shard.num_bytes
         checksums.append(shard.crc32c)
-    spec = store.schema.activations(site)
+    spec = store.spec(site)
     shard = encode_shard(spec, unit, site_rows.rows)
     files.append((spec.shard_key(unit), shard.parts))
     infinite, nan = site_rows.nonfinite
@@ -286,7 +279,7 @@ def _count_nonfinite(rows: Array, moments: list[Moments]) -> tuple[int, int]:
 
 def _nonfinite(store: ActivationStore, unit: int, site_rows: _SiteRows) -> NonFiniteActivations:
     infinite, nan = site_rows.nonfinite
-    dtype = store.schema.dtype
+    dtype = store.schema_of(site_rows.site).dtype
     if nan:
         hint = "NaN comes from the model: look at its weights, or compute in float32"
     elif dtype == "float16":

@@ -18,6 +18,7 @@ from actlake.storage import (
     Lease,
     Provenance,
     Site,
+    SiteSchema,
     StoreBuilder,
     StoreRequest,
     add_sites,
@@ -86,7 +87,7 @@ class Labelled:
 
     def build(self, folder: Path, *, sites: tuple[Site, ...] = SITES) -> Path:
         wanted = StoreRequest(
-            dim=self.dim, dtype="float32", layout="documents", context_length=32,
+            layout="documents", context_length=32,
             splits=("test", "train", "validation"), special_ids=SPECIAL,
         )  # fmt: skip
         with Lease.acquire(locate(folder)) as lease:
@@ -98,7 +99,9 @@ class Labelled:
                     builder.add_context(context)
                 builder.finish(lambda rows: Geometry(chunk_rows=64, unit_rows=256))
             store = open_store(folder)
-            add_sites(lease, store, sites, {})
+            add_sites(
+                lease, store, dict.fromkeys(sites, SiteSchema(dim=self.dim, dtype="float32")), {}
+            )
             store.refresh()
             for unit in range(store.schema.num_units):
                 extent = store.schema.unit_extent(unit)

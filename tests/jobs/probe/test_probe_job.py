@@ -282,7 +282,8 @@ def test_streamed_rows_give_the_probes_of_rows_in_memory(
     held = train_probes(plain)
     monkeypatch.setattr("actlake.jobs.probe.opening.CHUNK", 100)
     monkeypatch.setattr(
-        "actlake.jobs.probe.opening._what_fits", lambda store, sets, allowed: (False, (True,), 1)
+        "actlake.jobs.probe.opening._what_fits",
+        lambda store, sites, sets, allowed: (False, (True,), 1),
     )
 
     streamed = train_probes(replace(plain, out=str(tmp_path / "streamed")))
@@ -298,13 +299,22 @@ def test_rows_that_do_not_fit_are_streamed(make_config, monkeypatch) -> None:
 
     opened = open_config(quick(make_config))
     monkeypatch.setattr(opening, "CHUNK", 100)
-    row_bytes = opened.store.schema.dim * 4
+    row_bytes = opened.store.schema_of(opened.sites[0]).dim * 4
     (examples,) = opened.sets
     needed = len(examples) * row_bytes * 3
 
-    assert opening._what_fits(opened.store, opened.sets, needed * 2)[0::2] == (True, 2)
-    assert opening._what_fits(opened.store, opened.sets, needed - 1)[:2] == (False, (False,))
-    assert opening._what_fits(opened.store, opened.sets, row_bytes)[:2] == (False, (True,))
+    assert opening._what_fits(opened.store, opened.sites, opened.sets, needed * 2)[0::2] == (
+        True,
+        2,
+    )
+    assert opening._what_fits(opened.store, opened.sites, opened.sets, needed - 1)[:2] == (
+        False,
+        (False,),
+    )
+    assert opening._what_fits(opened.store, opened.sites, opened.sets, row_bytes)[:2] == (
+        False,
+        (True,),
+    )
 
 
 @pytest.mark.parametrize("sites", [("resid_post.1",), ("resid_post.1", "resid_post.2")])

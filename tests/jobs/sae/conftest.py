@@ -21,6 +21,7 @@ from actlake.storage import (
     Lease,
     Provenance,
     Site,
+    SiteSchema,
     StoreBuilder,
     StoreRequest,
     add_sites,
@@ -129,7 +130,7 @@ def spoken(tmp_path_factory: pytest.TempPathFactory) -> Spoken:
 
 def _write(spoken: Spoken, texts: list[str], revision: str, tokenizer: Any) -> None:
     wanted = StoreRequest(
-        dim=DIM, dtype="float32", layout="packed", context_length=LENGTH,
+        layout="packed", context_length=LENGTH,
         splits=("test", "train"), special_ids=(spoken.end,),
     )  # fmt: skip
     about = Provenance(model={"name": "tiny", "revision": revision})
@@ -146,7 +147,7 @@ def _write(spoken: Spoken, texts: list[str], revision: str, tokenizer: Any) -> N
             builder.finish(lambda rows: Geometry(chunk_rows=60, unit_rows=240))
         store = open_store(spoken.folder)
         loaded = {"model": {"name": str(spoken.model_folder), "device": "cpu"}}
-        add_sites(lease, store, SITES, loaded)
+        add_sites(lease, store, dict.fromkeys(SITES, SiteSchema(dim=DIM, dtype="float32")), loaded)
         store.refresh()
         for unit in range(store.schema.num_units):
             extent = store.schema.unit_extent(unit)

@@ -16,6 +16,7 @@ from actlake.storage import (
     Lease,
     Provenance,
     Site,
+    SiteSchema,
     StoreBuilder,
     StoreRequest,
     add_sites,
@@ -32,7 +33,7 @@ def save_store(folder: Path) -> Path:
     """Forty documents of two topics, whose second coordinate says which."""
     rng = np.random.default_rng(0)
     request = StoreRequest(
-        dim=DIM, dtype="float32", layout="documents", context_length=32,
+        layout="documents", context_length=32,
         splits=("test", "train"), special_ids=(0,),
     )  # fmt: skip
     lengths = [int(rng.integers(20, 33)) for _ in range(40)]
@@ -52,7 +53,7 @@ def save_store(folder: Path) -> Path:
                 builder.add_context(Context(ids, documents, starts, split))
             builder.finish(lambda rows: Geometry(chunk_rows=64, unit_rows=256))
         store = open_store(folder)
-        add_sites(lease, store, SITES, {})
+        add_sites(lease, store, dict.fromkeys(SITES, SiteSchema(dim=DIM, dtype="float32")), {})
         store.refresh()
         stream = rng.normal(size=(len(topics), DIM)).astype(np.float32)
         stream[:, 1] += 4 * topics

@@ -14,6 +14,7 @@ from actlake.storage import (
     Lease,
     Provenance,
     Site,
+    SiteSchema,
     StoreBuilder,
     StoreRequest,
     add_sites,
@@ -76,7 +77,7 @@ class Layers:
         nonfinite: str = "refuse",
     ) -> Path:
         wanted = StoreRequest(
-            dim=self.dim, dtype="float32", layout="documents", context_length=32,
+            layout="documents", context_length=32,
             splits=("test", "train"), special_ids=SPECIAL, nonfinite=nonfinite,
         )  # fmt: skip
         with Lease.acquire(locate(folder)) as lease:
@@ -89,7 +90,9 @@ class Layers:
                     builder.add_context(context)
                 builder.finish(lambda rows: Geometry(chunk_rows=64, unit_rows=256))
             store = open_store(folder)
-            add_sites(lease, store, sites, {})
+            add_sites(
+                lease, store, dict.fromkeys(sites, SiteSchema(dim=self.dim, dtype="float32")), {}
+            )
             store.refresh()
             for unit in range(store.schema.num_units):
                 extent = store.schema.unit_extent(unit)

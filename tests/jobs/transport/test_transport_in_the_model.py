@@ -32,6 +32,7 @@ from actlake.storage import (
     Lease,
     Provenance,
     Site,
+    SiteSchema,
     StoreBuilder,
     StoreRequest,
     add_sites,
@@ -77,7 +78,7 @@ def store_folder(model, model_folder, chain, tmp_path_factory) -> Path:
     ids = rng.integers(2, VOCABULARY, (60, LENGTH)).astype(np.int32)
     acts = chain.capture(torch.from_numpy(ids.astype(np.int64)))
     wanted = StoreRequest(
-        dim=DIM, dtype="float32", layout="documents", context_length=LENGTH,
+        layout="documents", context_length=LENGTH,
         splits=("test", "train"), special_ids=(0, 1),
     )  # fmt: skip
     about = {"name": "tiny", "revision": model.revision}
@@ -90,7 +91,12 @@ def store_folder(model, model_folder, chain, tmp_path_factory) -> Path:
                 builder.add_context(Context(row, np.full(LENGTH, number), place, split))
             builder.finish(lambda rows: Geometry(chunk_rows=200, unit_rows=400))
         store = open_store(folder)
-        add_sites(lease, store, SITES, {"model": {"name": str(model_folder), "device": "cpu"}})
+        add_sites(
+            lease,
+            store,
+            dict.fromkeys(SITES, SiteSchema(dim=DIM, dtype="float32")),
+            {"model": {"name": str(model_folder), "device": "cpu"}},
+        )
         store.refresh()
         for unit in range(store.schema.num_units):
             rows = store.schema.unit_extent(unit).slice()

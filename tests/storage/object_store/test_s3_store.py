@@ -263,7 +263,7 @@ def test_a_ledger_of_many_entries_is_merged_and_read(known, url, monkeypatch):
     with Lease.acquire(locate(url)) as lease:
         monkeypatch.setattr(lease.ledger, "_fan_out", 4)
         store = open_store(url)
-        add_sites(lease, store, (Site(0), Site(3)), {})
+        add_sites(lease, store, dict.fromkeys((Site(0), Site(3)), known.rows_are), {})
         store.refresh()
         for unit in range(store.schema.num_units):
             known.write(lease, store, unit)

@@ -22,6 +22,7 @@ from actlake.storage import (
     Lease,
     Provenance,
     Site,
+    SiteSchema,
     StoreBuilder,
     StoreRequest,
     add_sites,
@@ -130,8 +131,6 @@ def tell(
     contexts += [open_contexts[split] for split in sorted(open_contexts)]
     rows = [token for context in contexts for token in context]
     request = StoreRequest(
-        dim=5,
-        dtype=dtype,
         layout="packed",
         context_length=length,
         splits=("train", "test"),
@@ -164,7 +163,7 @@ def tell(
                 )
             builder.finish(lambda rows: Geometry(chunk_rows=8, unit_rows=16))
         store = open_store(folder)
-        add_sites(lease, store, (SITE,), {})
+        add_sites(lease, store, {SITE: SiteSchema(dim=5, dtype=dtype)}, {})
         store.refresh()
         for unit in set(range(store.schema.num_units)) - set(skip):
             part = acts[store.schema.unit_extent(unit).slice()]

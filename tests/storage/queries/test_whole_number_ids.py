@@ -19,6 +19,7 @@ from actlake.storage import (
     Lease,
     Provenance,
     Site,
+    SiteSchema,
     StoreBuilder,
     StoreRequest,
     add_sites,
@@ -43,7 +44,7 @@ def rows_of(*ids, first=0):
 def make(folder, tokenizer, text="abcd"):
     """A context of four tokens, a character each, for every document of `IDS`."""
     request = StoreRequest(
-        dim=2, dtype="float32", layout="documents", context_length=TOKENS, splits=("train",),
+        layout="documents", context_length=TOKENS, splits=("train",),
         special_ids=(),
     )  # fmt: skip
     with Lease.acquire(LocalFolder(folder)) as lease:
@@ -58,7 +59,7 @@ def make(folder, tokenizer, text="abcd"):
                 builder.add_context(Context(ids, document, characters, "train"))
             builder.finish(lambda rows: Geometry(chunk_rows=4, unit_rows=8))
         store = open_store(folder)
-        add_sites(lease, store, (Site(0),), {})
+        add_sites(lease, store, {Site(0): SiteSchema(dim=2, dtype="float32")}, {})
         store.refresh()
         for unit in range(store.schema.num_units):
             values = np.zeros((len(store.schema.unit_extent(unit)), 2), np.float32)

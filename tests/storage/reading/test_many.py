@@ -203,6 +203,7 @@ def test_stores_of_another_width_are_refused_with_the_difference(pair, make_know
     folders, _, _ = pair
     other = make_known(dim=5)
     other.build(tmp_path / "narrow")
+    other.fill(tmp_path / "narrow")
 
     with pytest.raises(StoreMismatch, match="dim: stored 6, asked 5"):
         open_stores([folders[0], tmp_path / "narrow"])

@@ -19,7 +19,7 @@ from actlake.platform.model_map.families import (
     decoder_families,
     measure_families,
 )
-from actlake.storage.sites import POINTS
+from actlake.platform.models.points import POINTS
 
 logger = logging.getLogger(__name__)
 

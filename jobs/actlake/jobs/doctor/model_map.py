@@ -25,7 +25,8 @@ from actlake.platform.model_map import (
 from actlake.platform.model_map.found import FLOAT16_LARGEST, Promise
 from actlake.platform.models import ModelConfig, ResolvedModel, load_tokenizer, resolve_model
 from actlake.platform.models.errors import TokenizerNotSupported
-from actlake.storage.sites import POINTS, Point, Site
+from actlake.platform.models.points import POINTS, Point
+from actlake.storage.sites import Site
 from actlake.storage.summary import human_bytes
 
 _REPORT = "do not use these for results; report the family with this table"

@@ -5,6 +5,7 @@ until the unit is complete; then one copy a site runs on a stream of its own int
 memory, while the model is busy with the next unit.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,8 @@ import torch
 from torch import Tensor
 
 from actlake.jobs.harvest.batches import Batch
-from actlake.storage import Site
-from actlake.storage.dtypes import ActivationDtype, numpy_dtype
+from actlake.storage import Site, SiteSchema
+from actlake.storage.dtypes import numpy_dtype
 
 Array = np.ndarray[Any, Any]
 
@@ -23,18 +24,18 @@ class UnitBuffers:
 
     def __init__(
         self,
-        sites: tuple[Site, ...],
+        sites: Mapping[Site, SiteSchema],
         *,
         num_rows: int,
-        dim: int,
-        dtype: ActivationDtype,
         device: torch.device,
     ) -> None:
-        self._dtype = dtype
+        self._schemas = dict(sites)
         self._device = device
         self._rows_ND: dict[Site, Tensor] = {
-            site: torch.empty((num_rows, dim), dtype=getattr(torch, dtype), device=device)
-            for site in sites
+            site: torch.empty(
+                (num_rows, schema.dim), dtype=getattr(torch, schema.dtype), device=device
+            )
+            for site, schema in sites.items()
         }
         self._places: tuple[Tensor, Tensor] | None = None
         self._computed: torch.cuda.Event | None = None
@@ -66,7 +67,7 @@ class UnitBuffers:
     def to_host(self) -> dict[Site, Array]:
         """All rows as NumPy arrays in the store's dtype, once `complete`; in any thread."""
         if self._computed is None:
-            return {site: self._as_numpy(rows_ND) for site, rows_ND in self._rows_ND.items()}
+            return {site: self._as_numpy(site, rows) for site, rows in self._rows_ND.items()}
         copies = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
         copies.wait_event(self._computed)
         hosts = {
@@ -78,11 +79,12 @@ class UnitBuffers:
                 hosts[site].copy_(rows_ND, non_blocking=True)
                 rows_ND.record_stream(copies)
         copies.synchronize()
-        return {site: self._as_numpy(host_ND) for site, host_ND in hosts.items()}
+        return {site: self._as_numpy(site, host_ND) for site, host_ND in hosts.items()}
 
-    def _as_numpy(self, rows_ND: Tensor) -> Array:
-        if self._dtype == "bfloat16":  # NumPy's bfloat16 is not torch's
+    def _as_numpy(self, site: Site, rows_ND: Tensor) -> Array:
+        dtype = self._schemas[site].dtype
+        if dtype == "bfloat16":  # NumPy's bfloat16 is not torch's
             bits: Array = rows_ND.view(torch.int16).numpy()
-            return bits.view(numpy_dtype(self._dtype))
+            return bits.view(numpy_dtype(dtype))
         values: Array = rows_ND.numpy()
         return values

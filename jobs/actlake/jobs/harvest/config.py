@@ -7,6 +7,7 @@ from actlake.platform.cluster import ClusterConfig, Placement, ResourcesConfig, 
 from actlake.platform.cluster.stage import UNIT_TIMEOUT_S
 from actlake.platform.corpus import CorpusConfig
 from actlake.platform.models import ModelConfig
+from actlake.platform.models.points import check_points
 from actlake.platform.tracking import TrackingConfig
 from actlake.storage import ActlakeError, Site
 from actlake.storage.dtypes import ActivationDtype
@@ -19,7 +20,7 @@ class InvalidHarvest(ActlakeError, ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class StorageConfig:
-    """How rows are stored; fixed when the store is made."""
+    """How the rows of these sites are stored; fixed when a site is announced."""
 
     dtype: ActivationDtype = "float16"
     """Element type on disk. float16 holds numbers up to 65,504; where the first contexts have
@@ -141,6 +142,7 @@ class HarvestConfig:
             raise InvalidHarvest(
                 "A harvest needs at least one site\nhint: such as --sites resid_post.6"
             )
+        check_points(self.sites)
         sizes = {
             "replicas": self.replicas,
             "stages": self.stages,

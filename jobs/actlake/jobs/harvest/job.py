@@ -26,6 +26,7 @@ from actlake.jobs.harvest.machines import resolve
 from actlake.jobs.harvest.planning import (
     HarvestPlan,
     plan_harvest,
+    site_schemas,
     stored_sites,
     units_in_flight,
 )
@@ -57,7 +58,8 @@ from actlake.platform.models import ResolvedModel
 from actlake.platform.tracking import TrackedRun, Tracker, check_wandb, open_tracker, run_id_of
 from actlake.platform.writable import check_writable
 from actlake.storage import ActivationStore, Lease, Site, UnitSet, add_sites, open_store
-from actlake.storage.ledger import ShardRecord, read_state
+from actlake.storage.ledger import read_state
+from actlake.storage.ledger_records import ShardRecord
 from actlake.storage.location import locate
 from actlake.storage.querying.index_file import cache_folder
 from actlake.storage.resume import use_numerics
@@ -147,7 +149,8 @@ def harvest(
         lease = stack.enter_context(Lease.acquire(locate(config.store)))
         prepared = prepare_store(lease, config, model, workers, progress=progress or _silent)
         store = prepared.store
-        add_sites(lease, store, config.sites, harvest_request(config, threads=threads))
+        sites = site_schemas(config, model)
+        add_sites(lease, store, sites, harvest_request(config, threads=threads))
         store.refresh()
         lost = _lost(store, config.sites)
         planned = _plan(config, model, prepared, workers, lost=lost)

@@ -15,7 +15,7 @@ from actlake.platform.models import (
     split_layers,
     stage_bytes,
 )
-from actlake.storage import Site, StoreSchema
+from actlake.storage import Site, SiteSchema, StoreSchema
 from actlake.storage.summary import human_bytes
 
 UNIT_SECONDS = 30.0
@@ -145,9 +145,8 @@ def plan_harvest(
 ) -> HarvestPlan:
     """Put the numbers together."""
     stages = plan_stages(model, config)
-    sites = stored_sites(config.sites)
+    sites = site_schemas(config, model)
     unit_rows = min(schema.geometry.unit_rows, schema.rows)
-    unit_bytes = unit_rows * schema.row_bytes
     in_flight = units_in_flight(len(stages))
     token_bytes = model.dim * model.dtype.value.itemsize
     needed = stages[-1].stop
@@ -156,11 +155,13 @@ def plan_harvest(
     )  # that flow through one replica
     by_compute = split_layers(needed, len(stages), weights=model.anatomy.block_params[:needed])
     return HarvestPlan(
-        sites=sites,
+        sites=tuple(sites),
         stages=tuple(stages),
         stage_param_bytes=tuple(stage_bytes(model, layers) for layers in stages),
         stage_buffer_bytes=tuple(
-            sum(site.layer in layers for site in sites) * unit_bytes * in_flight
+            sum(rows.row_bytes for site, rows in sites.items() if site.layer in layers)
+            * unit_rows
+            * in_flight
             for layers in stages
         ),
         stage_hidden_bytes=tuple(
@@ -182,7 +183,7 @@ def plan_harvest(
         units=schema.num_units,
         pending_units=pending_units,
         unit_rows=schema.geometry.unit_rows,
-        num_bytes=schema.rows * schema.row_bytes * len(sites),
+        num_bytes=schema.rows * sum(rows.row_bytes for rows in sites.values()),
     )
 
 
@@ -195,6 +196,13 @@ def _idle(model: ResolvedModel, stages: list[range], batches: int) -> float:
 def stored_sites(sites: tuple[Site, ...]) -> tuple[Site, ...]:
     """The tensors to store, each once, sorted."""
     return tuple(sorted({site.stored for site in sites}))
+
+
+def site_schemas(config: HarvestConfig, model: ResolvedModel) -> dict[Site, SiteSchema]:
+    """How the rows of each tensor are stored, in their order."""
+    how = config.storage
+    rows = SiteSchema(dim=model.dim, dtype=how.dtype, compression=how.compression)
+    return dict.fromkeys(stored_sites(config.sites), rows)
 
 
 def unit_rows_at_most(config: HarvestConfig, model: ResolvedModel, *, threads: int) -> int:

@@ -4,12 +4,13 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from actlake.jobs.harvest.batches import Batching
 from actlake.jobs.harvest.config import HarvestConfig
-from actlake.jobs.harvest.planning import stored_sites, unit_rows_at_most
+from actlake.jobs.harvest.planning import site_schemas, stored_sites, unit_rows_at_most
 from actlake.jobs.harvest.readings import Reading, readings_of
 from actlake.jobs.harvest.sample import Array, sample_of_corpus, sample_of_store
 from actlake.jobs.harvest.trial import Trial
@@ -42,10 +43,14 @@ from actlake.storage import (
     StoreRequest,
     open_store,
 )
+from actlake.storage.add_sites import check_sites
 from actlake.storage.errors import StoreMismatch
 from actlake.storage.location import LocalFolder
 from actlake.storage.provenance import differences
 from actlake.storage.resume import check_same
+from actlake.storage.schema import plan_geometry
+from actlake.storage.site_schema import SiteSchema
+from actlake.storage.sites import Site
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +58,7 @@ class Wanted:
     """The store that a config asks for, as far as that is known before the text is read."""
 
     request: StoreRequest
+    sites: Mapping[Site, SiteSchema]
     provenance: Provenance
     beginning: Beginning
     tokenizer: Any
@@ -86,13 +92,10 @@ def wanted_store(config: HarvestConfig, model: ResolvedModel) -> Wanted:
     beginning = resolve_beginning(corpus.bos, tokenizer)
     model.check_tokens(emitted_tokens(corpus, tokenizer))
     request = StoreRequest(
-        dim=model.dim,
-        dtype=config.storage.dtype,
         layout="packed" if isinstance(corpus.layout, Packed) else "documents",
         context_length=corpus.context_length,
         splits=tuple(corpus.splits.names),
         special_ids=tuple(sorted(set(tokenizer.all_special_ids))),
-        compression=config.storage.compression,
         nonfinite=config.storage.nonfinite,
     )
     provenance = Provenance(
@@ -105,7 +108,7 @@ def wanted_store(config: HarvestConfig, model: ResolvedModel) -> Wanted:
         tokenizer={"class": type(tokenizer).__name__, "sha256": tokenizer_digest(tokenizer)},
         corpus=corpus_provenance(corpus, beginning),
     )
-    return Wanted(request, provenance, beginning, tokenizer)
+    return Wanted(request, site_schemas(config, model), provenance, beginning, tokenizer)
 
 
 def prepare_store(
@@ -221,7 +224,15 @@ def _lay_down(
     files = {"tokenizer.json": tokenizer_file(wanted.tokenizer)}
     with StoreBuilder(lease, wanted.request, wanted.provenance, tokenizer_files=files) as builder:
         report = lay_out(config.corpus, wanted.tokenizer, builder, progress)
-        builder.finish(unit_rows=unit_rows)
+        row_bytes = max(schema.row_bytes for schema in wanted.sites.values())
+        builder.finish(
+            partial(
+                plan_geometry,
+                row_bytes=row_bytes,
+                context_length=config.corpus.context_length,
+                unit_rows_at_most=unit_rows,
+            )
+        )
     return open_store(lease.location), report
 
 
@@ -234,6 +245,7 @@ def _check_same(
     for in words that its harvest recorded, nothing is read. Where it is not, the text decides.
     """
     check_same(store, wanted.request, wanted.provenance)
+    check_sites(store, wanted.sites)
     source = to_dict(config.corpus)["source"]
     requests = [group.request for group in store.ledger.groups]
     recorded = [request["corpus"]["source"] for request in requests if "corpus" in request]

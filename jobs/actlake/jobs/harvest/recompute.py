@@ -23,7 +23,8 @@ from actlake.platform.config import from_dict
 from actlake.platform.models import ModelConfig, ResolvedModel
 from actlake.platform.tracking import TrackingConfig
 from actlake.storage import ActivationStore, Lease, Site, UnitSet
-from actlake.storage.ledger import ShardRecord, SiteGroup
+from actlake.storage.ledger_records import ShardRecord
+from actlake.storage.ledger_state import SiteGroup
 from actlake.storage.provenance import differences
 from actlake.storage.repair import OTHER_BYTES
 

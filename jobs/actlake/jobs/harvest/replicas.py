@@ -11,7 +11,7 @@ from actlake.platform.cluster import ReplicaSpec, StageSpec, StageWorker
 from actlake.platform.cluster.worker_plan import WorkerPlan
 from actlake.platform.models import ResolvedModel
 from actlake.storage import Lease, Site, UnitSet
-from actlake.storage.ledger import ShardRecord
+from actlake.storage.ledger_records import ShardRecord
 
 
 def replica_spec(

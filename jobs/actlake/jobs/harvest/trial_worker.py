@@ -20,7 +20,7 @@ from actlake.jobs.harvest.readings import Reading
 from actlake.jobs.harvest.worker import numerics_here
 from actlake.platform.cluster import Send
 from actlake.platform.models import ModelStage, ResolvedModel, load_stage
-from actlake.storage import Extent, Site
+from actlake.storage import Extent, Site, SiteSchema
 from actlake.storage.dtypes import ActivationDtype
 
 Array = np.ndarray[Any, Any]
@@ -237,11 +237,11 @@ class TrialWorker:
         return work.compute(self._stage, number, inputs)
 
     def _new_buffers(self) -> UnitBuffers:
+        dtype = cast(ActivationDtype, self._model.dtype_name)
+        rows = SiteSchema(dim=self._model.dim, dtype=dtype)
         return UnitBuffers(
-            self._stage.sites,
+            dict.fromkeys(self._stage.sites, rows),
             num_rows=len(self._trial.unit),
-            dim=self._model.dim,
-            dtype=cast(ActivationDtype, self._model.dtype_name),
             device=self._stage.device,
         )
 

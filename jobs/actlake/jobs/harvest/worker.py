@@ -22,7 +22,7 @@ from actlake.jobs.harvest.metering import Meter, StageUse
 from actlake.platform.cluster import DeviceOutOfMemory, Send, device_fault
 from actlake.platform.models import ResolvedModel, load_stage
 from actlake.storage import Extent, Site, Token, open_store, restore_unit, write_unit
-from actlake.storage.ledger import ShardRecord
+from actlake.storage.ledger_records import ShardRecord
 from actlake.storage.moments import Moments
 
 
@@ -147,12 +147,9 @@ class HarvestWorker:
     def _new_buffers(self, extent: Extent) -> UnitBuffers | None:
         if not self._stage.sites:
             return None
-        schema = self._store.schema
         return UnitBuffers(
-            self._stage.sites,
+            {site: self._store.schema_of(site) for site in self._stage.sites},
             num_rows=len(extent),
-            dim=schema.dim,
-            dtype=schema.dtype,
             device=self._stage.device,
         )
 

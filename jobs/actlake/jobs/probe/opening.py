@@ -73,7 +73,7 @@ def open_config(config: ProbeConfig, *, plan: WorkerPlan | None = None) -> Opene
             for offset in config.offsets
         ]
     _require_probes(config, sets)
-    held, streamed, most = _what_fits(store, sets, config.memory_mb * 2**20)
+    held, streamed, most = _what_fits(store, sites, sets, config.memory_mb * 2**20)
     warnings = dict.fromkeys(warning for one in sets for warning in one.warnings)
     asked = plan.device if plan else config.device
     device = torch.device("cpu" if joins else resolve_device(asked).value)
@@ -112,7 +112,7 @@ def _sites(store: ActivationStore, config: ProbeConfig) -> tuple[Site, ...]:
         sites = tuple(dict.fromkeys(store.site(name) for name in config.sites))
     for site in sites:
         coverage = store.coverage(site)
-        if not coverage.is_complete:
+        if not coverage.is_readable:
             raise InvalidProbe(
                 f"{site} of {store.url} is not whole: {coverage}\n"
                 "hint: go on with the harvest first, or name other sites"
@@ -132,13 +132,14 @@ def _require_probes(config: ProbeConfig, sets: Sequence[Examples]) -> None:
 
 
 def _what_fits(
-    store: ActivationStore, sets: Sequence[Examples], allowed: int
+    store: ActivationStore, sites: Sequence[Site], sets: Sequence[Examples], allowed: int
 ) -> tuple[bool, tuple[bool, ...], int]:
     """Whether all rows of a site fit beside the largest set; if not, which sets are streamed.
 
     And for how many sites at once that is so; at least one.
     """
-    width, element = store.schema.dim, store[store.sites[0]].dtype.itemsize
+    widest = max(map(store.schema_of, sites), key=lambda schema: schema.row_bytes)
+    width, element = widest.dim, widest.row_bytes // widest.dim
     # Rows as float32, and as much again for what is made of them on the way.
     sizes = [len(one) * width * 4 * 2 for one in sets]
     every = len(rows_needed(sets)) * width * element + max(sizes)

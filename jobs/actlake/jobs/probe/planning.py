@@ -62,7 +62,7 @@ class ProbePlan:
 def plan_of(config: ProbeConfig, opened: Opened) -> ProbePlan:
     """What a run of an opened config would do."""
     rows = len(rows_needed(opened.sets))
-    row_bytes = opened.store.schema.dim * opened.store[opened.sites[0]].dtype.itemsize
+    row_bytes = opened.store.schema_of(opened.sites[0]).row_bytes
     parts = parts_folder(config, opened)
     sets = tuple(
         SetPlan(

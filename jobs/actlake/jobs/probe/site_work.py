@@ -54,7 +54,7 @@ def make_part(
     with whole_folder(part) as unfinished:
         for examples, own, stream in zip(opened.sets, heads, opened.streamed, strict=True):
             fitted = fit_examples(
-                take, opened.store.schema.dim, examples, own, config,
+                take, opened.store.schema_of(site).dim, examples, own, config,
                 stream=stream, device=opened.device,
             )  # fmt: skip
             scoring = Scoring(site, examples, own, fitted)

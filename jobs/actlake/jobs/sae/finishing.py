@@ -34,6 +34,7 @@ from actlake.jobs.sae.trainee import Trainee
 from actlake.jobs.sae.training import Training, prefixed
 from actlake.jobs.whole_contexts import contexts_of_split
 from actlake.platform.config import to_dict
+from actlake.platform.models.points import sae_lens_hook
 from actlake.platform.runs import FILE, Input, RunRecord, code_version
 from actlake.platform.tracking import TrackedRun, Tracker, read_metrics
 from actlake.storage import ActivationStore, Site
@@ -113,9 +114,9 @@ def lineage(opened: Opened, spec: SAESpec) -> dict[str, Any]:
     return {
         "model_name": source.model.get("name"),
         "model_revision": source.model.get("revision"),
-        "hook_name": None if crosscoder else spec.inputs[0].sae_lens_hook,
-        "hook_name_out": None if spec.target is None else spec.target.sae_lens_hook,
-        "hook_names": [site.sae_lens_hook for site in spec.inputs] if crosscoder else None,
+        "hook_name": None if crosscoder else sae_lens_hook(spec.inputs[0]),
+        "hook_name_out": None if spec.target is None else sae_lens_hook(spec.target),
+        "hook_names": [sae_lens_hook(site) for site in spec.inputs] if crosscoder else None,
         "hf_hook_name": None if crosscoder else _module(spec.inputs[0]),
         "sites": list(map(str, spec.inputs)),
         "target": None if spec.target is None else str(spec.target),
@@ -213,7 +214,7 @@ def _facts(opened: Opened, trainee: Trainee, folder: Path) -> RunFacts:
         name=trainee.name,
         architecture=spec.architecture,
         sites=sites if spec.target is None else f"{sites} → {spec.target}",
-        d_in=opened.store.schema.dim,
+        d_in=opened.dim,
         d_sae=spec.d_sae,
         options={**spec.options, "learning_rate": spec.optimizer.learning_rate},
         seed=spec.seed,

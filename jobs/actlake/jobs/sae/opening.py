@@ -12,6 +12,7 @@ from actlake.jobs.sae.data import held_out_batches, sites_of, training_batches
 from actlake.jobs.sae.dead_latents import RESAMPLED
 from actlake.jobs.sae.errors import InvalidSAE, InvalidTraining, NotEnoughRows
 from actlake.jobs.sae.sweep import expand
+from actlake.jobs.widths import one_width
 from actlake.platform.cluster import (
     WorkerPlan,
     check_device_of_workers,
@@ -49,6 +50,11 @@ class Opened:
     def out(self) -> Path:
         """Folder of the results."""
         return Path(self.config.out).expanduser()
+
+    @property
+    def dim(self) -> int:
+        """Width of the rows of all sites that are read."""
+        return one_width(self.store, (site for spec in self.specs for site in spec.all_sites))
 
     @property
     def identity(self) -> dict[str, Any]:

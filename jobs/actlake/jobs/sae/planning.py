@@ -77,7 +77,7 @@ class SAEPlan:
 
 def plan_opened(opened: Opened) -> SAEPlan:
     """The plan of a configuration that is open."""
-    config, dim = opened.config, opened.store.schema.dim
+    config, dim = opened.config, opened.dim
     parameters = sum(num_parameters(spec, dim) for spec in opened.specs)
     largest = max(_worker_parameters(opened.specs, config, dim))
     done = min(last_steps(config, opened.out) or [0])
@@ -134,7 +134,7 @@ def _worker_parameters(specs: Sequence[SAESpec], config: SAEConfig, dim: int) ->
 
 def _step_bytes(opened: Opened) -> int:
     """Rows read ahead, and what one SAE has in memory in a step."""
-    config, dim = opened.config, opened.store.schema.dim
+    config, dim = opened.config, opened.dim
     rows = config.batch_rows // (config.workers if config.spread == "rows" else 1)
     sites = len({site for spec in opened.specs for site in spec.all_sites})
     ahead = 4 * rows * dim * 4 * sites
@@ -147,7 +147,7 @@ def _step_bytes(opened: Opened) -> int:
 
 def _seconds(opened: Opened) -> float:
     """Of all steps: products at the measured speed, and Adam at that of memory."""
-    config, dim = opened.config, opened.store.schema.dim
+    config, dim = opened.config, opened.dim
     flops = 0.0
     for spec in opened.specs:
         passes = _PRODUCTS_SPARSE if spec.architecture in _SPARSE else _PRODUCTS_DENSE

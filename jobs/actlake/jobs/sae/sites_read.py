@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 from actlake.jobs.sae.errors import DictionaryMismatch
 from actlake.jobs.sae.trained import TrainedSAE
+from actlake.jobs.widths import one_width
+from actlake.platform.models.points import sae_lens_hook
 from actlake.storage import ActivationStore, Site
 from actlake.storage.errors import RowsNotCommitted
 
@@ -44,10 +46,10 @@ def sites_read(
             f"The SAE reads {sae.num_sites} site(s), and {len(chosen)} are given: "
             f"{', '.join(map(str, chosen))}\nhint: give as many sites as it reads, in its order"
         )
-    if sae.d_in != store.schema.dim:
+    if sae.d_in != (width := one_width(store, chosen)):
         raise DictionaryMismatch(
             f"The SAE reads rows of width {sae.d_in}; those of {store.url} have "
-            f"{store.schema.dim}\nhint: give an SAE of this model"
+            f"{width}\nhint: give an SAE of this model"
         )
     if not any_hook and _hooks(sae) and chosen != named:
         raise DictionaryMismatch(
@@ -55,7 +57,7 @@ def sites_read(
             f"{', '.join(map(str, chosen))}\nhint: leave the sites out, or allow any hook"
         )
     for site in chosen:
-        if not (coverage := store.coverage(site)).is_complete:
+        if not (coverage := store.coverage(site)).is_readable:
             raise RowsNotCommitted(
                 f"{site} of {store.url} is not whole: {coverage}\n"
                 "hint: go on with the harvest first"
@@ -72,5 +74,5 @@ def _hooks(sae: TrainedSAE) -> list[str]:
 def _sites_named(sae: TrainedSAE, store: ActivationStore) -> list[Site]:
     if sae.num_sites == 1:
         return [site for site in store.sites if sae.hook is not None and sae.reads(site)]
-    by_name = {name: site for site in store.sites for name in (str(site), site.sae_lens_hook)}
+    by_name = {name: site for site in store.sites for name in (str(site), sae_lens_hook(site))}
     return [by_name[name] for name in _hooks(sae) if name in by_name]

@@ -30,6 +30,7 @@ from actlake.jobs.sae.file_fields import understood_fields, understood_tensors
 from actlake.jobs.sae.matching_pursuit import pursue
 from actlake.jobs.sae.scaling import Scaling
 from actlake.jobs.sae.sparse import starts_of, weighted_sums
+from actlake.platform.models.points import sae_lens_hook
 from actlake.platform.safetensors_files import readable
 from actlake.storage.sites import Site
 
@@ -154,9 +155,9 @@ class TrainedSAE:
 
     def reads(self, site: Site) -> bool:
         """Whether it was trained on this site, or does not say on which."""
-        known = {site.sae_lens_hook, str(site), None}
+        known = {sae_lens_hook(site), str(site), None}
         if site.point == "resid_post":
-            known |= {Site(site.layer + 1, "resid_pre").sae_lens_hook}
+            known |= {sae_lens_hook(Site(site.layer + 1, "resid_pre"))}
             known |= {f"{blocks}.{site.layer}" for blocks in ("model.layers", "transformer.h")}
         return self.hook in known
 
@@ -180,7 +181,7 @@ class TrainedSAE:
             )
         if not any_hook and not self.reads(site):
             raise DictionaryMismatch(
-                f"The SAE was trained on {self.hook}, and {site} is {site.sae_lens_hook}\n"
+                f"The SAE was trained on {self.hook}, and {site} is {sae_lens_hook(site)}\n"
                 "hint: choose the site of its hook, or set any_hook: true"
             )
 

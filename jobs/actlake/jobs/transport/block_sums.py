@@ -134,7 +134,7 @@ def _sum_alignment(
     rows: Array,
     precision: Precision,
 ) -> AlignmentSums:
-    width = max(store.schema.dim for store in stores)
+    width = max(stores[c.store].schema_of(c.site).dim for c in alignment.columns)
     sums = AlignmentSums.zeros(alignment, width)
     sums.count = len(rows)
     dtype = np.dtype(precision)
@@ -171,7 +171,7 @@ def _read(
 ) -> None:
     """Rows of a column less its origin, into the first columns of `out`."""
     store = stores[column.store]
-    dim = store.schema.dim
+    dim = store.schema_of(column.site).dim
     place = out[:, :dim]
     place[:] = store[column.site].take(rows + column.ahead)
     place -= origin

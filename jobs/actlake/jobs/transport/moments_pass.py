@@ -41,6 +41,7 @@ from actlake.jobs.transport.moments_file import (
 )
 from actlake.jobs.transport.pairs import Pair
 from actlake.jobs.transport.parts import PART_ROWS, TEST, Part, Shares, divide
+from actlake.jobs.widths import one_width
 from actlake.platform.cluster import ARITY, Resources, Session, map_reduce
 from actlake.platform.safetensors_files import plain_mode
 from actlake.storage import ActivationStore, open_store
@@ -89,6 +90,11 @@ def plan_moments(
     rows = sum(part.num_rows for part in shares.parts)
     columns = sum(len(alignment.columns) for alignment in request.design.alignments)
     item = np.dtype(request.precision).itemsize
+    read = sum(
+        stores[column.store].schema_of(column.site).row_bytes
+        for alignment in request.design.alignments
+        for column in alignment.columns
+    )
     sums = request.sums_bytes()
     flops = 2.0 * rows * request.design.num_blocks * request.width**2
     most = max(len(alignment.columns) for alignment in request.design.alignments)
@@ -98,7 +104,7 @@ def plan_moments(
         columns=columns,
         blocks=request.design.num_blocks,
         flops=flops,
-        read_bytes=rows * columns * max(store.schema.row_bytes for store in stores),
+        read_bytes=rows * read,
         memory_bytes=3 * sums + chunk,
         disk_bytes=3 * sums + len(shares.test_groups) * sums // 2,
         seconds=flops / (_THREAD_FLOPS * threads) * (item / 4),
@@ -118,9 +124,11 @@ def request_moments(
     part_rows: int = PART_ROWS,
 ) -> MomentsRequest:
     """What the moments of some pairs are to be of; see `TransportConfig`."""
+    sources, targets = [pair.source for pair in pairs], [pair.target for pair in pairs]
+    read = [sources, targets] if len(stores) == 2 else [sources + targets]
     return MomentsRequest(
         fingerprints=tuple(store.fingerprint for store in stores),
-        dims=tuple(store.schema.dim for store in stores),
+        dims=tuple(one_width(store, sites) for store, sites in zip(stores, read, strict=True)),
         design=Design.of(pairs, two_stores=len(stores) == 2),
         fit=fit,
         validate=validate,

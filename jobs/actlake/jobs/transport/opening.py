@@ -76,9 +76,8 @@ def open_config(config: TransportConfig) -> Opened:
                 "two sites\nhint: give an SAE of the target site"
             )
         for pair in _pairs_into(dictionary, pairs, config):
-            dictionary.check(
-                pair.target, stores[-1].schema.dim, any_hook=config.dictionary.any_hook
-            )
+            width = stores[-1].schema_of(pair.target).dim
+            dictionary.check(pair.target, width, any_hook=config.dictionary.any_hook)
     if config.causal or config.shortcut:
         model_of_store(stores[0], config.model)
     out = Path(config.out).expanduser()
@@ -108,7 +107,7 @@ def _require_whole(stores: Sequence[ActivationStore], pairs: Sequence[Pair]) -> 
     ):
         for site in sites:
             coverage = store.coverage(site)
-            if not coverage.is_complete:
+            if not coverage.is_readable:
                 raise InvalidTransport(
                     f"{site} of {store.url} is not whole: {coverage}\n"
                     "hint: go on with the harvest first"

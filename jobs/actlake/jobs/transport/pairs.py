@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from actlake.jobs.transport.errors import InvalidPair, InvalidTransport
+from actlake.platform.models.points import Point
 from actlake.storage.errors import nearest
-from actlake.storage.sites import Point, Site
+from actlake.storage.sites import Site
 
 # The order in which a block computes its points.
-_ORDER: tuple[Point, ...] = (
+_ORDER: tuple[str, ...] = (
     "resid_pre", "attn_out", "resid_mid", "mlp_in", "mlp_out", "resid_post",
 )  # fmt: skip
 
@@ -97,11 +98,15 @@ Pairs = Literal["all", "to_last"] | Grid | Listed
 
 
 def depth(site: Site) -> tuple[int, int]:
-    """Where a site comes in the forward pass; ``resid_pre.l`` is ``resid_post.(l-1)``."""
+    """Where a site comes in the forward pass; ``resid_pre.l`` is ``resid_post.(l-1)``.
+
+    A point that is not among the known ones counts as the end of its block.
+    """
     stored = site.stored
     if stored.point == "resid_pre":  # only layer 0's is stored under this name
         return (-1, len(_ORDER))
-    return (stored.layer, _ORDER.index(stored.point))
+    known = stored.point in _ORDER
+    return (stored.layer, _ORDER.index(stored.point) if known else len(_ORDER))
 
 
 def resolve_pairs(

@@ -12,9 +12,10 @@ from actlake.platform.model_map.stages import run_stages
 from actlake.platform.models.divergence import token_divergence
 from actlake.platform.models.head import ModelHead
 from actlake.platform.models.interventions import Intervention, replace_with
+from actlake.platform.models.points import Point, point_of
 from actlake.platform.models.stage import ModelStage
 from actlake.platform.models.sums import sums_of
-from actlake.storage.sites import Point, Site
+from actlake.storage.sites import Site
 
 
 class Edits:
@@ -80,7 +81,7 @@ class Edits:
         """The worst sum over an edited site; `after` has there what was meant to be put there."""
         # What leaves a block is a part of the next one's sums.
         layer = site.layer + (site.point == "resid_post")
-        point: Point = "resid_pre" if site.point == "resid_post" else site.point
+        point: Point = "resid_pre" if site.point == "resid_post" else point_of(site)
         if layer == len(self._stages):
             return None
         terms = {one: acts_BLD.float() for one, acts_BLD in {**self._seen, **after}.items()

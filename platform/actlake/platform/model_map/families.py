@@ -24,9 +24,9 @@ from actlake.platform.model_map.measure import measure_model, probe_ids
 from actlake.platform.model_map.tiny import buildable, save_tiny
 from actlake.platform.models.config import ModelConfig
 from actlake.platform.models.errors import ModelError, ModelNotFound, NoTinyModel
+from actlake.platform.models.points import POINTS, Point
 from actlake.platform.models.source import resolve_model
 from actlake.platform.models.wiring import STREAM
-from actlake.storage.sites import POINTS, Point
 
 Verdict: TypeAlias = Literal["whole", "stream", "refused", "unbuilt", "broken"]
 """Every site is right; the stream is right and no more is handed out; refused before any work; no

@@ -9,8 +9,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from actlake.platform.models.points import Point
 from actlake.platform.models.sums import TOLERANCE
-from actlake.storage.sites import Point, Site
+from actlake.storage.sites import Site
 
 FLOAT16_LARGEST = 65_504.0
 

@@ -16,6 +16,7 @@ from actlake.platform.model_map.reference import Reference, run_whole
 from actlake.platform.model_map.stages import LayerStage, load_layers, run_stages
 from actlake.platform.models.errors import ModelNotSupported
 from actlake.platform.models.head import ModelHead, load_head
+from actlake.platform.models.points import point_of
 from actlake.platform.models.source import ResolvedModel
 from actlake.platform.models.sums import sums_of
 from actlake.storage.sites import Site
@@ -96,7 +97,8 @@ def _layer(
     return LayerFound(
         layer=layer,
         points={
-            site.point: _point(seen[site], reference.stream.get(site)) for site in one.stage.sites
+            point_of(site): _point(seen[site], reference.stream.get(site))
+            for site in one.stage.sites
         },
         sums={
             str(total): total.error(layer, terms, model.dtype.value)

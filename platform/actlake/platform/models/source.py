@@ -38,6 +38,7 @@ from actlake.platform.models.numerics import (
     resolve_device,
     resolve_dtype,
 )
+from actlake.platform.models.points import POINTS
 from actlake.platform.models.quantization import (
     check_method,
     check_scales,
@@ -45,7 +46,7 @@ from actlake.platform.models.quantization import (
 )
 from actlake.platform.models.weights import WeightFile
 from actlake.platform.models.wiring import STREAM, is_parallel
-from actlake.storage.sites import POINTS, Site
+from actlake.storage.sites import Site
 
 logger = logging.getLogger(__name__)
 

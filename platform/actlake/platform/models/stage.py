@@ -24,9 +24,10 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from actlake.platform.models.interventions import Intervention, register_change
+from actlake.platform.models.points import POINTS, point_of
 from actlake.platform.models.source import ResolvedModel
 from actlake.platform.models.wiring import Tap
-from actlake.storage.sites import POINTS, Site
+from actlake.storage.sites import Site
 
 Capture = Callable[[Site, Tensor], None]
 """Takes a site and its tensor (B, L, D), in the model's dtype and on its device.
@@ -135,7 +136,7 @@ class ModelStage:
         # module's input (OLMo 2: the stream is what the MLP reads), the stream comes first.
         changes = self._pass.interventions
         for site in sorted({*self.sites, *(c.site.stored for c in changes)}, key=_in_order):
-            tap = anatomy.wirings[site.layer][site.point]
+            tap = anatomy.wirings[site.layer][point_of(site)]
             module = blocks[site.layer].get_submodule(tap.module)
             for change in changes:
                 if change.site.stored == site:
@@ -182,7 +183,7 @@ class ModelStage:
 
 
 def _in_order(site: Site) -> tuple[int, int]:
-    return site.layer, POINTS.index(site.point)
+    return site.layer, POINTS.index(point_of(site))
 
 
 def _first_input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from actlake.platform.models.errors import ModelNotSupported
+from actlake.platform.models.points import Point
 from actlake.platform.models.source import ResolvedModel
 from actlake.platform.models.stage import ModelStage
 from actlake.platform.models.wiring import STREAM, Wiring
-from actlake.storage.sites import Point, Site
+from actlake.storage.sites import Site
 
 NUM_TOKENS = 8
 

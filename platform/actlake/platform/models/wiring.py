@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from actlake.storage.sites import Point
+from actlake.platform.models.points import Point
 
 
 @dataclass(frozen=True, slots=True)

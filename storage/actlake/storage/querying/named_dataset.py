@@ -63,7 +63,7 @@ def to_xarray(
         {
             str(site): lazy_variable(
                 ("row", "dim"),
-                (rows, first.schema.dim),
+                (rows, first.schema_of(site).dim),
                 _computable(first[site].dtype),
                 _NumberedThrough(parts, partial(_activations, site)),
                 {"committed": str(store.coverage(site))},

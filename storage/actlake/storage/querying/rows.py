@@ -244,8 +244,8 @@ class Rows:
 
 
 def _committed(store: "ActivationStore", rows: Array, sites: Sequence[str | Site]) -> Array:
-    """(n,) bool: which rows are of units that are committed."""
-    edges = np.array(store.committed(sites or None).runs(), np.int64).reshape(-1)
+    """(n,) bool: which rows are there to be read."""
+    edges = np.array(store.readable(sites or None).runs(), np.int64).reshape(-1)
     unit = rows // store.schema.geometry.unit_rows
     present: Array = np.searchsorted(edges, unit, side="right") % 2 == 1
     return present

@@ -207,7 +207,7 @@ def read_batches(
         where=None if predicate is None else str(predicate),
         last=last,
     )
-    committed = stores.committed(asked.values())
+    committed = stores.readable(asked.values())
     if state is not None:
         committed = check_order(state, stores, order, committed)
     elif max(share[1], stride[1]) > 1:

@@ -118,6 +118,6 @@ def reading_ahead_pays(
     """
     of_each = zip(stores.stores, committed, strict=True)
     there = sum(len(units) * store.schema.geometry.unit_rows for store, units in of_each)
-    row_bytes = sum(stores.stores[0].schema.row_bytes for _ in sites)
+    row_bytes = sum(stores.schema_of(site).row_bytes for site in sites)
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return there <= READS_PER_SEEK * num_rows and 2 * there * row_bytes <= memory

@@ -17,6 +17,7 @@ from actlake.storage.extents import UnitSet
 from actlake.storage.location import Location
 from actlake.storage.moments import Moments
 from actlake.storage.provenance import differences, shortened
+from actlake.storage.site_schema import SiteSchema
 from actlake.storage.sites import Site
 from actlake.storage.store import ActivationStore, Coverage, open_store
 
@@ -46,8 +47,8 @@ def open_stores(
     Raises
     ------
     StoreMismatch
-        They are of different models or tokenizers, of another width or element type, or one of
-        them is given twice.
+        They are of different models or tokenizers, a site has another width or element type, or
+        one of them is given twice.
     StoreNotFound, FormatTooNew, StoreDamaged
         As `open_store`.
     """
@@ -85,16 +86,9 @@ class ManyStores:
         """Names their rows and their order."""
         return "+".join(store.fingerprint for store in self.stores)
 
-    @property
-    def dim(self) -> int:
-        """Width of a row."""
-        return self.stores[0].schema.dim
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Element type as stored."""
-        site = self.stores[0].schema.activations(Site(0))
-        return site.numpy_dtype
+    def schema_of(self, site: str | Site) -> SiteSchema:
+        """What the rows of a site are, the same in every store; raises as `site`."""
+        return self.stores[0].schema_of(self.site(site))
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -198,6 +192,11 @@ class ManyStores:
         sites = list(sites)
         return [store.committed(sites) for store in self.stores]
 
+    def readable(self, sites: Iterable[str | Site]) -> list[UnitSet]:
+        """Of each store, the units whose rows are there for all of the sites."""
+        sites = list(sites)
+        return [store.readable(sites) for store in self.stores]
+
     def moments(
         self,
         site: str | Site,
@@ -214,7 +213,7 @@ class ManyStores:
         if split is not None:
             self.check_split(split)
         stored = self.site(site)
-        total = Moments.empty(self.dim)
+        total = Moments.empty(self.schema_of(stored).dim)
         for number, store in enumerate(self.stores):
             if split is None or split in store.schema.splits:
                 of = None if units is None else units[number]
@@ -284,7 +283,8 @@ class ManyStores:
         if len(self.stores) == 1:
             return self.stores[0][site].take(rows, ahead=ahead)
         which, local = self.locate(rows)
-        out = np.empty((len(local), self.dim), self.dtype)
+        spec = self.stores[0].spec(site)
+        out = np.empty((len(local), *spec.shape[1:]), spec.numpy_dtype)
         for number, store in enumerate(self.stores):
             here = which == number
             if here.any():
@@ -303,7 +303,8 @@ def check_one_model(stores: Sequence[ActivationStore]) -> None:
     first = stores[0]
     seen: dict[str, str] = {}
     for store in stores:
-        lines = differences(_what_must_agree(first), _what_must_agree(store))
+        both = [site for site in first.sites if site in store]
+        lines = differences(_what_must_agree(first, both), _what_must_agree(store, both))
         if lines:
             raise StoreMismatch(
                 f"{first.url} and {store.url} cannot be read as one; stored is the first, asked "
@@ -318,11 +319,12 @@ def check_one_model(stores: Sequence[ActivationStore]) -> None:
         seen[store.fingerprint] = store.url
 
 
-def _what_must_agree(store: ActivationStore) -> Mapping[str, Any]:
-    schema = store.schema
+def _what_must_agree(store: ActivationStore, sites: Iterable[Site]) -> Mapping[str, Any]:
     return {
         **store.provenance.model_identity(),
-        "dim": schema.dim,
-        "dtype": schema.dtype,
-        "special_ids": list(schema.special_ids),
+        "special_ids": list(store.schema.special_ids),
+        "sites": {
+            str(site): {"dim": store.schema_of(site).dim, "dtype": store.schema_of(site).dtype}
+            for site in sites
+        },
     }

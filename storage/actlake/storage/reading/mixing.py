@@ -31,6 +31,7 @@ from typing import Any
 import numpy as np
 
 from actlake.storage.arrays import RowArray
+from actlake.storage.dtypes import numpy_dtype
 from actlake.storage.extents import Extent
 from actlake.storage.reading.kept import Kept
 from actlake.storage.reading.many import ManyStores
@@ -315,7 +316,7 @@ class PoolReader:
         chunks_ahead: int = 1,
     ) -> None:
         self._arrays = {site: stores.arrays(stored) for site, stored in sites.items()}
-        self._dtype, self._dim = stores.dtype, stores.dim
+        self._schemas = {site: stores.schema_of(stored) for site, stored in sites.items()}
         self._map = ChunkMap(stores, rows)
         self._how = {"pool_rows": pool_rows, "seed": seed}
         self._batch_rows = batch_rows
@@ -333,7 +334,9 @@ class PoolReader:
         if epoch != self._epoch:
             self._begin(epoch)
         if len(places) == 0:
-            return np.empty(0, np.int64), {s: self._as_rows(p[:0]) for s, p in self._pool.items()}
+            return np.empty(0, np.int64), {
+                s: self._as_rows(s, p[:0]) for s, p in self._pool.items()
+            }
         rounds = self._plan.rounds(places)
         self._bring(rounds)
         slots = []
@@ -342,7 +345,7 @@ class PoolReader:
             here = slice(max(0, places.start - start), places.stop - start)
             slots.append(self._round_slots(number)[here])
         picked = np.concatenate(slots)
-        acts = {site: self._as_rows(self._taken(pool, picked)) for site, pool in self._pool.items()}
+        acts = {s: self._as_rows(s, self._taken(p, picked)) for s, p in self._pool.items()}
         return self._mixed.rows(places), acts
 
     @property
@@ -362,15 +365,15 @@ class PoolReader:
         self._slots = {}
         length = self._num_slots * self._slot_rows
         if any(len(pool) < length for pool in self._pool.values()) or not self._pool:
-            row_bytes = self._dim * self._dtype.itemsize
             self._pool = {}  # let go of the old one first
             self._pool = {
-                site: np.empty(length, np.dtype((np.void, row_bytes))) for site in self._arrays
+                site: np.empty(length, np.dtype((np.void, schema.row_bytes)))
+                for site, schema in self._schemas.items()
             }
             logger.info(
                 "The pool holds up to %d rows, %.0f MB",
                 length,
-                length * row_bytes * len(self._arrays) / 1e6,
+                length * sum(schema.row_bytes for schema in self._schemas.values()) / 1e6,
             )
 
     def _bring(self, rounds: Extent) -> None:
@@ -436,8 +439,9 @@ class PoolReader:
         pool.take(slots, out=taken, mode="clip")  # "raise" would copy `taken` first
         return taken
 
-    def _as_rows(self, raw: Array) -> Array:
-        rows: Array = raw.view(self._dtype).reshape(len(raw), self._dim)
+    def _as_rows(self, site: Site, raw: Array) -> Array:
+        schema = self._schemas[site]
+        rows: Array = raw.view(numpy_dtype(schema.dtype)).reshape(len(raw), schema.dim)
         return rows
 
     @staticmethod

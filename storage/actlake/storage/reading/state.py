@@ -57,7 +57,7 @@ def what_is_read(
     """A state without the place."""
     return {
         "format": STATE_FORMAT,
-        "stores": _identities(stores),
+        "stores": _identities(stores, order.sites),
         "order": order.as_json(),
         "reason": reason,
         "committed": [[list(run) for run in units.runs()] for units in committed],
@@ -105,7 +105,7 @@ def check_order(
     StateMismatch
         It is of other stores or settings, which are named, or has seen units that are gone.
     """
-    asked = {"stores": _numbered(_identities(stores)), "order": order.as_json()}
+    asked = {"stores": _numbered(_identities(stores, order.sites)), "order": order.as_json()}
     saved = {"stores": _numbered(state["stores"]), "order": state["order"]}
     lines = differences(saved, asked)
     if lines:
@@ -143,12 +143,12 @@ def check_rows(state: Mapping[str, Any], rows: RowSet) -> None:
 _HINT = "hint: give what state_dict() returned"
 
 
-def _identities(stores: ManyStores) -> list[dict[str, Any]]:
+def _identities(stores: ManyStores, sites: Sequence[str]) -> list[dict[str, Any]]:
     return [
         {
             "fingerprint": store.fingerprint,
             "rows": store.schema.rows,
-            "dtype": store.schema.dtype,
+            "sites": {site: str(store.schema_of(site)) for site in sites},
             "chunk_rows": store.schema.geometry.chunk_rows,
             "unit_rows": store.schema.geometry.unit_rows,
         }
