@@ -15,7 +15,6 @@ units in flight as in the actor; Ray adds a millisecond a unit.
     python benchmarks/harvest.py            about 6 minutes on 2 cores
 """
 
-import json
 import statistics
 import sys
 import tempfile
@@ -27,7 +26,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import zarr
-from measuring import PeakMemory
+from measuring import PeakMemory, tell
 
 from actlake.jobs.demo import demo_config
 from actlake.jobs.harvest.batches import unit_batches
@@ -198,16 +197,14 @@ def report(rates: dict[str, list[float]], peak_mb: float) -> None:
         f"{script_ratio:.2f} times as fast (bar: 1.5)"
         f"\nPeak anonymous memory while harvesting, model and imports included: {peak_mb:,.0f} MB"
     )
-    print(
-        json.dumps(
-            {
-                "harvest_ratio": round(harvest_ratio, 3),
-                "vs_usual_script": round(script_ratio, 3),
-                "tokens_per_s": round(middle["harvest"], 1),
-                "bare_tokens_per_s": round(middle["bare"], 1),
-                "peak_anon_mb": round(peak_mb, 1),
-            }
-        )
+    tell(
+        {
+            "harvest_ratio": round(harvest_ratio, 3),
+            "vs_usual_script": round(script_ratio, 3),
+            "tokens_per_s": round(middle["harvest"], 1),
+            "bare_tokens_per_s": round(middle["bare"], 1),
+            "peak_anon_mb": round(peak_mb, 1),
+        }
     )
 
 

@@ -9,7 +9,6 @@ minutes on 2 cores.
 """
 
 import argparse
-import json
 import tempfile
 import time
 from pathlib import Path
@@ -17,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from kill_programs import PROGRAMS, Pace, prepare
 from killing import Trial, contents
+from measuring import tell
 
 from actlake.storage.lease import GIVE_UP_S
 
@@ -88,7 +88,7 @@ def main() -> None:
         "stores differ from the undisturbed one in some byte of arrays, Parquet or schema; "
         f"{figures['lost_units']} committed units were lost. {figures['seconds']:.0f} s."
     )
-    print(json.dumps(figures))
+    tell(figures)
 
 
 def _next(trials: list[Trial], rng: np.random.Generator) -> str:

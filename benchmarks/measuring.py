@@ -1,8 +1,14 @@
-"""What benchmarks measure with: clocks that do not count a suspended process, and peak memory."""
+"""What benchmarks measure with: clocks that do not count a suspended process, and peak memory.
 
+And how they say what they measured, to people and then, in their last line, to programs.
+"""
+
+import json
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -90,3 +96,8 @@ def shown(seconds: np.ndarray) -> str:
     """What a clock says, for a person."""
     wall, cpu = seconds
     return f"{wall:.1f} s ({cpu:.1f} s of CPU)"
+
+
+def tell(figures: Mapping[str, Any]) -> None:
+    """Print figures as one line of JSON, the last line of a benchmark."""
+    print(json.dumps(figures), flush=True)

@@ -31,6 +31,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from measuring import tell
 from ray import cloudpickle
 from rich.console import Console
 from scale import FAN_OUT, committing, lay_down, receipt, records_of
@@ -276,7 +277,7 @@ def report(f: dict[str, Any]) -> None:
         f"\nReading from a bucket: {f['s3_read_ratio']:.2f} of plain parallel GETs (bar 0.80)"
     )
     kept = (*BARS, "hop_ms", "hop_alone_ms", "hop_gloo_ms", "driver_ms_per_unit")
-    print(json.dumps({**{k: round(f[k], 3) for k in kept}, "unequal_stores": f["unequal_stores"]}))
+    tell({**{k: round(f[k], 3) for k in kept}, "unequal_stores": f["unequal_stores"]})
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ from pathlib import Path
 
 import numpy as np
 import prepare
-from measuring import Clock, PeakMemory, shown
+from measuring import Clock, PeakMemory, shown, tell
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
@@ -243,25 +243,22 @@ def main() -> int:
 
     speedup = their_s / our_s[0]
     worst = max(differences)
-    print(
-        json.dumps(
-            {
-                "speedup": speedup,
-                "log_loss_rel_diff": worst,
-                "peak_anon_mb": memory.peak,
-                "speedup_cpu": one_thread_s[1] / our_s[1],
-                "speedup_over_all_threads": all_threads_s[0] / our_s[0],
-                "peak_anon_above_start_mb": memory.growth,
-                "rows": rows,
-                "train_rows": opened.sets[0].count(TRAIN),
-                "sites": len(SITES),
-                "our_s": our_s[0],
-                "our_s_with_controls_and_curve": full_s[0],
-                "their_s_a_site": all_threads_s[0] / len(SITES),
-                "their_s_a_site_one_thread": one_thread_s[0] / len(SITES),
-            },
-            indent=2,
-        )
+    tell(
+        {
+            "speedup": speedup,
+            "log_loss_rel_diff": worst,
+            "peak_anon_mb": memory.peak,
+            "speedup_cpu": one_thread_s[1] / our_s[1],
+            "speedup_over_all_threads": all_threads_s[0] / our_s[0],
+            "peak_anon_above_start_mb": memory.growth,
+            "rows": rows,
+            "train_rows": opened.sets[0].count(TRAIN),
+            "sites": len(SITES),
+            "our_s": our_s[0],
+            "our_s_with_controls_and_curve": full_s[0],
+            "their_s_a_site": all_threads_s[0] / len(SITES),
+            "their_s_a_site_one_thread": one_thread_s[0] / len(SITES),
+        }
     )
     return int(speedup < LEAST_SPEEDUP or worst > MOST_LOSS)
 

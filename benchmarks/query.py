@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from measuring import tell
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
@@ -143,10 +144,9 @@ def main() -> None:
         folder = Path(scratch) / "store"
         ids = build(folder, options.rows)
         figures = {"rows": options.rows, **measure(folder, ids)}
-    text = json.dumps(figures, indent=1)
-    print(text)
     if options.out is not None:
-        options.out.write_text(text + "\n")
+        options.out.write_text(json.dumps(figures, indent=1) + "\n")
+    tell(figures)
 
 
 if __name__ == "__main__":

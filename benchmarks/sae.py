@@ -20,7 +20,6 @@ Loss curves must be equal within 1 %. Exits with 1 where a bar is missed.
 """
 
 import argparse
-import json
 import statistics
 import sys
 import tempfile
@@ -35,7 +34,7 @@ from pathlib import Path
 
 import prepare
 import torch
-from measuring import PeakMemory
+from measuring import PeakMemory, tell
 from texts import brown_folder
 
 from actlake.jobs.harvest import HarvestConfig, harvest
@@ -366,7 +365,7 @@ def main() -> None:
         flush=True,
     )
     failed = missed(result)
-    print(json.dumps(result, indent=2))
+    tell(result)
     sys.exit(bool(failed))
 
 

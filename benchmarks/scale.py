@@ -18,7 +18,6 @@ the tables that nothing here reads. Merging is measured on tables of real size.
 
 import gc
 import io
-import json
 import logging
 import random
 import sys
@@ -34,7 +33,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-from measuring import anonymous_mb
+from measuring import anonymous_mb, tell
 from rich.console import Console
 
 from actlake.jobs.harvest.commits import Commits
@@ -370,22 +369,20 @@ def main() -> int:
     ms = [run["ms_per_unit"] + merged["ms_per_unit"] for run in runs]
     growth_mb = max(run["growth_mb"] for run in runs)
     more_mb = max(run["memory_mb"] for run in runs) - runs[0]["memory_mb"]
-    print(
-        json.dumps(
-            {
-                "driver_ms_per_unit_1e12": round(ms[-1], 3),
-                "driver_ms_per_unit_worst": round(max(ms), 3),
-                "driver_growth_mb": round(growth_mb, 1),
-                "driver_more_mb_1e12": round(more_mb, 1),
-                "look_ms": round(max(run["look_ms"] for run in runs), 1),
-                "open_ms_1e12": round(runs[-1]["open_ms"], 1),
-                "ledger_files_1e12": runs[-1]["ledger_files"],
-                **{
-                    f"usd_per_billion_tokens_{name}": round(paper.usd_per_billion, 2)
-                    for name, paper in papers.items()
-                },
-            }
-        )
+    tell(
+        {
+            "driver_ms_per_unit_1e12": round(ms[-1], 3),
+            "driver_ms_per_unit_worst": round(max(ms), 3),
+            "driver_growth_mb": round(growth_mb, 1),
+            "driver_more_mb_1e12": round(more_mb, 1),
+            "look_ms": round(max(run["look_ms"] for run in runs), 1),
+            "open_ms_1e12": round(runs[-1]["open_ms"], 1),
+            "ledger_files_1e12": runs[-1]["ledger_files"],
+            **{
+                f"usd_per_billion_tokens_{name}": round(paper.usd_per_billion, 2)
+                for name, paper in papers.items()
+            },
+        }
     )
     missed = [f"{x:.2f} ms a unit" for x in ms if x >= BAR_MS]
     missed += [f"memory +{x:.1f} MiB" for x in (growth_mb, more_mb) if x >= BAR_MB]

@@ -9,10 +9,12 @@ from all over an epoch.
 """
 
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from measuring import tell
 
 from actlake.storage import (
     Context,
@@ -29,7 +31,7 @@ from actlake.storage import (
     write_unit,
 )
 from actlake.storage.location import LocalFolder
-from actlake.storage.reading.shuffle_quality import shuffle_quality
+from actlake.storage.reading.shuffle_quality import ShuffleQuality, shuffle_quality
 
 SITE = Site(0)
 ROWS, CONTEXT, CHUNK, BATCH, DIM = 2**22, 256, 2048, 4096, 4
@@ -43,22 +45,23 @@ def main() -> None:
     ways += [("exact", {"shuffle": "exact"})]
     with tempfile.TemporaryDirectory(prefix="actlake-bench-") as folder:
         make_store(Path(folder))
-        print("| shuffle | documents in a batch | of a uniform draw | entropy, normalised |")
-        print("|---|---:|---:|---:|")
-        for name, how in ways:
-            print(line(name, Path(folder), how), flush=True)
+        measured = {name: quality_of(Path(folder), how) for name, how in ways}
+    print("| shuffle | documents in a batch | of a uniform draw | entropy, normalised |")
+    print("|---|---:|---:|---:|")
+    for name, quality in measured.items():
+        print(
+            f"| {name} | {quality.documents:,.0f} | {quality.ideal_documents:,.0f} "
+            f"| {quality.entropy:.4f} |"
+        )
+    tell({name: asdict(quality) for name, quality in measured.items()})
 
 
-def line(name: str, folder: Path, how: dict[str, Any]) -> str:
+def quality_of(folder: Path, how: dict[str, Any]) -> ShuffleQuality:
     store = open_store(folder)
     steps = store.batches(SITE, BATCH, **how).steps_per_epoch
     every = steps // MEASURED
     batches = store.batches(SITE, BATCH, stride=(0, every), **how)
-    quality = shuffle_quality(batches, num_batches=MEASURED)
-    return (
-        f"| {name} | {quality.documents:,.0f} | {quality.ideal_documents:,.0f} "
-        f"| {quality.entropy:.4f} |"
-    )
+    return shuffle_quality(batches, num_batches=MEASURED)
 
 
 def make_store(folder: Path) -> None:

@@ -5,7 +5,6 @@ take turns, and medians are given, so that whatever else the machine does meets 
 three minutes on 2 cores; the stores are made once by ``prepare.py``.
 """
 
-import json
 import shutil
 import statistics
 import tempfile
@@ -18,6 +17,7 @@ import numpy as np
 import prepare
 import tensorstore
 import zarr
+from measuring import tell
 
 from actlake.storage import ActivationStore, Lease, Site, add_sites, open_store, write_unit, writer
 from actlake.storage.ledger import read_state
@@ -231,7 +231,7 @@ Opening the ledger of a million units ({f["ledger_files"]:.0f} files): \
 {f["open_million_units_s"] * 1e3:.0f} ms.
 """
     )
-    print(json.dumps({name: float(f"{value:.4g}") for name, value in f.items()}))
+    tell({name: float(f"{value:.4g}") for name, value in f.items()})
 
 
 if __name__ == "__main__":

@@ -22,7 +22,6 @@ beside the ratios of wall time stand those of CPU time, which other work disturb
 """
 
 import argparse
-import json
 import shutil
 import subprocess
 import sys
@@ -32,7 +31,7 @@ from pathlib import Path
 
 import numpy as np
 import prepare
-from measuring import Clock, PeakMemory, shown
+from measuring import Clock, PeakMemory, shown, tell
 from sklearn.linear_model import Ridge
 from sklearn.metrics import r2_score
 from sklearn.model_selection import GridSearchCV
@@ -191,27 +190,24 @@ def main() -> None:
     their_s = np.mean(seconds, axis=0) * len(pairs)
     speedup, speedup_cpu = their_s / (pass_s + fits_s)
     share, share_cpu = gemm_s / pass_s
-    print(
-        json.dumps(
-            {
-                "speedup": speedup,
-                "r2_max_diff": max(differences),
-                "gemm_share": share,
-                "anon_growth_4x": all_mb / quarter_mb,
-                "speedup_cpu": speedup_cpu,
-                "gemm_share_cpu": share_cpu,
-                "gemm_share_with_fits": (gemm_s / (pass_s + fits_s))[0],
-                "rows": rows,
-                "pairs": len(pairs),
-                "pass_s": pass_s[0],
-                "fits_s": fits_s[0],
-                "gemm_s": gemm_s[0],
-                "their_s_a_pair": their_s[0] / len(pairs),
-                "anon_mb": quarter_mb,
-                "anon_mb_4x": all_mb,
-            },
-            indent=2,
-        )
+    tell(
+        {
+            "speedup": speedup,
+            "r2_max_diff": max(differences),
+            "gemm_share": share,
+            "anon_growth_4x": all_mb / quarter_mb,
+            "speedup_cpu": speedup_cpu,
+            "gemm_share_cpu": share_cpu,
+            "gemm_share_with_fits": (gemm_s / (pass_s + fits_s))[0],
+            "rows": rows,
+            "pairs": len(pairs),
+            "pass_s": pass_s[0],
+            "fits_s": fits_s[0],
+            "gemm_s": gemm_s[0],
+            "their_s_a_pair": their_s[0] / len(pairs),
+            "anon_mb": quarter_mb,
+            "anon_mb_4x": all_mb,
+        }
     )
 
 
