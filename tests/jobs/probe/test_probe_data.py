@@ -227,6 +227,11 @@ def store_copy(smollm2_store: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(smollm2_store, tmp_path / "store"))
 
 
+def test_without_a_tokenizer_there_are_no_texts_to_label_tokens_by(made_folder: Path):
+    with pytest.raises(InvalidDataSet, match=r"has no tokenizer[\s\S]*hint: attach labels of your"):
+        token_features(open_store(made_folder))
+
+
 def test_features_of_tokens_are_those_of_their_text(store_copy: Path, smollm2_folder: Path):
     store = open_store(store_copy)
 

@@ -11,6 +11,7 @@ from actlake.storage import Site
 from actlake.storage.errors import (
     EmptySelection,
     InvalidQuery,
+    NotInStore,
     RowsNotCommitted,
     RowsOutOfRange,
 )
@@ -194,3 +195,20 @@ def test_nothing_can_be_done_with_no_rows_and_the_error_says_what_found_none(tol
     with pytest.raises(EmptySelection, match=r"No row of .* is found by text 'London'\nhint"):
         deeds[deed]()
     assert none.table().num_rows == 0
+
+
+def test_a_store_without_a_tokenizer_knows_its_tokens_by_their_ids(make_told):
+    told = make_told(keep_tokenizer=False)
+    store = told.store()
+    token = int(told.ids[4])
+
+    assert store.find(token=token).rows.tolist() == np.flatnonzero(told.ids == token).tolist()
+    assert store.find(text="Paris") == make_told().store().find(text="Paris")
+    assert store.find(token=token).table()["token"].to_pylist()[0] == f"<id {token}>"
+    assert len(store.sql("SELECT * FROM vocabulary")) == 0
+    with pytest.raises(NotInStore, match=r"no token 4000; the store has no tokenizer\nhint: "):
+        store.find(token=4000)
+    with pytest.raises(NotInStore, match=r"' Paris' is no token: .* no tokenizer\nhint: give"):
+        store.find(token=" Paris")
+    with pytest.raises(InvalidQuery, match=r"without text, and has no tokenizer"):
+        make_told(keep_tokenizer=False, keep_text=False).store().find(text="Paris")

@@ -201,9 +201,11 @@ def _ids_of(parts: Sequence[Part], token: str | int) -> list[int]:
         return vocabulary.ids(token)
     occurs = token in vocabulary.pieces or any(p.store.lookup.tokens.count(token) for p in parts)
     if not occurs:
+        pieces = vocabulary.pieces
+        largest = max(pieces, default=0)
+        known = f"the store's tokenizer has {len(pieces):,} tokens, from 0 to {largest:,}"
         raise NotInStore(
-            f"There is no token {token}; the store's tokenizer has "
-            f"{len(vocabulary.pieces):,} tokens, from 0 to {max(vocabulary.pieces):,}\n"
+            f"There is no token {token}; {known if pieces else 'the store has no tokenizer'}\n"
             "hint: give a token's id, or its text"
         )
     return [token]

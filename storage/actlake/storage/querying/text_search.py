@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pyarrow.compute as pc
 
-from actlake.storage.errors import InvalidQuery, StoreDamaged
+from actlake.storage.errors import InvalidQuery
 from actlake.storage.querying.document_table import document_batches
 from actlake.storage.querying.ranges import expanded
 from actlake.storage.querying.spans import TokenExtents
@@ -138,12 +138,9 @@ def document_tokens(
     return rows, TokenExtents.of(chars, special, length=end, within=within)
 
 
-def _ending_within(store: "ActivationStore", ids: Array, chars: Array) -> Array | None:
-    """(n,) bool, the tokens that end within a character; None in a store without a tokenizer."""
-    try:
-        partial = store.lookup.vocabulary.ending_within
-    except StoreDamaged:
-        return None
+def _ending_within(store: "ActivationStore", ids: Array, chars: Array) -> Array:
+    """(n,) bool, the tokens that end within a character, as far as the tokenizer tells."""
+    partial = store.lookup.vocabulary.ending_within
     later = np.append(chars[1:] > chars[:-1], False)  # the rest of it starts where it does
     found: Array = np.isin(ids, partial) & later
     return found
@@ -159,10 +156,13 @@ def _end(
     last = places[-1]
     least = int(chars[last]) + 1 if text is None else len(text)
     separators = chars[special & (chars >= least)]
+    own_text = store.lookup.vocabulary.texts.get(int(ids[last]))
     if len(separators):
         reach = int(separators[0])
+    elif own_text is None:  # nobody knows it: no tokenizer, or an id that it has not
+        reach = int(chars[last]) + 1 if text is None else len(text)
     else:
-        reach = int(chars[last]) + max(1, len(store.lookup.vocabulary.text(int(ids[last]))))
+        reach = int(chars[last]) + max(1, len(own_text))
     return reach if text is None else min(len(text), reach)
 
 
@@ -182,6 +182,11 @@ def _texts(
 
 
 def _decoded(store: "ActivationStore", ordinal: int) -> tuple[tuple[Array, TokenExtents], str]:
+    if not store.lookup.vocabulary.pieces:
+        raise InvalidQuery(
+            f"{store.url} was made without text, and has no tokenizer to decode its tokens\n"
+            "hint: find(token=…) takes the id of a token"
+        )
     rows, extents = document_tokens(store, ordinal, None)
     ids = store.tokens["id"].take(rows[extents.tokens]).tolist()
     text = str(store.tokenizer.decode(ids, skip_special_tokens=False))

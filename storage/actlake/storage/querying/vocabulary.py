@@ -19,9 +19,9 @@ INCOMPLETE = "\ufffd"
 
 
 class Vocabulary:
-    """The tokens of a ``tokenizers.Tokenizer``."""
+    """The tokens of a ``tokenizers.Tokenizer``; of a store without one, none: ids alone."""
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any | None) -> None:
         self._tokenizer = tokenizer
 
     @cached_property
@@ -31,6 +31,8 @@ class Vocabulary:
         A part of a character reads as U+FFFD. About 0.1 s for 50,000 tokens, once.
         """
         ids = sorted(self._pieces.values())
+        if self._tokenizer is None:
+            return {}
         front = self._tokenizer.encode("a", add_special_tokens=False).ids[-1:]
         skip = len(self._tokenizer.decode(front, skip_special_tokens=False))
         decoded = self._tokenizer.decode_batch(
@@ -60,6 +62,8 @@ class Vocabulary:
 
     @cached_property
     def _pieces(self) -> dict[str, int]:
+        if self._tokenizer is None:
+            return {}
         return dict(self._tokenizer.get_vocab(with_added_tokens=True))
 
     @cached_property
@@ -88,6 +92,8 @@ class Vocabulary:
         raise NotInStore(self._no_such_token(text))
 
     def _no_such_token(self, text: str) -> str:
+        if self._tokenizer is None:
+            return f"{text!r} is no token: the store has no tokenizer\nhint: give a token's id"
         parts = self._tokenizer.encode(text, add_special_tokens=False).ids
         names = [repr(self.text(token)) for token in parts]
         similar = [known for known in self._by_text if abs(len(known) - len(text)) <= 2]

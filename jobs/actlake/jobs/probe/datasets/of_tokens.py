@@ -50,7 +50,7 @@ def token_features(
     Raises
     ------
     InvalidDataSet
-        Nothing is left to label.
+        Nothing is left to label, or the store has no tokenizer and tokens no text.
     TextNotKept
         The store was made without its text, which words are found in.
     """
@@ -58,6 +58,11 @@ def token_features(
         raise InvalidDataSet(
             f"previous is {previous} and limit {limit}\n"
             "hint: previous has at least two tokens to tell apart, limit at least one row"
+        )
+    if not store.lookup.vocabulary.pieces:
+        raise InvalidDataSet(
+            f"{store.url} has no tokenizer, and labels are made of its tokens' texts\n"
+            "hint: attach labels of your own, store.attach_labels(…)"
         )
     ids = np.asarray(store.tokens["id"][:])
     positions = np.asarray(store.tokens["position"][:])
