@@ -477,7 +477,7 @@ def test_progress_is_told_of_documents_and_rows(folder, tokenizer):
 def test_a_corpus_is_read_only_as_far_as_it_is_laid_out(folder, tokenizer, monkeypatch):
     produced = []
 
-    def endless(file):
+    def endless(file, encoding):
         from actlake.platform.corpus.passages import Row
 
         for i in range(10**9):

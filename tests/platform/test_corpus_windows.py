@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from actlake.platform.corpus.config import SplitByColumn, SplitByHash
 from actlake.platform.corpus.errors import ColumnMissing, DuplicateDocument, InvalidColumn
-from actlake.platform.corpus.identity import Identities, _SeenNames, content_id
+from actlake.platform.corpus.identity import Identities, SeenNames, content_id
 from actlake.platform.corpus.passages import Passage
 from actlake.platform.corpus.splits import split_of, split_of_document
 from actlake.platform.corpus.windows import Strand, Windows, fitting
@@ -158,7 +158,7 @@ def test_one_id_for_two_documents_is_refused():
 
 def test_names_are_remembered_across_all_runs(monkeypatch):
     monkeypatch.setattr("actlake.platform.corpus.identity._WAITING_AT_MOST", 16)
-    seen = _SeenNames()
+    seen = SeenNames()
 
     assert all(seen.add(f"name {i}") for i in range(1000))
     assert not any(seen.add(f"name {i}") for i in range(1000))

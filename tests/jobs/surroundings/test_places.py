@@ -19,7 +19,7 @@ from actlake.jobs.probe import Probe
 from actlake.jobs.sae import read_sae
 from actlake.jobs.transport.artefact import TransportOperator
 from actlake.platform.corpus import hub_dataset
-from actlake.platform.corpus.config import HubDataset
+from actlake.platform.corpus.sources import HubDataset
 from actlake.platform.runs import RunRecord, whole_folder
 from actlake.platform.safetensors_files import plain_mode, readable, written
 

@@ -9,12 +9,10 @@ before it is laid out, and a context holds one split.
 
 from actlake.platform.corpus.beginning import Beginning, resolve_beginning
 from actlake.platform.corpus.config import (
-    Builtin,
     CorpusConfig,
     Documents,
-    Files,
-    HubDataset,
     Packed,
+    Sample,
     SpecialTokens,
     SplitByColumn,
     SplitByHash,
@@ -24,6 +22,7 @@ from actlake.platform.corpus.errors import CorpusError
 from actlake.platform.corpus.lay_out import CorpusSink, Progress, lay_out
 from actlake.platform.corpus.provenance import corpus_provenance
 from actlake.platform.corpus.report import CorpusReport, special_tokens_said
+from actlake.platform.corpus.sources import Builtin, Files, HubDataset
 from actlake.platform.corpus.splits import split_of
 from actlake.platform.corpus.tokenise import Tokenizer
 
@@ -32,6 +31,7 @@ __all__ = [
     "Files",
     "HubDataset",
     "Builtin",
+    "Sample",
     "Beginning",
     "Packed",
     "Documents",

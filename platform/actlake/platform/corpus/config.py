@@ -16,95 +16,13 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from actlake.platform.corpus.errors import InvalidCorpusConfig
+from actlake.platform.corpus.sources import Builtin, Files, HubDataset
 
-FileFormat = Literal["text", "jsonl", "parquet"]
 Bos = Literal["auto", "never", "context", "document"]
 LongDocuments = Literal["split", "truncate", "refuse"]
-Undecodable = Literal["refuse", "skip"]
 InText = Literal["ordinary", "special", "refuse"]
 
 _SPLIT_NAME = re.compile(r"[A-Za-z0-9_-]+")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Files:
-    """Text, JSONL or Parquet files; the format follows from each file's suffix.
-
-    ``.txt``, ``.text``, ``.md``, ``.rst``: a file is a document, its id the path below the
-    pattern's root. ``.jsonl``, ``.ndjson``, ``.parquet``: a line or row is a document. Text and
-    JSONL may be compressed (``.gz``, ``.zst``).
-    """
-
-    path: str | tuple[str, ...]
-    """A file, a folder (all files below it) or a pattern such as ``texts/**/*.txt``; or several.
-    Files are read in the order of their paths; hidden ones are left out. A name that exists is
-    meant as it is, also with ``*``, ``?`` or ``[ ]`` in it."""
-
-    format: Literal["auto"] | FileFormat = "auto"
-    """How to read the files; `auto` goes by suffix and refuses a suffix it does not know."""
-
-    text_column: str = "text"
-    """Column of JSONL and Parquet that holds the text."""
-
-    id_column: str | None = None
-    """Column of JSONL and Parquet that holds a document's id; null: a hash of the text."""
-
-    columns: tuple[str, ...] | None = None
-    """Columns of JSONL and Parquet kept beside the text; null keeps all."""
-
-    undecodable: Undecodable = "refuse"
-    """What to do with a text that is not UTF-8 or a line that is not JSON: `refuse` the corpus,
-    or `skip` the document, counted and named in the report."""
-
-    def __post_init__(self) -> None:
-        if not self.path or "" in self.paths:
-            raise InvalidCorpusConfig("A corpus needs a path\nhint: set corpus.source.path")
-
-    @property
-    def paths(self) -> tuple[str, ...]:
-        """All patterns, also when there is one."""
-        return (self.path,) if isinstance(self.path, str) else tuple(self.path)
-
-
-@dataclass(frozen=True, kw_only=True)
-class HubDataset:
-    """A data set that the Hugging Face package `datasets` can stream, a row a document.
-
-    Needs ``pip install "actlake[datasets]"``.
-    """
-
-    dataset: str
-    """Its name on the hub, such as ``roneneldan/TinyStories``, or a local folder of data files."""
-
-    subset: str | None = None
-    """Its configuration, where it has several."""
-
-    dataset_split: str = "train"
-    """Which of the data set's own splits is read."""
-
-    revision: str | None = None
-    """Commit, tag or branch on the hub; null is the default branch as it is on that day."""
-
-    text_column: str = "text"
-    """Column that holds the text."""
-
-    id_column: str | None = None
-    """Column that holds a document's id; null: a hash of the text."""
-
-    columns: tuple[str, ...] | None = None
-    """Columns kept beside the text; null keeps all."""
-
-    def __post_init__(self) -> None:
-        if not self.dataset:
-            raise InvalidCorpusConfig("A data set needs a name\nhint: set corpus.source.dataset")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Builtin:
-    """Text that is on every machine: the standard library's reference prose, a topic a document."""
-
-    builtin: Literal["demo"] = "demo"
-    """`demo`: Python's `pydoc_data.topics`, about 0.5 MB of English, depending on the version."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,6 +65,27 @@ class SpecialTokens:
     """What ``<|endoftext|>`` in a document is: `ordinary` text like any other words; the
     `special` token, as in conversations that were written down with their marks; or a reason to
     `refuse` the corpus. Counted in any case."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """A random share of the documents, which depends on seed and document alone.
+
+    A document is in it or not, whatever else is in the source; equal texts without ids go together.
+    """
+
+    fraction: float
+    """Expected share of the documents, above 0 and at most 1."""
+
+    seed: int = 0
+    """Another seed draws other documents. A split's seed is another matter."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.fraction <= 1:
+            raise InvalidCorpusConfig(
+                f"A sample of {self.fraction} of the documents cannot be drawn\n"
+                "hint: set corpus.sample.fraction above 0 and at most 1, such as 0.1"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,6 +167,15 @@ class CorpusConfig:
     paragraphs, lines, sentences or words, so that a few long texts have parts in every split.
     Null: a document stays whole, and in one split."""
 
+    sample: Sample | None = None
+    """Read a random share of the documents, counted after they are cut. Null: all of them."""
+
+    deduplicate: bool = False
+    """Leave out documents whose text, letter by letter, is that of an earlier one, counted."""
+
+    max_documents: int | None = None
+    """Most documents with rows there may be; reading stops with the last. Null: all of them."""
+
     max_tokens: int | None = None
     """Most rows there may be; the document that exceeds them is cut and reading stops. Null: all
     of the text."""
@@ -246,11 +194,13 @@ class CorpusConfig:
                 f"cut_documents is {self.cut_documents}; a part has at least 2 characters\n"
                 "hint: such as corpus.cut_documents: 2000; to leave documents whole leave it out"
             )
-        if self.max_tokens is not None and self.max_tokens < 1:
-            raise InvalidCorpusConfig(
-                f"max_tokens is {self.max_tokens}; a corpus has at least one\n"
-                "hint: for all of the text leave corpus.max_tokens out"
-            )
+        for name in ("max_documents", "max_tokens"):
+            most = getattr(self, name)
+            if most is not None and most < 1:
+                raise InvalidCorpusConfig(
+                    f"{name} is {most}; a corpus has at least one\n"
+                    f"hint: for all of the text leave corpus.{name} out"
+                )
 
 
 def _check_names(names: Mapping[str, float] | tuple[str, ...]) -> None:

@@ -5,9 +5,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePath
 from typing import Any
 
-from actlake.platform.corpus.config import HubDataset
 from actlake.platform.corpus.errors import CorpusNotFound, MissingExtra, UnreadableFile
-from actlake.platform.corpus.passages import ColumnPlan, Row, check_columns
+from actlake.platform.corpus.passages import ColumnPlan, Row, check_columns, top_column
+from actlake.platform.corpus.sources import HubDataset
 
 
 def read_hub_dataset(source: HubDataset, plan: ColumnPlan) -> Iterator[Row]:
@@ -28,7 +28,9 @@ def read_hub_dataset(source: HubDataset, plan: ColumnPlan) -> Iterator[Row]:
     if stream.column_names is not None:
         check_columns(name, stream.column_names, plan)
     if plan.needed is not None:
-        stream = stream.select_columns(list(plan.needed))
+        present = stream.column_names or plan.needed
+        tops = dict.fromkeys(top_column(name, present) for name in plan.needed)
+        stream = stream.select_columns(list(tops))
     rows: Iterable[dict[str, Any]] = stream
     number = 0
     try:

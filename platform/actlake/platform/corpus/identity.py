@@ -36,7 +36,7 @@ class Identities:
     """Names documents one after the other; remembers 8 bytes for each."""
 
     def __init__(self) -> None:
-        self._seen = _SeenNames()
+        self._seen = SeenNames()
         self._copies: dict[str, int] = {}
 
     def name(self, passage: Passage) -> Identity:
@@ -65,7 +65,7 @@ class Identities:
         return Identity(f"{content}-{copy}", content, repeated=True)
 
 
-class _SeenNames:
+class SeenNames:
     """A set of names as 64-bit hashes in sorted runs: 8 bytes a name, where Python's set takes 70.
 
     Two of 10 million names have one hash with a chance of 3 in a million.

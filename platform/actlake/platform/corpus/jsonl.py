@@ -3,28 +3,26 @@
 import json
 from collections.abc import Iterator
 
+from actlake.platform.corpus.decoded import NotDecodable, decoded_lines
 from actlake.platform.corpus.opened import opened
 from actlake.platform.corpus.passages import Row, Unreadable
 from actlake.platform.corpus.paths import SourceFile
 
 
-def read_jsonl(file: SourceFile) -> Iterator[Row | Unreadable]:
+def read_jsonl(file: SourceFile, encoding: str) -> Iterator[Row | Unreadable]:
     """Each line of the file, in order; one at a time is in memory."""
-    offset = 0
     with opened(file) as stream:
-        for number, line in enumerate(stream, start=1):
-            if line.strip():
-                yield _row(file.name, f"{file.name}:{number}", line, offset)
-            offset += len(line)
+        for number, line in enumerate(decoded_lines(stream, encoding), start=1):
+            place = f"{file.name}:{number}"
+            if isinstance(line, NotDecodable):
+                yield Unreadable(place, str(line))
+            elif line.strip():
+                yield _row(file.name, place, line)
 
 
-def _row(source: str, place: str, line: bytes, offset: int) -> Row | Unreadable:
+def _row(source: str, place: str, line: str) -> Row | Unreadable:
     try:
-        text = line.decode("utf-8-sig" if offset == 0 else "utf-8")
-        fields = json.loads(text.rstrip("\r\n"))
-    except UnicodeDecodeError as error:
-        at = offset + error.start
-        return Unreadable(place, f"not UTF-8 at byte {at} (0x{line[error.start]:02x})")
+        fields = json.loads(line)
     except json.JSONDecodeError as error:
         return Unreadable(place, f"not JSON at column {error.colno}: {error.msg}")
     except (ValueError, RecursionError) as error:

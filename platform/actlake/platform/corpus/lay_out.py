@@ -14,6 +14,7 @@ from typing import Protocol
 import numpy as np
 
 from actlake.platform.corpus.beginning import Beginning, resolve_beginning
+from actlake.platform.corpus.chosen import LeftOut
 from actlake.platform.corpus.columns import KeptColumns
 from actlake.platform.corpus.config import CorpusConfig, Documents, Packed, SplitByColumn
 from actlake.platform.corpus.errors import (
@@ -151,9 +152,11 @@ class _Layout:
         """Documents with rows so far."""
         return self._tally["documents"]
 
-    def add(self, item: Tokenised | Unreadable) -> None:
-        """Lay out one document, or count it as skipped or empty."""
-        if isinstance(item, Unreadable):
+    def add(self, item: Tokenised | Unreadable | LeftOut) -> None:
+        """Lay out one document, or count it as left out, skipped or empty."""
+        if isinstance(item, LeftOut):
+            self._tally[f"left out: {item.why}"] += 1
+        elif isinstance(item, Unreadable):
             self._tally["skipped"] += 1
             _note(self._skipped, f"{item.place} ({item.reason})")
         elif len(item.ids) == 0:
@@ -188,6 +191,7 @@ class _Layout:
         self.budget_reached |= self.rows == self._config.max_tokens
         self._documents_per_split[split] += 1
         self._tally["documents"] += 1
+        self.budget_reached |= self.documents == self._config.max_documents
         self._tally["repeated"] += identity.repeated
         self._special.update(token for token, _ in item.special)
         self._tally["characters"] += len(passage.text)
@@ -256,6 +260,8 @@ class _Layout:
             empty_documents=tally["empty"],
             skipped_documents=tally["skipped"],
             repeated_documents=tally["repeated"],
+            unsampled_documents=tally["left out: sample"],
+            duplicate_documents=tally["left out: duplicate"],
             rows=self.rows,
             contexts=tally["contexts"],
             text_tokens=tally["text"],
@@ -291,7 +297,8 @@ def _refuse_emptiness(report: CorpusReport, config: CorpusConfig, *, characters:
     if report.rows == 0:
         raise CorpusEmpty(
             f"The corpus gave no token: {report.documents_seen:,} documents seen, "
-            f"{report.empty_documents:,} empty, {report.skipped_documents:,} skipped\n"
+            f"{report.empty_documents:,} empty, {report.skipped_documents:,} skipped, "
+            f"{report.unsampled_documents:,} not in the sample\n"
             f"{report}\nhint: check corpus.source, and that its text column is the right one"
         )
     empty = [

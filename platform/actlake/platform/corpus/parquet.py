@@ -1,6 +1,6 @@
 """Read Parquet: a row is a document."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -25,7 +25,7 @@ def read_parquet(file: SourceFile, plan: ColumnPlan) -> Iterator[Row | Unreadabl
     try:
         with pq.ParquetFile(file.path) as parquet:
             check_columns(file.name, parquet.schema_arrow.names, plan)
-            wanted = None if plan.needed is None else list(plan.needed)
+            wanted = None if plan.needed is None else _leaves(parquet.schema, plan.needed)
             number = 0
             for batch in parquet.iter_batches(batch_size=_ROWS_AT_ONCE, columns=wanted):
                 yield from _rows(file.name, batch, number)
@@ -35,6 +35,17 @@ def read_parquet(file: SourceFile, plan: ColumnPlan) -> Iterator[Row | Unreadabl
             f"{file.name} cannot be read as Parquet: {error}\n"
             "hint: fetch the file again, or leave it out of the pattern"
         ) from error
+
+
+def _leaves(schema: pq.ParquetSchema, columns: Iterable[str]) -> list[str]:
+    """The columns, or of one that is not there all that is around it, so that it can be named."""
+    paths = [schema.column(i).path for i in range(len(schema))]
+    return [
+        name
+        if any(path == name or path.startswith(f"{name}.") for path in paths)
+        else name.partition(".")[0]
+        for name in columns
+    ]
 
 
 def _rows(name: str, batch: pa.RecordBatch, first: int) -> Iterator[Row | Unreadable]:

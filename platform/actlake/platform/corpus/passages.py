@@ -5,8 +5,9 @@ checked columns. Everything is in the order of the source.
 """
 
 import datetime
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from actlake.platform.corpus.errors import ColumnMissing, InvalidColumn, UndecodableText
 from actlake.storage.corpus import Scalar
@@ -52,18 +53,30 @@ class ColumnPlan:
 
     text: str
     id: str | None
-    keep: tuple[str, ...] | None
-    """None keeps all."""
+    keep: Mapping[str, str] | None
+    """The columns to keep, by the names they are kept under; None keeps all."""
     also: tuple[str, ...] = ()
-    """Kept in any case, since the splits need them."""
+    """Kept in any case, since the splits need them, unless one is kept under that name."""
 
     @property
     def needed(self) -> tuple[str, ...] | None:
         """All columns to be read; None: whatever there is."""
         if self.keep is None:
             return None
-        wanted = (self.text, *((self.id,) if self.id else ()), *self.keep, *self.also)
+        wanted = (self.text, *((self.id,) if self.id else ()), *self.kept.values())
         return tuple(dict.fromkeys(wanted))
+
+    @cached_property
+    def kept(self) -> Mapping[str, str]:
+        """The columns that must be there and are kept, by the names they are kept under."""
+        return dict(zip(self.also, self.also, strict=True)) | dict(self.keep or {})
+
+    @cached_property
+    def settings(self) -> Mapping[str, str]:
+        """The columns that must be there, and which setting names each."""
+        settings = dict.fromkeys(self.kept.values(), "columns")
+        settings |= {name: "the splits" for name in self.also if self.kept[name] == name}
+        return settings | ({self.id: "id_column"} if self.id else {}) | {self.text: "text_column"}
 
 
 def passages(rows: Iterable[Row | Unreadable], plan: ColumnPlan) -> Iterator[Passage | Unreadable]:
@@ -82,30 +95,31 @@ def passages(rows: Iterable[Row | Unreadable], plan: ColumnPlan) -> Iterator[Pas
 
 
 def check_columns(place: str, present: Iterable[str], plan: ColumnPlan) -> None:
-    """Refuse a table without the columns that `plan` names."""
+    """Refuse a table without the columns that `plan` names, or those that they are inside of."""
     names = list(present)
-    wanted = {plan.text: "text_column", **({plan.id: "id_column"} if plan.id else {})}
-    for name in (*wanted, *(plan.keep or ()), *plan.also):
-        if name not in names:
-            setting = wanted.get(name, "columns" if name not in plan.also else "the splits")
-            raise ColumnMissing(
-                f"{place} has no column {name!r}, which {setting} names\n"
-                f"It has: {', '.join(map(repr, names)) or 'none'}\n" + nearest(name, names)
-            )
+    for name, setting in plan.settings.items():
+        if top_column(name, names) not in names:
+            raise _missing(place, name, setting, names)
+
+
+def top_column(column: str, present: Container[str]) -> str:
+    """The column of a table that `column` is, or is inside of: of ``meta.body`` mostly ``meta``."""
+    return column if column in present else column.partition(".")[0]
 
 
 def refuse(unreadable: Unreadable) -> UndecodableText:
     """The error for an unreadable place where such places are not to be skipped."""
     return UndecodableText(
         f"{unreadable.place}: {unreadable.reason}\n"
-        "hint: convert the file to UTF-8 (iconv -f latin1 -t utf-8) or mend the line, or leave "
-        "such documents out, counted, with corpus.source.undecodable: skip"
+        "hint: name the files' encoding in corpus.source.encoding, such as latin-1 or utf-16, or "
+        "mend the line, or leave such documents out, counted, with corpus.source.undecodable: skip"
     )
 
 
 def _passage(row: Row, plan: ColumnPlan) -> Passage | Unreadable:
-    check_columns(row.place, row.fields, plan)
-    text = row.fields[plan.text]
+    for name, setting in plan.settings.items():
+        _field(row, name, setting)
+    text = _field(row, plan.text)
     if text is None:
         text = ""
     if not isinstance(text, str):
@@ -125,7 +139,7 @@ def _passage(row: Row, plan: ColumnPlan) -> Passage | Unreadable:
 
 
 def _given_id(row: Row, column: str) -> str:
-    value = row.fields[column]
+    value = _field(row, column)
     if isinstance(value, bool) or not isinstance(value, (str, int)) or value == "":
         raise InvalidColumn(
             f"{row.place}: the id column {column!r} holds {value!r}\n"
@@ -139,12 +153,34 @@ def _given_id(row: Row, column: str) -> str:
 
 
 def _kept_columns(row: Row, plan: ColumnPlan) -> dict[str, Scalar]:
-    names = row.fields if plan.keep is None else dict.fromkeys((*plan.keep, *plan.also))
+    names = plan.kept if plan.keep is not None else {n: n for n in row.fields} | dict(plan.kept)
     return {
-        name: _scalar(row.fields[name], f"{row.place}: the column {name!r}")
-        for name in names
-        if name not in (plan.text, plan.id)
+        name: _scalar(_field(row, column), f"{row.place}: the column {column!r}")
+        for name, column in names.items()
+        if not (name == column and column in (plan.text, plan.id))
     }
+
+
+def _field(row: Row, column: str, setting: str = "") -> object:
+    """The value of a column, or of a field inside one; a field of nothing is nothing."""
+    if column in row.fields:
+        return row.fields[column]
+    value: object = row.fields
+    for name in column.split("."):
+        if value is None:
+            return None
+        if not isinstance(value, Mapping) or name not in value:
+            inside = value if isinstance(value, Mapping) else {}
+            raise _missing(row.place, column, setting, list(inside))
+        value = value[name]
+    return value
+
+
+def _missing(place: str, column: str, setting: str, names: Sequence[str]) -> ColumnMissing:
+    return ColumnMissing(
+        f"{place} has no column {column!r}, which {setting} names\n"
+        f"It has: {', '.join(map(repr, names)) or 'none'}\n" + nearest(column, names)
+    )
 
 
 def _scalar(value: object, where: str) -> Scalar:

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from actlake.platform.corpus.config import FileFormat
 from actlake.platform.corpus.errors import CorpusNotFound, UnknownFormat
+from actlake.platform.corpus.sources import FileFormat
 
 COMPRESSIONS = (".gz", ".zst")
 FORMATS: dict[str, FileFormat] = {

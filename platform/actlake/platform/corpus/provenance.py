@@ -4,10 +4,11 @@ from dataclasses import asdict
 from typing import Any
 
 from actlake.platform.corpus.beginning import Beginning
-from actlake.platform.corpus.config import Builtin, CorpusConfig, Files, HubDataset
+from actlake.platform.corpus.config import CorpusConfig
 from actlake.platform.corpus.demo_text import demo_text_digest
 from actlake.platform.corpus.hub_dataset import dataset_name
 from actlake.platform.corpus.paths import portable
+from actlake.platform.corpus.sources import Builtin, Files, HubDataset
 
 
 def corpus_provenance(config: CorpusConfig, beginning: Beginning) -> dict[str, Any]:

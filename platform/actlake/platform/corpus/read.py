@@ -1,20 +1,22 @@
 """Open a corpus: one table from source to reader."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
-from actlake.platform.corpus.config import CorpusConfig, Files, HubDataset, SplitByColumn
+from actlake.platform.corpus.chosen import LeftOut, chosen
+from actlake.platform.corpus.config import CorpusConfig, SplitByColumn
 from actlake.platform.corpus.cut import cut_documents
 from actlake.platform.corpus.demo_text import read_demo_text
 from actlake.platform.corpus.hub_dataset import read_hub_dataset
 from actlake.platform.corpus.jsonl import read_jsonl
 from actlake.platform.corpus.parquet import read_parquet
-from actlake.platform.corpus.passages import ColumnPlan, Passage, Unreadable, passages, refuse
+from actlake.platform.corpus.passages import ColumnPlan, Passage, Row, Unreadable, passages, refuse
 from actlake.platform.corpus.paths import SourceFile, find_files
+from actlake.platform.corpus.sources import Files, HubDataset
 from actlake.platform.corpus.text_files import read_text_file
 
 
-def read_corpus(config: CorpusConfig) -> Iterator[Passage | Unreadable]:
-    """Every document of the source, in its fixed order, one at a time; cut where that is asked.
+def read_corpus(config: CorpusConfig) -> Iterator[Passage | Unreadable | LeftOut]:
+    """Every document of the source, in its fixed order, one at a time; cut and chosen as asked.
 
     Raises
     ------
@@ -22,14 +24,15 @@ def read_corpus(config: CorpusConfig) -> Iterator[Passage | Unreadable]:
         Whatever a reader refuses; see `actlake.platform.corpus.errors`.
     """
     whole = _whole_documents(config)
-    yield from whole if config.cut_documents is None else cut_documents(whole, config.cut_documents)
+    cut = whole if config.cut_documents is None else cut_documents(whole, config.cut_documents)
+    yield from chosen(cut, config)
 
 
 def _whole_documents(config: CorpusConfig) -> Iterator[Passage | Unreadable]:
     source = config.source
     also = (config.splits.column,) if isinstance(config.splits, SplitByColumn) else ()
     if isinstance(source, Files):
-        yield from _read_files(source, _plan(source, also))
+        yield from _read_files(source, _plan(source, also), config.cut_documents)
     elif isinstance(source, HubDataset):
         plan = _plan(source, also)
         yield from _refusing(passages(read_hub_dataset(source, plan), plan))
@@ -38,20 +41,25 @@ def _whole_documents(config: CorpusConfig) -> Iterator[Passage | Unreadable]:
 
 
 def _plan(source: Files | HubDataset, also: tuple[str, ...]) -> ColumnPlan:
-    return ColumnPlan(text=source.text_column, id=source.id_column, keep=source.columns, also=also)
+    keep = source.columns
+    if keep is not None and not isinstance(keep, Mapping):
+        keep = {name: name for name in keep}
+    return ColumnPlan(text=source.text_column, id=source.id_column, keep=keep, also=also)
 
 
-def _read_files(source: Files, plan: ColumnPlan) -> Iterator[Passage | Unreadable]:
+def _read_files(
+    source: Files, plan: ColumnPlan, part_characters: int | None
+) -> Iterator[Passage | Unreadable]:
     for file in find_files(source.paths, source.format):
-        found = _read_file(file, plan)
+        if file.format == "text":
+            found = read_text_file(file, source.encoding, part_characters=part_characters)
+        else:
+            found = passages(_read_table(file, source.encoding, plan), plan)
         yield from found if source.undecodable == "skip" else _refusing(found)
 
 
-def _read_file(file: SourceFile, plan: ColumnPlan) -> Iterator[Passage | Unreadable]:
-    if file.format == "text":
-        return read_text_file(file)
-    rows = read_jsonl(file) if file.format == "jsonl" else read_parquet(file, plan)
-    return passages(rows, plan)
+def _read_table(file: SourceFile, encoding: str, plan: ColumnPlan) -> Iterator[Row | Unreadable]:
+    return read_jsonl(file, encoding) if file.format == "jsonl" else read_parquet(file, plan)
 
 
 def _refusing(found: Iterator[Passage | Unreadable]) -> Iterator[Passage]:

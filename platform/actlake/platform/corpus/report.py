@@ -13,20 +13,25 @@ class CorpusReport:
     """Counts that add up; nothing left out is left uncounted.
 
         documents_seen == documents + empty_documents + skipped_documents
+                          + unsampled_documents + duplicate_documents
         tokens_seen    == text_tokens + truncated_tokens + cut_tokens
         rows           == text_tokens + separators + bos_tokens == sum of rows_per_split
 
-    Documents after the token budget was reached are not seen.
+    Documents after a budget was reached are not seen.
     """
 
     documents: int
     """Documents with at least one row."""
     empty_documents: int
-    """Documents without a token; they have no rows and no ordinal."""
+    """Documents without a token, null or blank; they have no rows and no ordinal."""
     skipped_documents: int
     """Places that could not be decoded, where that was allowed."""
     repeated_documents: int
     """Documents named after their content that equal an earlier one; their rows are kept."""
+    unsampled_documents: int
+    """Documents that are not in the sample that was asked for."""
+    duplicate_documents: int
+    """Documents left out since their text is that of an earlier one, where that was asked for."""
 
     rows: int
     """Tokens laid out, of every kind."""
@@ -52,7 +57,7 @@ class CorpusReport:
     continued_documents: int
     """Documents longer than a context that go on in further ones (layout `documents`)."""
     budget_reached: bool
-    """Whether `max_tokens` ended the reading."""
+    """Whether `max_tokens` or `max_documents` ended the reading."""
 
     empty_examples: tuple[str, ...]
     """Where the first few empty documents are."""
@@ -62,7 +67,8 @@ class CorpusReport:
     @property
     def documents_seen(self) -> int:
         """Documents that were read, whatever became of them."""
-        return self.documents + self.empty_documents + self.skipped_documents
+        read = self.documents + self.empty_documents + self.skipped_documents
+        return read + self.unsampled_documents + self.duplicate_documents
 
     @property
     def tokens_seen(self) -> int:
@@ -93,6 +99,12 @@ class CorpusReport:
             lines.append(f"  {self.continued_documents:,} documents go on in further contexts")
         if self.repeated_documents:
             lines.append(f"  {self.repeated_documents:,} documents equal an earlier one")
+        if self.unsampled_documents:
+            lines.append(f"  {self.unsampled_documents:,} documents left out by the sample")
+        if self.duplicate_documents:
+            lines.append(
+                f"  {self.duplicate_documents:,} documents left out whose text is an earlier one's"
+            )
         lines += _named("empty", self.empty_documents, self.empty_examples)
         lines += _named("skipped", self.skipped_documents, self.skipped_examples)
         return "\n".join(lines)

@@ -15,9 +15,7 @@ def split_of(key: str, fractions: Mapping[str, float], seed: int = 0) -> str:
     The hash of seed and key is a point in [0, 1); the splits share that interval by their
     fractions, in order of name. A split without a share gets nothing.
     """
-    digest = hashlib.sha256(f"actlake split 1\n{seed}\n{key}".encode()).digest()
-    # 53 bits, so that the point is exact in float64 and below 1.
-    point = (int.from_bytes(digest[:8], "big") >> 11) / 2**53
+    point = point_of("split", seed, key)
     names = sorted(name for name, share in fractions.items() if share > 0)
     reached = 0.0
     for name in names[:-1]:
@@ -25,6 +23,13 @@ def split_of(key: str, fractions: Mapping[str, float], seed: int = 0) -> str:
         if point < reached:
             return name
     return names[-1]
+
+
+def point_of(purpose: str, seed: int, key: str) -> float:
+    """A point in [0, 1) that is a document's own, by hash; another for each purpose and seed."""
+    digest = hashlib.sha256(f"actlake {purpose} 1\n{seed}\n{key}".encode()).digest()
+    # 53 bits, so that the point is exact in float64 and below 1.
+    return (int.from_bytes(digest[:8], "big") >> 11) / 2**53
 
 
 def split_of_document(

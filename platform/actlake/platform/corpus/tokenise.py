@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from actlake.platform.corpus.chosen import LeftOut
 from actlake.platform.corpus.config import CorpusConfig, Packed
 from actlake.platform.corpus.errors import CorpusError, TokenizerUnfit
 from actlake.platform.corpus.passages import Passage, Unreadable
@@ -114,9 +115,12 @@ def separator_id(config: CorpusConfig, tokenizer: Tokenizer) -> int | None:
 
 
 def tokenise(
-    items: Iterable[Passage | Unreadable], encoder: Encoder, *, batch_documents: int = 256
-) -> Iterator[Tokenised | Unreadable]:
-    """Tokenise in batches, in order; what is unreadable passes through in its place.
+    items: Iterable[Passage | Unreadable | LeftOut],
+    encoder: Encoder,
+    *,
+    batch_documents: int = 256,
+) -> Iterator[Tokenised | Unreadable | LeftOut]:
+    """Tokenise in batches, in order; what is unreadable or left out passes through in its place.
 
     No special tokens are added. An error of `items` is raised only after all that came before
     it, as if there were no batches.
@@ -135,9 +139,9 @@ def tokenise(
 
 
 def _batches(
-    items: Iterable[Passage | Unreadable], documents: int
-) -> Iterator[tuple[list[Passage | Unreadable], CorpusError | None]]:
-    batch: list[Passage | Unreadable] = []
+    items: Iterable[Passage | Unreadable | LeftOut], documents: int
+) -> Iterator[tuple[list[Passage | Unreadable | LeftOut], CorpusError | None]]:
+    batch: list[Passage | Unreadable | LeftOut] = []
     characters = 0
     try:
         for item in items:
