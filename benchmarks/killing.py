@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import signal
 import time
+import traceback
 from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
@@ -17,7 +18,7 @@ import numpy as np
 from kill_programs import PROGRAMS, Pace
 
 from actlake.storage import Site, open_store
-from actlake.storage.errors import LeaseLost, StoreNotFound
+from actlake.storage.errors import LeaseLost, StoreLocked, StoreNotFound
 from actlake.storage.fence import LEFTOVERS, STAGING
 
 OF_THE_RUN = ("ledger", "log", STAGING, LEFTOVERS)  # who did what, when: not what the store holds
@@ -35,7 +36,7 @@ class Trial:
     kills: int = 0
     stops: int = 0
     refused: int = 0
-    """Suspended drivers that woke up, were refused, and ended with `LeaseLost`."""
+    """Suspended drivers that woke up, were refused, and ended with an error that says so."""
     interrupted_units: int = 0
     """Units of which a killed or suspended driver had written some file, but not the record."""
     lost_units: int = 0
@@ -151,8 +152,11 @@ def contents(folder: Path) -> dict[str, bytes]:
 def _drive(program: str, folder: Path, pace: Pace, pids: Connection) -> None:
     try:
         PROGRAMS[program](folder, pace, pids)
-    except LeaseLost:
-        os._exit(_REFUSED)  # its writers may wait for it
+    except (LeaseLost, StoreLocked):  # the latter where it slept before it had the lease
+        os._exit(_REFUSED)  # its writers may wait for it, and Python would wait for them
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
 
 
 def _signal(pid: int | None, number: signal.Signals) -> None:
