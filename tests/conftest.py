@@ -23,7 +23,7 @@ import psutil
 import pytest
 
 # What lies in a store and is no part of its identity.
-BESIDE = ("ledger", "log", "index", "labels", "partial")
+BESIDE = ("ledger", "log", "index", "labels", "partial", "leftovers")
 
 # Two cores are enough for one embedded Ray; its agents outlive a killed driver by a minute.
 ENVIRONMENT = {
