@@ -63,11 +63,12 @@ class Seams:
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Put the simulation in its places."""
-        names = SimpleNamespace(uuid4=lambda: SimpleNamespace(hex=self._draw(32)))
+        # Backwards, so that the first digits differ, which some names consist of.
+        names = SimpleNamespace(uuid4=lambda: SimpleNamespace(hex=self._draw(32)[::-1]))
         monkeypatch.setattr(durable, "os", SimulatedOs)
         monkeypatch.setattr(durable, "filecmp", SimulatedFileComparison)
         monkeypatch.setattr(location, "os", SimulatedOs)
-        for module in (fence, location, object_store):
+        for module in (durable, fence, object_store):
             monkeypatch.setattr(module, "uuid", names)
         monkeypatch.setattr(
             lease, "secrets", SimpleNamespace(token_hex=lambda n: self._draw(2 * n))

@@ -308,9 +308,13 @@ class FolderWriter:
         return True
 
     def _new_leftovers(self) -> Path:
-        folder = self._root / LEFTOVERS / f"{self._token.epoch:06d}-{uuid.uuid4().hex[:8]}"
-        make_folder(folder)
-        return folder
+        above = self._root / LEFTOVERS
+        make_folder(above)
+        while True:
+            folder = above / f"{self._token.epoch:06d}-{uuid.uuid4().hex[:8]}"
+            with suppress(FileExistsError):  # one that holds something cannot be replaced
+                folder.mkdir()
+                return folder
 
     def _end(self, staging: Path) -> None:
         """Remove a driver's folder. Others may be doing the same, and the driver be writing."""
