@@ -30,6 +30,7 @@ from actlake.storage.site_schema import SiteSchema
 from actlake.storage.sites import Site
 from actlake.storage.store import ActivationStore, Coverage, open_store
 from actlake.storage.verify import Damage, Problem, VerifyReport, verify
+from actlake.storage.write_store import write_store
 from actlake.storage.writer import restore_unit, write_unit
 
 __all__ = [
@@ -51,6 +52,7 @@ __all__ = [
     "Labels",
     "Alignment",
     # writing
+    "write_store",
     "Lease",
     "Token",
     "StoreBuilder",
