@@ -4,7 +4,7 @@
       source: {path: "texts/**/*.txt"}             # or {dataset: ...}, or {builtin: demo}
       layout: {kind: packed}                       # or {kind: documents, long_documents: split}
       context_length: 256
-      splits: {fractions: {train: 0.9, test: 0.1}} # or {column: split, names: [train, test]}
+      splits: {fractions: {train: 0.9, test: 0.1}} # also by: author; or {column: …, names: […]}
 
 Configs are inert: nothing is opened or resolved here.
 """
@@ -90,10 +90,14 @@ class Sample:
 
 @dataclass(frozen=True, kw_only=True)
 class SplitByHash:
-    """A document's split follows from its id and the seed, whatever else is in the corpus."""
+    """A document's split follows from its id, or from a column, and the seed, and nothing else."""
 
     fractions: Mapping[str, float] = field(default_factory=lambda: {"train": 0.9, "test": 0.1})
     """Share of the documents, by name of the split; they sum to 1. Their order plays no part."""
+
+    by: str | None = None
+    """Column whose value decides in the place of the id: documents of one author, or the members of
+    a pair, are in one split. The shares are then of its values. Null: each document by itself."""
 
     seed: int = 0
     """Another seed divides the documents another way."""
@@ -117,6 +121,11 @@ class SplitByHash:
         """Splits with a share, in order of name."""
         return tuple(sorted(name for name, share in self.fractions.items() if share > 0))
 
+    @property
+    def needed_column(self) -> str | None:
+        """The column that has to be read to divide the documents."""
+        return self.by
+
 
 @dataclass(frozen=True, kw_only=True)
 class SplitByColumn:
@@ -136,6 +145,11 @@ class SplitByColumn:
         if len(set(self.names)) != len(self.names):
             raise InvalidCorpusConfig(f"A split is named twice in {', '.join(self.names)}")
         _check_allowed(self.allow_empty, self.names)
+
+    @property
+    def needed_column(self) -> str:
+        """The column that has to be read to divide the documents."""
+        return self.column
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,13 @@ import numpy as np
 from actlake.platform.corpus.beginning import Beginning, resolve_beginning
 from actlake.platform.corpus.chosen import LeftOut
 from actlake.platform.corpus.columns import KeptColumns
-from actlake.platform.corpus.config import CorpusConfig, Documents, Packed, SplitByColumn
+from actlake.platform.corpus.config import (
+    CorpusConfig,
+    Documents,
+    Packed,
+    SplitByColumn,
+    SplitByHash,
+)
 from actlake.platform.corpus.errors import (
     CorpusEmpty,
     DocumentTooLong,
@@ -310,7 +316,7 @@ def _refuse_emptiness(report: CorpusReport, config: CorpusConfig, *, characters:
         there = ", ".join(f"{name} {rows:,}" for name, rows in report.rows_per_split.items())
         raise SplitEmpty(
             f"The split {empty[0]!r} has no rows ({report.documents:,} documents; rows: {there})\n"
-            f"hint: a document is in one split; {_how_to_fill(config, characters)}, or give more "
+            f"hint: {_how_to_fill(config, characters)}, or give more "
             "documents, another corpus.splits.seed, no share for it, or "
             f"corpus.splits.allow_empty: [{', '.join(empty)}]"
         )
@@ -321,10 +327,14 @@ _PARTS_TO_DIVIDE = 50
 
 
 def _how_to_fill(config: CorpusConfig, characters: int) -> str:
-    """One flag that makes enough documents of the text."""
+    """What to know, and one flag that makes enough documents of the text, where there is one."""
+    if isinstance(config.splits, SplitByHash) and config.splits.by is not None:
+        column = config.splits.by
+        return f"documents of one {column!r} are in one split; name a column of more values"
     before = config.cut_documents
     wanted = characters // _PARTS_TO_DIVIDE if before is None else before // 2
-    return f"to divide parts of documents set --corpus.cut_documents {max(2, wanted)}"
+    flag = f"--corpus.cut_documents {max(2, wanted)}"
+    return f"a document is in one split; to divide parts of documents set {flag}"
 
 
 def _note(examples: list[str], example: str) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 
 from actlake.platform.corpus.chosen import LeftOut, chosen
-from actlake.platform.corpus.config import CorpusConfig, SplitByColumn
+from actlake.platform.corpus.config import CorpusConfig
 from actlake.platform.corpus.cut import cut_documents
 from actlake.platform.corpus.demo_text import read_demo_text
 from actlake.platform.corpus.hub_dataset import read_hub_dataset
@@ -30,7 +30,8 @@ def read_corpus(config: CorpusConfig) -> Iterator[Passage | Unreadable | LeftOut
 
 def _whole_documents(config: CorpusConfig) -> Iterator[Passage | Unreadable]:
     source = config.source
-    also = (config.splits.column,) if isinstance(config.splits, SplitByColumn) else ()
+    column = config.splits.needed_column
+    also = () if column is None else (column,)
     if isinstance(source, Files):
         yield from _read_files(source, _plan(source, also), config.cut_documents)
     elif isinstance(source, HubDataset):

@@ -40,22 +40,40 @@ def split_of_document(
     Raises
     ------
     ColumnMissing
-        The split is in a column, and the document has none of that name.
+        The split is in a column or follows from one, and the document has none of that name.
     InvalidColumn
-        The column names no split that there is.
+        The column names no split that there is, or has no value that a split could follow from.
     """
     if isinstance(splits, SplitByHash):
+        if splits.by is not None:
+            value = _value(columns, splits.by, "corpus.splits.by", place)
+            key = _group(value, splits.by, place)
         return split_of(key, splits.fractions, splits.seed)
-    if splits.column not in columns:
-        raise ColumnMissing(
-            f"{place} has no column {splits.column!r}, which corpus.splits.column names\n"
-            f"It has: {', '.join(map(repr, columns)) or 'none'}\n"
-            "hint: text files and the demo text have no columns; divide them by fractions"
-        )
-    value = columns[splits.column]
+    value = _value(columns, splits.column, "corpus.splits.column", place)
     if not isinstance(value, str) or value not in splits.names:
         raise InvalidColumn(
             f"{place}: the split column {splits.column!r} holds {value!r}\n"
             + nearest(str(value), splits.names)
         )
     return value
+
+
+def _value(columns: Mapping[str, Scalar], column: str, setting: str, place: str) -> Scalar:
+    if column not in columns:
+        raise ColumnMissing(
+            f"{place} has no column {column!r}, which {setting} names\n"
+            f"It has: {', '.join(map(repr, columns)) or 'none'}\n"
+            "hint: text files and the demo text have no columns; divide them by fractions alone"
+        )
+    return columns[column]
+
+
+def _group(value: Scalar, column: str, place: str) -> str:
+    """What a split follows from. Rounding would move a number with a fraction to another group."""
+    if value is None or isinstance(value, float):
+        raise InvalidColumn(
+            f"{place}: the column {column!r}, from which the split follows, holds {value!r}\n"
+            "hint: give it text or a whole number in each document, or leave corpus.splits.by out "
+            "to divide the documents one by one"
+        )
+    return str(value)
