@@ -40,8 +40,6 @@ os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "disabled")
 
-from functools import partial
-
 import numpy as np
 import torch
 import zarr
@@ -49,20 +47,10 @@ from measuring import anonymous_mb, tell
 
 from actlake.platform.torch_batches import TorchBatches, _ToDevice
 from actlake.storage import (
-    Context,
-    Document,
-    Lease,
-    Provenance,
     Site,
-    SiteSchema,
-    StoreBuilder,
-    StoreRequest,
-    add_sites,
     open_store,
-    plan_geometry,
-    write_unit,
+    write_store,
 )
-from actlake.storage.location import LocalFolder
 from actlake.storage.reading.batches import Batch
 from actlake.storage.reading.mixing import ChunkMap, MixingPlan
 from actlake.storage.reading.order import Permutation
@@ -200,23 +188,16 @@ def measure(folder: Path) -> dict[str, Any]:
 
 def make_store(folder: Path, rows: int) -> None:
     """A store of random activations, in packed contexts of one document each."""
-    request = StoreRequest(layout="packed", context_length=CONTEXT, splits=("train",))
     rng = np.random.default_rng(0)
-    with Lease.acquire(LocalFolder(folder)) as lease:
-        with StoreBuilder(lease, request, Provenance(model={"name": "random"})) as builder:
-            for number in range(rows // CONTEXT):
-                builder.add_document(Document(str(number), "made", "train"))
-                ids = rng.integers(0, 50_000, CONTEXT)
-                places = np.arange(CONTEXT)
-                builder.add_context(Context(ids, np.full(CONTEXT, number), places, "train"))
-            builder.finish(partial(plan_geometry, row_bytes=2 * DIM, context_length=CONTEXT))
-        store = open_store(folder)
-        add_sites(lease, store, {SITE: SiteSchema(dim=DIM, dtype="float16")}, {})
-        store.refresh()
-        for unit in range(store.schema.num_units):
-            shape = (len(store.schema.unit_extent(unit)), DIM)
-            values = rng.standard_normal(shape, dtype=np.float32).astype(np.float16)
-            lease.ledger.commit(write_unit(store, unit, {SITE: values}, token=lease.token))
+    contexts = (rng.integers(0, 50_000, CONTEXT) for _ in range(rows // CONTEXT))
+    blocks = (
+        rng.standard_normal((CONTEXT, DIM), dtype=np.float32).astype(np.float16)
+        for _ in range(rows // CONTEXT)
+    )
+    write_store(
+        folder, contexts, {SITE: blocks}, provenance="random", layout="packed",
+        context_length=CONTEXT,
+    )  # fmt: skip
 
 
 def make_saelens_cache(folder: Path, store: Any) -> Path:

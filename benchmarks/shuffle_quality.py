@@ -10,6 +10,7 @@ from all over an epoch.
 
 import tempfile
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +21,10 @@ from actlake.storage import (
     Context,
     Document,
     Geometry,
-    Lease,
-    Provenance,
     Site,
-    SiteSchema,
-    StoreBuilder,
-    StoreRequest,
-    add_sites,
     open_store,
-    write_unit,
+    write_store,
 )
-from actlake.storage.location import LocalFolder
 from actlake.storage.reading.shuffle_quality import ShuffleQuality, shuffle_quality
 
 SITE = Site(0)
@@ -69,22 +63,25 @@ def make_store(folder: Path) -> None:
     lengths = np.maximum(8, rng.lognormal(5.9, 1.0, ROWS // 200)).astype(np.int64)
     document = np.repeat(np.arange(len(lengths)), lengths)[:ROWS]
     assert len(document) == ROWS
-    request = StoreRequest(layout="packed", context_length=CONTEXT, splits=("train",))
-    with Lease.acquire(LocalFolder(folder)) as lease:
-        with StoreBuilder(lease, request, Provenance(model={"name": "none"})) as builder:
-            for number in range(int(document[-1]) + 1):
-                builder.add_document(Document(str(number), "made", "train"))
-            for start in range(0, ROWS, CONTEXT):
-                of = document[start : start + CONTEXT]
-                ids = rng.integers(1, 50_000, CONTEXT)
-                builder.add_context(Context(ids, of, np.arange(CONTEXT), "train"))
-            builder.finish(lambda rows: Geometry(chunk_rows=CHUNK, unit_rows=CHUNK * 64))
-        store = open_store(folder)
-        add_sites(lease, store, {SITE: SiteSchema(dim=DIM, dtype="float16")}, {})
-        store.refresh()
-        for unit in range(store.schema.num_units):
-            values = np.zeros((len(store.schema.unit_extent(unit)), DIM), np.float16)
-            lease.ledger.commit(write_unit(store, unit, {SITE: values}, token=lease.token))
+    documents = [Document(str(n), "made", "train") for n in range(int(document[-1]) + 1)]
+    contexts = (
+        Context(
+            rng.integers(1, 50_000, CONTEXT),
+            document[start : start + CONTEXT],
+            np.arange(CONTEXT),
+            "train",
+        )
+        for start in range(0, ROWS, CONTEXT)
+    )
+    write_store(
+        folder,
+        chain(documents, contexts),
+        {SITE: np.zeros((ROWS, DIM), np.float16)},
+        provenance="none",
+        layout="packed",
+        context_length=CONTEXT,
+        geometry=Geometry(chunk_rows=CHUNK, unit_rows=CHUNK * 64),
+    )
 
 
 if __name__ == "__main__":

@@ -16,19 +16,13 @@ from actlake.storage import (
     Context,
     Document,
     Geometry,
-    Lease,
     Provenance,
     Site,
-    SiteSchema,
-    StoreBuilder,
-    StoreRequest,
-    add_sites,
     open_store,
-    write_unit,
+    write_store,
 )
 from actlake.storage.dtypes import numpy_dtype
 from actlake.storage.errors import InvalidBatches, StoreDamaged
-from actlake.storage.location import LocalFolder
 
 SITES = (Site(0), Site(3))
 ROWS, DIM = 240, 6
@@ -37,25 +31,15 @@ ON_ONE_CORE = pytest.mark.filterwarnings("ignore:This DataLoader will create:Use
 
 
 def make_store(folder, dtype, dim=DIM):
-    request = StoreRequest(layout="documents", context_length=12, splits=("train",))
     rng = np.random.default_rng(0)
     acts = {site: rng.normal(size=(ROWS, dim)).astype(numpy_dtype(dtype)) for site in SITES}
-    with Lease.acquire(LocalFolder(folder)) as lease:
-        with StoreBuilder(
-            lease, request, Provenance(), token_chunk_rows=32, token_shard_rows=64
-        ) as b:
-            b.add_document(Document("a", "made", "train"))
-            for _ in range(ROWS // 12):
-                ids = rng.integers(0, 50, 12)
-                b.add_context(Context(ids, np.zeros(12, np.int64), np.arange(12), "train"))
-            b.finish(lambda rows: Geometry(chunk_rows=12, unit_rows=24))
-        store = open_store(folder)
-        add_sites(lease, store, dict.fromkeys(SITES, SiteSchema(dim=dim, dtype=dtype)), {})
-        store.refresh()
-        for unit in range(store.schema.num_units):
-            rows = store.schema.unit_extent(unit).slice()
-            values = {site: acts[site][rows] for site in SITES}
-            lease.ledger.commit(write_unit(store, unit, values, token=lease.token))
+    document = Document("a", "made", "train")
+    contexts = [
+        Context(rng.integers(0, 50, 12), np.zeros(12, np.int64), np.arange(12), "train")
+        for _ in range(ROWS // 12)
+    ]
+    cut = Geometry(chunk_rows=12, unit_rows=24, token_chunk_rows=32, token_shard_rows=64)
+    write_store(folder, [document, *contexts], acts, provenance=Provenance(), geometry=cut)
     return folder
 
 

@@ -15,17 +15,11 @@ from actlake.storage import (
     Context,
     Document,
     Geometry,
-    Lease,
     Provenance,
     Site,
-    SiteSchema,
-    StoreBuilder,
-    StoreRequest,
-    add_sites,
     open_store,
-    write_unit,
+    write_store,
 )
-from actlake.storage.location import locate
 
 SITES = tuple(Site(layer) for layer in range(3))
 SPECIAL = (0, 1)
@@ -86,27 +80,16 @@ class Labelled:
         return np.flatnonzero(np.isin(self.split, splits) & self.kept)
 
     def build(self, folder: Path, *, sites: tuple[Site, ...] = SITES) -> Path:
-        wanted = StoreRequest(
-            layout="documents", context_length=32,
-            splits=("test", "train", "validation"), special_ids=SPECIAL,
-        )  # fmt: skip
-        with Lease.acquire(locate(folder)) as lease:
-            model = {"name": "made", "revision": "0"}
-            with StoreBuilder(lease, wanted, Provenance(model=model)) as builder:
-                for document in self.documents:
-                    builder.add_document(document)
-                for context in self.contexts:
-                    builder.add_context(context)
-                builder.finish(lambda rows: Geometry(chunk_rows=64, unit_rows=256))
-            store = open_store(folder)
-            add_sites(
-                lease, store, dict.fromkeys(sites, SiteSchema(dim=self.dim, dtype="float32")), {}
-            )
-            store.refresh()
-            for unit in range(store.schema.num_units):
-                extent = store.schema.unit_extent(unit)
-                rows = {site: self.acts[site][extent.slice()] for site in sites}
-                lease.ledger.commit(write_unit(store, unit, rows, token=lease.token))
+        write_store(
+            folder,
+            [*self.documents, *self.contexts],
+            {site: self.acts[site] for site in sites},
+            provenance=Provenance(model={"name": "made", "revision": "0"}),
+            splits=("test", "train", "validation"),
+            context_length=32,
+            special_ids=SPECIAL,
+            geometry=Geometry(chunk_rows=64, unit_rows=256),
+        )
         return folder
 
     def attach(self, store: ActivationStore) -> None:

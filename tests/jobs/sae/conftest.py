@@ -18,17 +18,11 @@ from actlake.storage import (
     Context,
     Document,
     Geometry,
-    Lease,
     Provenance,
     Site,
-    SiteSchema,
-    StoreBuilder,
-    StoreRequest,
-    add_sites,
     open_store,
-    write_unit,
+    write_store,
 )
-from actlake.storage.location import locate
 
 END = "<end>"
 DIM, LENGTH = 16, 24
@@ -129,30 +123,28 @@ def spoken(tmp_path_factory: pytest.TempPathFactory) -> Spoken:
 
 
 def _write(spoken: Spoken, texts: list[str], revision: str, tokenizer: Any) -> None:
-    wanted = StoreRequest(
-        layout="packed", context_length=LENGTH,
-        splits=("test", "train"), special_ids=(spoken.end,),
-    )  # fmt: skip
-    about = Provenance(model={"name": "tiny", "revision": revision})
-    files = {"tokenizer.json": tokenizer.to_str().encode()}
-    with Lease.acquire(locate(spoken.folder)) as lease:
-        with StoreBuilder(lease, wanted, about, tokenizer_files=files) as builder:
-            splits = ["test" if c % 3 == 0 else "train" for c in range(len(spoken.ids))]
-            for number, text in enumerate(texts):
-                split = splits[number // 2]
-                builder.add_document(Document(f"d{number:03d}", "made", split, text, {}))
-            places = np.arange(LENGTH, dtype=np.int32)
-            for row, owners, split in zip(spoken.ids, spoken.documents, splits, strict=True):
-                builder.add_context(Context(row, owners, places, split))
-            builder.finish(lambda rows: Geometry(chunk_rows=60, unit_rows=240))
-        store = open_store(spoken.folder)
-        loaded = {"model": {"name": str(spoken.model_folder), "device": "cpu"}}
-        add_sites(lease, store, dict.fromkeys(SITES, SiteSchema(dim=DIM, dtype="float32")), loaded)
-        store.refresh()
-        for unit in range(store.schema.num_units):
-            extent = store.schema.unit_extent(unit)
-            part = {site: rows[extent.slice()] for site, rows in spoken.acts.items()}
-            lease.ledger.commit(write_unit(store, unit, part, token=lease.token))
+    splits = ["test" if c % 3 == 0 else "train" for c in range(len(spoken.ids))]
+    documents = [
+        Document(f"d{number:03d}", "made", splits[number // 2], text, {})
+        for number, text in enumerate(texts)
+    ]
+    places = np.arange(LENGTH, dtype=np.int32)
+    contexts = [
+        Context(row, owners, places, split)
+        for row, owners, split in zip(spoken.ids, spoken.documents, splits, strict=True)
+    ]
+    write_store(
+        spoken.folder,
+        [*documents, *contexts],
+        spoken.acts,
+        provenance=Provenance(model={"name": "tiny", "revision": revision}),
+        splits=("test", "train"),
+        layout="packed",
+        special_ids=(spoken.end,),
+        tokenizer=tokenizer.to_str(),
+        geometry=Geometry(chunk_rows=60, unit_rows=240),
+        request={"model": {"name": str(spoken.model_folder), "device": "cpu"}},
+    )
 
 
 class SAELens:

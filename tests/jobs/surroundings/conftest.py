@@ -13,17 +13,10 @@ from actlake.storage import (
     Context,
     Document,
     Geometry,
-    Lease,
     Provenance,
     Site,
-    SiteSchema,
-    StoreBuilder,
-    StoreRequest,
-    add_sites,
-    open_store,
-    write_unit,
+    write_store,
 )
-from actlake.storage.location import locate
 
 DIM = 8
 SITES = (Site(0), Site(1), Site(2))
@@ -32,35 +25,34 @@ SITES = (Site(0), Site(1), Site(2))
 def save_store(folder: Path) -> Path:
     """Forty documents of two topics, whose second coordinate says which."""
     rng = np.random.default_rng(0)
-    request = StoreRequest(
-        layout="documents", context_length=32,
-        splits=("test", "train"), special_ids=(0,),
-    )  # fmt: skip
     lengths = [int(rng.integers(20, 33)) for _ in range(40)]
     topics = np.repeat(np.arange(40) % 2, lengths)
-    with Lease.acquire(locate(folder)) as lease:
-        provenance = Provenance(model={"name": "none", "revision": "0"})
-        with StoreBuilder(lease, request, provenance) as builder:
-            for number in range(40):
-                split = ("train", "train", "train", "test")[number // 2 % 4]
-                topic = ("sea", "law")[number % 2]
-                builder.add_document(Document(f"d{number}", "made", split, "", {"topic": topic}))
-            for number, length in enumerate(lengths):
-                split = ("train", "train", "train", "test")[number // 2 % 4]
-                ids = rng.integers(1, 60, length).astype(np.int32)
-                documents = np.full(length, number)
-                starts = np.arange(length, dtype=np.int32)
-                builder.add_context(Context(ids, documents, starts, split))
-            builder.finish(lambda rows: Geometry(chunk_rows=64, unit_rows=256))
-        store = open_store(folder)
-        add_sites(lease, store, dict.fromkeys(SITES, SiteSchema(dim=DIM, dtype="float32")), {})
-        store.refresh()
-        stream = rng.normal(size=(len(topics), DIM)).astype(np.float32)
-        stream[:, 1] += 4 * topics
-        for unit in range(store.schema.num_units):
-            rows = stream[store.schema.unit_extent(unit).slice()]
-            site_rows = {site: rows * (1 + site.layer) for site in SITES}
-            lease.ledger.commit(write_unit(store, unit, site_rows, token=lease.token))
+    splits = [("train", "train", "train", "test")[number // 2 % 4] for number in range(40)]
+    documents = [
+        Document(f"d{number}", "made", splits[number], "", {"topic": ("sea", "law")[number % 2]})
+        for number in range(40)
+    ]
+    contexts = [
+        Context(
+            rng.integers(1, 60, length).astype(np.int32),
+            np.full(length, number),
+            np.arange(length, dtype=np.int32),
+            splits[number],
+        )
+        for number, length in enumerate(lengths)
+    ]
+    stream = rng.normal(size=(len(topics), DIM)).astype(np.float32)
+    stream[:, 1] += 4 * topics
+    write_store(
+        folder,
+        [*documents, *contexts],
+        {site: stream * (1 + site.layer) for site in SITES},
+        provenance=Provenance(model={"name": "none", "revision": "0"}),
+        splits=("test", "train"),
+        context_length=32,
+        special_ids=(0,),
+        geometry=Geometry(chunk_rows=64, unit_rows=256),
+    )
     return folder
 
 

@@ -11,17 +11,11 @@ from actlake.storage import (
     Context,
     Document,
     Geometry,
-    Lease,
     Provenance,
     Site,
-    SiteSchema,
-    StoreBuilder,
-    StoreRequest,
-    add_sites,
     open_store,
-    write_unit,
+    write_store,
 )
-from actlake.storage.location import locate
 
 SITES = tuple(Site(layer) for layer in range(4))
 SPECIAL = (0, 1)
@@ -76,28 +70,17 @@ class Layers:
         name: str = "none",
         nonfinite: str = "refuse",
     ) -> Path:
-        wanted = StoreRequest(
-            layout="documents", context_length=32,
-            splits=("test", "train"), special_ids=SPECIAL, nonfinite=nonfinite,
-        )  # fmt: skip
-        with Lease.acquire(locate(folder)) as lease:
-            with StoreBuilder(
-                lease, wanted, Provenance(model={"name": name, "revision": "0"})
-            ) as builder:
-                for document in self.documents:
-                    builder.add_document(document)
-                for context in self.contexts:
-                    builder.add_context(context)
-                builder.finish(lambda rows: Geometry(chunk_rows=64, unit_rows=256))
-            store = open_store(folder)
-            add_sites(
-                lease, store, dict.fromkeys(sites, SiteSchema(dim=self.dim, dtype="float32")), {}
-            )
-            store.refresh()
-            for unit in range(store.schema.num_units):
-                extent = store.schema.unit_extent(unit)
-                rows = {site: self.acts[site][extent.slice()] for site in sites}
-                lease.ledger.commit(write_unit(store, unit, rows, token=lease.token))
+        write_store(
+            folder,
+            [*self.documents, *self.contexts],
+            {site: self.acts[site] for site in sites},
+            provenance=Provenance(model={"name": name, "revision": "0"}),
+            splits=("test", "train"),
+            context_length=32,
+            special_ids=SPECIAL,
+            nonfinite=nonfinite,
+            geometry=Geometry(chunk_rows=64, unit_rows=256),
+        )
         return folder
 
 

@@ -29,17 +29,11 @@ from actlake.storage import (
     Context,
     Document,
     Geometry,
-    Lease,
     Provenance,
     Site,
-    SiteSchema,
-    StoreBuilder,
-    StoreRequest,
-    add_sites,
     open_store,
-    write_unit,
+    write_store,
 )
-from actlake.storage.location import locate
 
 DIM, VOCABULARY, LENGTH = 16, 50, 20
 SITES = tuple(Site(layer) for layer in range(3))
@@ -77,31 +71,23 @@ def store_folder(model, model_folder, chain, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("rows") / "store"
     ids = rng.integers(2, VOCABULARY, (60, LENGTH)).astype(np.int32)
     acts = chain.capture(torch.from_numpy(ids.astype(np.int64)))
-    wanted = StoreRequest(
-        layout="documents", context_length=LENGTH,
-        splits=("test", "train"), special_ids=(0, 1),
-    )  # fmt: skip
-    about = {"name": "tiny", "revision": model.revision}
-    with Lease.acquire(locate(folder)) as lease:
-        with StoreBuilder(lease, wanted, Provenance(model=about)) as builder:
-            for number, row in enumerate(ids):
-                split = ("test", "train", "train")[number % 3]
-                builder.add_document(Document(f"d{number:02d}", "made", split, "", {}))
-                place = np.arange(LENGTH, dtype=np.int32)
-                builder.add_context(Context(row, np.full(LENGTH, number), place, split))
-            builder.finish(lambda rows: Geometry(chunk_rows=200, unit_rows=400))
-        store = open_store(folder)
-        add_sites(
-            lease,
-            store,
-            dict.fromkeys(SITES, SiteSchema(dim=DIM, dtype="float32")),
-            {"model": {"name": str(model_folder), "device": "cpu"}},
-        )
-        store.refresh()
-        for unit in range(store.schema.num_units):
-            rows = store.schema.unit_extent(unit).slice()
-            flat = {site: acts[site].reshape(-1, DIM).numpy()[rows] for site in SITES}
-            lease.ledger.commit(write_unit(store, unit, flat, token=lease.token))
+    splits = [("test", "train", "train")[number % 3] for number in range(len(ids))]
+    place = np.arange(LENGTH, dtype=np.int32)
+    documents = [Document(f"d{n:02d}", "made", split, "", {}) for n, split in enumerate(splits)]
+    contexts = [
+        Context(row, np.full(LENGTH, number), place, splits[number])
+        for number, row in enumerate(ids)
+    ]
+    write_store(
+        folder,
+        [*documents, *contexts],
+        {site: acts[site].reshape(-1, DIM).numpy() for site in SITES},
+        provenance=Provenance(model={"name": "tiny", "revision": model.revision}),
+        splits=("test", "train"),
+        special_ids=(0, 1),
+        geometry=Geometry(chunk_rows=200, unit_rows=400),
+        request={"model": {"name": str(model_folder), "device": "cpu"}},
+    )
     return folder
 
 

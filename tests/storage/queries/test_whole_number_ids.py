@@ -16,19 +16,11 @@ from actlake.storage import (
     Context,
     Document,
     Geometry,
-    Lease,
-    Provenance,
     Site,
-    SiteSchema,
-    StoreBuilder,
-    StoreRequest,
-    add_sites,
-    open_store,
-    write_unit,
+    write_store,
 )
 from actlake.storage.errors import InvalidQuery, LabelsMisaligned, NotInStore
 from actlake.storage.export import export_store
-from actlake.storage.location import LocalFolder
 from actlake.storage.reading.many import open_stores
 
 IDS = ("3", "2", "0", "1", "17", "017")
@@ -43,28 +35,20 @@ def rows_of(*ids, first=0):
 
 def make(folder, tokenizer, text="abcd"):
     """A context of four tokens, a character each, for every document of `IDS`."""
-    request = StoreRequest(
-        layout="documents", context_length=TOKENS, splits=("train",),
-        special_ids=(),
-    )  # fmt: skip
-    with Lease.acquire(LocalFolder(folder)) as lease:
-        files = {"tokenizer.json": tokenizer.to_str().encode()}
-        made_of = Provenance(model={"name": "none"})
-        with StoreBuilder(lease, request, made_of, tokenizer_files=files) as builder:
-            for name in IDS:
-                number = builder.add_document(Document(name, "made", "train", text, {}))
-                document = np.full(TOKENS, number, np.int64)
-                ids = np.array([tokenizer.token_to_id(letter) for letter in text], np.int32)
-                characters = np.arange(TOKENS, dtype=np.int32)
-                builder.add_context(Context(ids, document, characters, "train"))
-            builder.finish(lambda rows: Geometry(chunk_rows=4, unit_rows=8))
-        store = open_store(folder)
-        add_sites(lease, store, {Site(0): SiteSchema(dim=2, dtype="float32")}, {})
-        store.refresh()
-        for unit in range(store.schema.num_units):
-            values = np.zeros((len(store.schema.unit_extent(unit)), 2), np.float32)
-            lease.ledger.commit(write_unit(store, unit, {Site(0): values}, token=lease.token))
-    return open_store(folder)
+    corpus = []
+    for number, name in enumerate(IDS):
+        ids = np.array([tokenizer.token_to_id(letter) for letter in text], np.int32)
+        characters = np.arange(TOKENS, dtype=np.int32)
+        corpus.append(Document(name, "made", "train", text, {}))
+        corpus.append(Context(ids, np.full(TOKENS, number, np.int64), characters, "train"))
+    return write_store(
+        folder,
+        corpus,
+        {Site(0): np.zeros((TOKENS * len(IDS), 2), np.float32)},
+        provenance="none",
+        tokenizer=tokenizer.to_str(),
+        geometry=Geometry(chunk_rows=4, unit_rows=8),
+    )
 
 
 @pytest.fixture
