@@ -87,6 +87,26 @@ def test_what_a_corpus_may_hold_is_every_token_but_special_ones_that_nobody_puts
     assert tokenizer.eos_token_id in put
 
 
+def test_a_vocabulary_is_looked_through_once_however_many_special_tokens_there_are(
+    tiny_model, monkeypatch
+):
+    """Gemma has six thousand, and a vocabulary that takes a tenth of a second to list."""
+    tokenizer = load_tokenizer(resolve_model(ModelConfig(name=str(tiny_model()))))
+
+    def times(num_special: int) -> int:
+        tokenizer.add_tokens([f"<{number}>" for number in range(num_special)], special_tokens=True)
+        listed = []
+        plain = type(tokenizer).get_vocab
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                type(tokenizer), "get_vocab", lambda self: listed.append(1) or plain(self)
+            )
+            emitted_tokens(CorpusConfig(), tokenizer)
+        return len(listed)
+
+    assert times(2) == times(200)
+
+
 def test_an_embedding_of_other_rows_than_its_configuration_says_is_refused(tiny_model, tmp_path):
     folder = tiny_model()
     settings = json.loads((folder / "config.json").read_text())
