@@ -134,6 +134,7 @@ class Trial:
                 unit
                 for path in self._written("acts/**/c.*", since)
                 + self._written("moments/**/c.*", since)
+                + self._written("norms/**/c.*", since)
                 if (unit := int(path.name.split(".")[1]))
                 not in store.ledger.covered[names[path.relative_to(self.folder).parts[2]]]
             }

@@ -208,7 +208,7 @@ def is_of(key: str, covered: dict[Site, list[tuple[int, int]]]) -> bool:
     if (shard := shard_of(key)) is not None:
         return any(start <= shard[1] < stop for start, stop in by_name.get(shard[0], ()))
     parts = key.split("/")
-    if len(parts) >= 4 and parts[1] in ("acts", "moments"):  # metadata of a site
+    if len(parts) >= 4 and parts[1] in ("acts", "norms", "moments"):  # metadata of a site
         return parts[2] in by_name
     return key != MANIFEST  # of which the ledger takes the place
 
@@ -216,6 +216,6 @@ def is_of(key: str, covered: dict[Site, list[tuple[int, int]]]) -> bool:
 def shard_of(key: str) -> tuple[str, int] | None:
     """The name of the site and the unit of which a file is; None of any other."""
     parts = key.split("/")
-    if parts[0] != ROWS or parts[1] not in ("acts", "moments") or parts[-1] == "zarr.json":
+    if parts[0] != ROWS or parts[1] not in ("acts", "norms", "moments") or parts[-1] == "zarr.json":
         return None
     return parts[2], int(parts[-1].split(".")[1])

@@ -56,6 +56,17 @@ def test_rows_lie_where_the_page_says(full, known, manifest, sites):
         np.testing.assert_array_equal(values, known.acts[open_store(full).sites[1]][row])
 
 
+def test_norms_are_those_of_the_decoded_rows(full, known):
+    for site, rows in known.acts.items():
+        norms = np.linalg.norm(rows.astype(np.float64), axis=1)
+        for unit in range(11):
+            data = (full / f"rows.zarr/norms/{site}/c.{unit}").read_bytes()
+            stored = np.frombuffer(data[: 24 * 4], "<f4")
+            here = norms[24 * unit : 24 * (unit + 1)]
+            np.testing.assert_allclose(stored[: len(here)], here, rtol=1e-6)
+            assert np.isnan(stored[len(here) :]).all()
+
+
 def test_store_json_repeats_the_ledgers_corpus(manifest, corpus):
     assert manifest == {name: corpus[name] for name in manifest}
     assert set(manifest) == {"format", "schema", "provenance", "fingerprint"}
@@ -136,6 +147,9 @@ def test_the_ledgers_table_says_of_every_shard_what_the_page_says(full, manifest
             path = Path(full / f"rows.zarr/moments/{site}/{name}/c.{unit}.0.0{tail}")
             number = number_of(path.read_bytes(), chunks=1, chunk_bytes=size, index_bytes=20)
             moments += number.to_bytes(4, "little")
+        norms = (full / f"rows.zarr/norms/{site}/c.{unit}").read_bytes()
+        number = number_of(norms, chunks=1, chunk_bytes=24 * 4, index_bytes=20)
+        moments += number.to_bytes(4, "little")
         assert record["moments_crc32c"] == google_crc32c.value(moments)
 
 

@@ -104,7 +104,7 @@ class StoreMachine(RuleBasedStateMachine):
         try:
             write_unit(dying, unit, self.rows_of(unit, [site]), token=self.lease.token)
         except Crash:
-            assert files < 5
+            assert files < 6
 
     @rule()
     def restart(self):

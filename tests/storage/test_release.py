@@ -62,6 +62,7 @@ def test_moments_tokens_and_records_of_released_units_stay(full, known):
     found = store.moments(SITE, excluded=None)
     assert found.count == expected.count == 250
     np.testing.assert_array_equal(found.mean, expected.mean)
+    np.testing.assert_array_equal(store.norms(SITE)[:], before.norms(SITE)[:])
     np.testing.assert_array_equal(store.tokens["id"][:], known.ids)
     assert store.committed([SITE]).runs() == [(0, 11)]
     assert store.readable([SITE]).runs() == []

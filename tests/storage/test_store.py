@@ -188,6 +188,31 @@ def test_moments_equal_numpys_on_the_rows(known, full, split, excluded):
     assert moments.mean_norm == pytest.approx(np.linalg.norm(values, axis=1).mean(), rel=1e-12)
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+def test_norms_are_of_the_rows_as_they_are_stored(make_known, folder, path, dtype):
+    known = make_known(dtype=dtype)
+    known.build(folder)
+    known.fill(folder, skip=(3,))
+    norms = open_store(folder, path=path).norms(SITE)
+    expected = np.linalg.norm(known.acts[SITE].astype(np.float64), axis=1)
+    expected[72:96] = np.nan
+
+    assert (norms.shape, norms.dtype) == ((250,), np.float32)
+    np.testing.assert_allclose(norms.read(0, 250, missing="nan"), expected, rtol=1e-7)
+    with pytest.raises(RowsNotCommitted, match=r"norms/resid_post.3: unit 3 not committed"):
+        norms[80]
+
+
+def test_a_norm_that_float32_does_not_hold_is_infinite(known, folder):
+    known.acts[SITE][5] = 3e38
+    known.build(folder)
+    known.fill(folder)
+
+    norms = open_store(folder).norms(SITE)
+    assert norms[5] == np.inf
+    assert np.isfinite(norms[6:]).all()
+
+
 @pytest.mark.parametrize("unit", [4, 11, -1])
 def test_moments_of_a_unit_that_is_not_committed_are_refused_though_its_files_are_there(
     known, folder, unit

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from actlake.storage import Lease, Site, open_store, verify, write_unit
+from actlake.storage import Lease, Site, open_store, verify, write_unit, writer
 from actlake.storage.corpus_record import CorpusRecord
 from actlake.storage.errors import ActlakeError, StoreDamaged
 from actlake.storage.ledger import read_shards
@@ -35,8 +35,11 @@ ONE_OF_EACH = [
     "rows.zarr/moments/resid_post.3/mean/c.0.0.0.0",
     "rows.zarr/moments/resid_post.3/m2/c.10.0.0.0",
     "rows.zarr/moments/resid_post.3/norm_sum/c.7.0.0",
+    "rows.zarr/norms/resid_post.3/zarr.json",
+    "rows.zarr/norms/resid_post.0/c.10",
 ]
-SHARDS = [name for name in ONE_OF_EACH if name.startswith(("rows.zarr/acts/r", "rows.zarr/mom"))]
+_OF_UNITS = ("rows.zarr/acts/r", "rows.zarr/mom", "rows.zarr/norms/r")
+SHARDS = [name for name in ONE_OF_EACH if name.startswith(_OF_UNITS)]
 SHARDS = [name for name in SHARDS if not name.endswith(".json")]
 
 
@@ -176,6 +179,24 @@ def test_files_that_are_what_was_committed_and_contradict_each_other_are_not_cal
     assert report.damaged == ()
     assert {problem.kind for problem in report.problems} == {"contents"}
     assert "the ledger says 1" in str(report.problems[0])
+
+
+def test_norms_that_are_not_those_of_the_rows_are_found(known, folder, monkeypatch):
+    measured = writer.moments_by_group
+
+    def wrong(*given, **how):
+        moments, norms = measured(*given, **how)
+        norms[7] *= 1.0001
+        return moments, norms
+
+    known.build(folder)
+    with monkeypatch.context() as patched:
+        patched.setattr(writer, "moments_by_group", wrong)
+        known.fill(folder, skip=tuple(range(1, 11)))
+
+    problems = verify(open_store(folder)).problems
+    assert {(p.kind, p.unit) for p in problems} == {("contents", 0)}
+    assert "its moments (norms) are not those of its rows" in str(problems[0])
 
 
 def test_units_that_are_not_committed_are_no_problem_but_are_listed(known, folder):

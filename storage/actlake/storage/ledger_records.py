@@ -36,7 +36,7 @@ class ShardRecord:
     rows_crc32c: int
     """Of that file, as `actlake.storage.shards.shard_crc32c` defines it."""
     moments_bytes: int
-    """Sizes of the unit's moment files, added up."""
+    """Sizes of the unit's files of moments and norms, added up."""
     moments_crc32c: int
     """CRC32C of those files' `shard_crc32c` (uint32, little-endian), in the order of names."""
     infinite: int = 0

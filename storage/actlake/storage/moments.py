@@ -37,10 +37,17 @@ class Moments:
         return cls(0, np.zeros(dim), np.zeros(dim), 0.0)
 
     @classmethod
-    def of(cls, rows: Array, selected: Array | None = None) -> "Moments":
+    def of(
+        cls, rows: Array, selected: Array | None = None, *, norms: Array | None = None
+    ) -> "Moments":
         """Of `rows`, (n, dim) of any float type; NaN where a row is not finite.
 
-        `selected` are numbers of rows, if not all of them count.
+        Parameters
+        ----------
+        selected
+            Numbers of rows, if not all of them count.
+        norms
+            (n,) float32, into which the norm of each of these rows is put at its place.
         """
         num_rows, dim = len(rows) if selected is None else len(selected), rows.shape[1]
         block_rows = max(1, _BLOCK_BYTES // (8 * dim))
@@ -51,10 +58,12 @@ class Moments:
             block = buffer[: part.stop - start]
             block[:] = rows[part if selected is None else selected[part]]
             mean = block.mean(axis=0)
-            norms = float(np.sqrt(np.einsum("nd,nd->n", block, block)).sum())
+            of_rows = np.sqrt(np.einsum("nd,nd->n", block, block))
+            if norms is not None:
+                norms[part if selected is None else selected[part]] = of_rows
             block -= mean
             m2 = np.einsum("nd,nd->d", block, block)
-            total = total.merge(Moments(len(block), mean, m2, norms))
+            total = total.merge(Moments(len(block), mean, m2, float(of_rows.sum())))
         return total
 
     def merge(self, other: "Moments") -> "Moments":
@@ -81,9 +90,18 @@ class Moments:
         return self.norm_sum / self.count if self.count else float("nan")
 
 
-def moments_by_group(rows: Array, groups: Array, *, num_groups: int) -> list[Moments]:
-    """Moments of each group; `groups` is (n,), the group of each row, from 0."""
-    return [Moments.of(rows, np.flatnonzero(groups == group)) for group in range(num_groups)]
+def moments_by_group(rows: Array, groups: Array, *, num_groups: int) -> tuple[list[Moments], Array]:
+    """Moments of each group, and (n,) float32 the Euclidean norm of each row.
+
+    `groups` is (n,), the group of each row, from 0. A norm is worked out in float64 and rounded.
+    """
+    norms = np.full(len(rows), np.nan, np.float32)
+    with np.errstate(over="ignore"):  # of float32 rows whose norm is beyond float32
+        moments = [
+            Moments.of(rows, np.flatnonzero(groups == group), norms=norms)
+            for group in range(num_groups)
+        ]
+    return moments, norms
 
 
 def row_groups(

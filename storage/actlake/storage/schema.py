@@ -159,15 +159,31 @@ class StoreSchema:
             for name, (dtype, tail, fill) in shapes.items()
         }
 
+    def norms(self, site: Site) -> ArraySpec:
+        """``norms/<site>``: (row,), the Euclidean norm of each row; one chunk a unit."""
+        return ArraySpec(
+            name=f"norms/{site}",
+            shape=(self.rows,),
+            dtype="float32",
+            shard_length=self.geometry.unit_rows,
+            chunk_length=self.geometry.unit_rows,
+            dimension_names=("row",),
+            fill_value="NaN",
+        )
+
+    def statistics(self, site: Site, rows: SiteSchema) -> dict[str, ArraySpec]:
+        """All that is stored of a unit's rows beside them: the `moments`, and ``norms``."""
+        return self.moments(site, rows) | {"norms": self.norms(site)}
+
     def common_metadata(self) -> dict[str, bytes]:
         """Every ``zarr.json`` that does not depend on the sites, by its key."""
-        groups = ("", "tokens", "contexts", "acts", "moments")
+        groups = ("", "tokens", "contexts", "acts", "norms", "moments")
         specs = [*self.tokens().values(), *self.context_arrays().values()]
         return _metadata(groups, specs)
 
     def site_metadata(self, site: Site, rows: SiteSchema) -> dict[str, bytes]:
         """Every ``zarr.json`` of one site, by its key."""
-        specs = [self.activations(site, rows), *self.moments(site, rows).values()]
+        specs = [self.activations(site, rows), *self.statistics(site, rows).values()]
         return _metadata((f"moments/{site}",), specs)
 
     def _index_array(self, name: str, dtype: str, length: int, dimension: str) -> ArraySpec:

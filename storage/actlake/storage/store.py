@@ -242,10 +242,28 @@ class ActivationStore:
         stored = self.site(site)
         return self.schema.activations(stored, self.ledger.schemas[stored])
 
-    def moment_specs(self, site: str | Site) -> dict[str, ArraySpec]:
-        """The arrays of a site's moments; raises as `site`."""
+    def statistics_specs(self, site: str | Site) -> dict[str, ArraySpec]:
+        """The arrays of a site's moments and norms; raises as `site`."""
         stored = self.site(site)
-        return self.schema.moments(stored, self.ledger.schemas[stored])
+        return self.schema.statistics(stored, self.ledger.schemas[stored])
+
+    def norms(self, site: str | Site) -> RowArray:
+        """The Euclidean norm of each row of a site, (rows,) float32, without reading rows.
+
+        They are there of every committed unit, also of released ones.
+
+        Raises
+        ------
+        SiteNotStored
+            As `site`.
+        """
+        stored = self.site(site)
+        return RowArray(
+            self.location,
+            self.schema.norms(stored),
+            committed=partial(self._covered, stored),
+            path=self._path,
+        )
 
     def site(self, written: str | Site) -> Site:
         """The stored name of a site.
@@ -607,9 +625,8 @@ class ActivationStore:
         """
         stored = self.site(site)
         committed = self.ledger.covered[stored]
-        parts = {
-            name: RowArray(self.location, spec) for name, spec in self.moment_specs(stored).items()
-        }
+        specs = self.schema.moments(stored, self.ledger.schemas[stored])
+        parts = {name: RowArray(self.location, spec) for name, spec in specs.items()}
         splits = range(len(self.schema.splits)) if split is None else [self.split_code(split)]
         kinds = [False, True] if excluded is None else [excluded]
         threads = len(parts) if self.location.parallel > 1 else 1

@@ -168,7 +168,7 @@ def free_missing(lease: Lease, store: ActivationStore, sites: Iterable[Site]) ->
     for site in sorted({site.stored for site in sites}):
         committed = lease.ledger.state.covered[site]
         released = lease.ledger.state.released[site]
-        for spec in (store.spec(site), *store.moment_specs(site).values()):
+        for spec in (store.spec(site), *store.statistics_specs(site).values()):
             for key in store.location.list(spec.folder):
                 shard = _SHARD.fullmatch(key.removeprefix(f"{spec.folder}/"))
                 if shard is None:
@@ -185,7 +185,7 @@ def free_unit(lease: Lease, store: ActivationStore, unit: int, sites: Iterable[S
     doomed = []
     for site in sorted({site.stored for site in sites}):
         if unit not in lease.ledger.state.covered[site]:
-            specs = (store.spec(site), *store.moment_specs(site).values())
+            specs = (store.spec(site), *store.statistics_specs(site).values())
             doomed += [spec.shard_key(unit) for spec in specs]
     _free(lease, doomed)
 
@@ -212,6 +212,8 @@ class _SiteRows:
     site: Site
     rows: Array
     moments: list[Moments]
+    norms: Array
+    """(n,) float32, of each row."""
     nonfinite: tuple[int, int]
     """How many values are infinite, and how many NaN."""
 
@@ -227,8 +229,8 @@ def _prepare(store: ActivationStore, unit: int, site: Site, values: Array) -> _S
     with np.errstate(over="ignore"):  # counted below
         rows = np.ascontiguousarray(values, store.spec(site).numpy_dtype)
     with np.errstate(invalid="ignore"):
-        moments = moments_by_group(rows, groups, num_groups=store.schema.num_groups)
-    return _SiteRows(site, rows, moments, _count_nonfinite(rows, moments))
+        moments, norms = moments_by_group(rows, groups, num_groups=store.schema.num_groups)
+    return _SiteRows(site, rows, moments, norms, _count_nonfinite(rows, moments))
 
 
 def _encode(
@@ -238,9 +240,12 @@ def _encode(
     site = site_rows.site
     files: _Files = []
     moments_bytes, checksums = 0, []
-    for name, spec in sorted(store.moment_specs(site).items()):
-        values = np.array([getattr(group, name) for group in site_rows.moments], spec.numpy_dtype)
-        shard = encode_shard(spec, unit, np.ascontiguousarray(values.reshape(1, *spec.shape[1:])))
+    for name, spec in sorted(store.statistics_specs(site).items()):
+        values = site_rows.norms
+        if name != "norms":
+            of_groups = [getattr(group, name) for group in site_rows.moments]
+            values = np.array(of_groups, spec.numpy_dtype).reshape(1, *spec.shape[1:])
+        shard = encode_shard(spec, unit, np.ascontiguousarray(values))
         files.append((spec.shard_key(unit), shard.parts))
         moments_bytes += shard.num_bytes
         checksums.append(shard.crc32c)
