@@ -1,5 +1,6 @@
 """What a few contexts show before a harvest: the loss in every form, and the largest values."""
 
+import json
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,7 +20,7 @@ from actlake.jobs.harvest.sample import sample_of_corpus
 from actlake.jobs.harvest.trial import Trial
 from actlake.jobs.harvest.trying import try_contexts
 from actlake.platform.cluster import ClusterConfig
-from actlake.platform.corpus import CorpusConfig, Files
+from actlake.platform.corpus import CorpusConfig, Files, SplitByHash
 from actlake.platform.models import ModelConfig, load_tokenizer
 from actlake.platform.models.locate import find_file
 from actlake.storage import Site
@@ -88,6 +89,22 @@ def test_the_loss_in_every_form_is_that_of_transformers_own_model(
     }
     assert losses.num_tokens == sum(len(ids) - 1 for ids in sample)
     assert losses.uniform == pytest.approx(math.log(model.vocab_size))
+
+
+def test_conversations_in_the_chat_template_are_not_put_into_it_once_more(
+    asked: HarvestConfig, tmp_path: Path
+) -> None:
+    (Path(asked.model.name) / "chat_template.jinja").write_text(TEMPLATE)
+    said = {"messages": [{"role": "user", "content": "the boat and the stone and the lamp"}]}
+    (tmp_path / "chat.jsonl").write_text(f"{json.dumps(said)}\n" * 20)
+    source = Files(path=str(tmp_path / "chat.jsonl"), messages_column="messages")
+    chat = replace(
+        asked,
+        corpus=replace(asked.corpus, source=source, splits=SplitByHash(fractions={"train": 1.0})),
+    )
+
+    assert IN_TEMPLATE in str(plan(asked))
+    assert IN_TEMPLATE not in str(plan(chat))
 
 
 def test_a_context_that_begins_with_a_token_is_read_without_it_too(asked: HarvestConfig) -> None:

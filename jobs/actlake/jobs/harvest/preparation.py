@@ -13,6 +13,7 @@ from actlake.jobs.harvest.config import HarvestConfig
 from actlake.jobs.harvest.planning import site_schemas, stored_sites, unit_rows_at_most
 from actlake.jobs.harvest.readings import Reading, readings_of
 from actlake.jobs.harvest.sample import Array, sample_of_corpus, sample_of_store
+from actlake.jobs.harvest.segments import attach_segments
 from actlake.jobs.harvest.trial import Trial
 from actlake.jobs.harvest.trying import try_contexts
 from actlake.platform.cluster.worker_plan import WorkerPlan
@@ -26,6 +27,7 @@ from actlake.platform.corpus import (
     corpus_provenance,
     emitted_tokens,
     lay_out,
+    open_template,
     resolve_beginning,
     special_tokens_said,
 )
@@ -90,6 +92,7 @@ def wanted_store(config: HarvestConfig, model: ResolvedModel) -> Wanted:
     tokenizer = load_tokenizer(model)
     corpus = config.corpus
     beginning = resolve_beginning(corpus.bos, tokenizer)
+    template = open_template(corpus, tokenizer, beginning)
     model.check_tokens(emitted_tokens(corpus, tokenizer))
     request = StoreRequest(
         layout="packed" if isinstance(corpus.layout, Packed) else "documents",
@@ -106,7 +109,7 @@ def wanted_store(config: HarvestConfig, model: ResolvedModel) -> Wanted:
             "dtype": model.dtype_name,
         },
         tokenizer={"class": type(tokenizer).__name__, "sha256": tokenizer_digest(tokenizer)},
-        corpus=corpus_provenance(corpus, beginning),
+        corpus=corpus_provenance(corpus, beginning, template),
     )
     return Wanted(request, site_schemas(config, model), provenance, beginning, tokenizer)
 
@@ -134,7 +137,9 @@ def prepare_store(
     """
     if lease.ledger.state.corpora:
         store = open_store(lease.location)
-        return store_as_found(store, config, model, workers, progress=progress)
+        found = store_as_found(store, config, model, workers, progress=progress)
+        attach_segments(store)
+        return found
     wanted = wanted_store(config, model)
     sample = sample_of_corpus(config.corpus, wanted.tokenizer)
     trial = try_contexts(
@@ -142,6 +147,7 @@ def prepare_store(
     )
     rows = unit_rows_at_most(config, model, threads=workers.threads)
     store, report = _lay_down(lease, config, wanted, progress, unit_rows=rows)
+    attach_segments(store)
     said = special_tokens_said(report.special_tokens_are, report.special_tokens)
     return Prepared(store, wanted.beginning, said, trial.batching, trial)
 
@@ -165,7 +171,7 @@ def store_as_found(
     """
     wanted = wanted_store(config, model)
     _check_same(store, config, wanted, progress)
-    said = special_tokens_said(config.corpus.special_tokens.in_text)
+    said = special_tokens_said(config.corpus.special_tokens_are)
     fixed = batching_of(store)
     if fixed is not None and not _has_untried(store, config):
         return Prepared(store, wanted.beginning, said, fixed, None)
@@ -182,7 +188,13 @@ def _readings(
     if not config.check:
         return {}
     positions = model.max_positions
-    return readings_of(sample, wanted.beginning, wanted.tokenizer, max_positions=positions)
+    return readings_of(
+        sample,
+        wanted.beginning,
+        wanted.tokenizer,
+        max_positions=positions,
+        in_template="chat_template" in wanted.provenance.corpus,
+    )
 
 
 def batching_of(store: ActivationStore) -> Batching | None:

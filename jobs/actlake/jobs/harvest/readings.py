@@ -44,7 +44,12 @@ class Reading:
 
 
 def readings_of(
-    sample: Sequence[Array], beginning: Beginning, tokenizer: Any, *, max_positions: int | None
+    sample: Sequence[Array],
+    beginning: Beginning,
+    tokenizer: Any,
+    *,
+    max_positions: int | None,
+    in_template: bool = False,
 ) -> dict[str, Reading]:
     """The forms of a few contexts that differ from each other; first the one they are laid out in.
 
@@ -56,8 +61,12 @@ def readings_of(
         Contexts as they are laid out, (tokens,) int32 each.
     max_positions
         Longest context of the model.
+    in_template
+        They are conversations in the chat template already, and not put into it once more.
     """
     befores = dict(_befores(beginning, tokenizer))
+    if in_template:
+        befores.pop(IN_TEMPLATE, None)
     room = TOKENS_AT_MOST
     if max_positions is not None:
         room = min(room, max_positions - max(map(len, befores.values()), default=0))
@@ -184,5 +193,5 @@ class Losses:
 _ADVICE = {
     BEGUN: "corpus.bos: context, if it was trained so",
     BARE: "corpus.bos: never, if it was trained so",
-    IN_TEMPLATE: "write the template's turns into the texts, if it was trained on such only",
+    IN_TEMPLATE: "corpus.source.messages_column, if it was trained on conversations only",
 }

@@ -8,6 +8,7 @@ before it is laid out, and a context holds one split.
 """
 
 from actlake.platform.corpus.beginning import Beginning, resolve_beginning
+from actlake.platform.corpus.chat_template import open_template
 from actlake.platform.corpus.config import (
     CorpusConfig,
     Documents,
@@ -39,6 +40,7 @@ __all__ = [
     "SplitByHash",
     "SplitByColumn",
     "lay_out",
+    "open_template",
     "CorpusReport",
     "CorpusSink",
     "Progress",

@@ -4,9 +4,10 @@ from collections.abc import Mapping
 
 from actlake.platform.corpus.errors import InvalidColumn
 from actlake.platform.corpus.passages import Passage
+from actlake.platform.corpus.segments import SEGMENTS, as_json
 from actlake.storage.corpus import Scalar
 
-OWN_COLUMNS = ("id", "source", "split", "text", "document_id", "document_number")
+OWN_COLUMNS = ("id", "source", "split", "text", "document_id", "document_number", SEGMENTS)
 """What every document has, in its table or in questions about rows; a user's column of such a name
 is kept as ``original_<name>``."""
 
@@ -33,6 +34,8 @@ class KeptColumns:
                 kept = _kept_name(name, passage.columns, passage.place)
                 self._check_kind(kept, value, passage.place)
                 columns[kept] = value
+        if passage.segments is not None:
+            columns[SEGMENTS] = as_json(passage.segments)
         return columns
 
     def _check_kind(self, column: str, value: Scalar, place: str) -> None:

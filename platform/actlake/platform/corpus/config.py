@@ -197,6 +197,12 @@ class CorpusConfig:
     keep_text: bool = True
     """Keep each document's text beside its tokens, whole also where its tokens are cut."""
 
+    @property
+    def special_tokens_are(self) -> InText:
+        """What special tokens in a text are; in a chat template always themselves."""
+        has_messages = not isinstance(self.source, Builtin) and self.source.messages_column
+        return "special" if has_messages else self.special_tokens.in_text
+
     def __post_init__(self) -> None:
         if self.context_length < 2:
             raise InvalidCorpusConfig(
@@ -208,6 +214,14 @@ class CorpusConfig:
                 f"cut_documents is {self.cut_documents}; a part has at least 2 characters\n"
                 "hint: such as corpus.cut_documents: 2000; to leave documents whole leave it out"
             )
+        source = self.source
+        if self.cut_documents is not None and not isinstance(source, Builtin):
+            for name in ("messages_column", "segments_column"):
+                if getattr(source, name) is not None:
+                    raise InvalidCorpusConfig(
+                        f"Documents with segments (corpus.source.{name}) are not cut\n"
+                        "hint: leave corpus.cut_documents out"
+                    )
         for name in ("max_documents", "max_tokens"):
             most = getattr(self, name)
             if most is not None and most < 1:

@@ -21,7 +21,7 @@ def emitted_tokens(config: CorpusConfig, tokenizer: Tokenizer) -> dict[int, str]
     # Made anew at each call, a tenth of a second for Gemma, which has six thousand special tokens.
     ids = tokenizer.get_vocab()
     names = {id: name for name, id in ids.items()}
-    if config.special_tokens.in_text == "special":
+    if config.special_tokens_are == "special":
         return names
     put = {*resolve_beginning(config.bos, tokenizer).ids, separator_id(config, tokenizer)}
     left_out = {ids[name] for name in special_tokens(tokenizer)}

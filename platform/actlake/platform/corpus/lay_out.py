@@ -14,6 +14,7 @@ from typing import Protocol
 import numpy as np
 
 from actlake.platform.corpus.beginning import Beginning, resolve_beginning
+from actlake.platform.corpus.chat_template import open_template
 from actlake.platform.corpus.chosen import LeftOut
 from actlake.platform.corpus.columns import KeptColumns
 from actlake.platform.corpus.config import (
@@ -101,8 +102,9 @@ def lay_out(
     check_fast(tokenizer)
     beginning = resolve_beginning(config.bos, tokenizer)
     layout = _Layout(config, beginning, separator_id(config, tokenizer), sink)
-    encoder = TextEncoder(tokenizer, config.special_tokens.in_text)
-    for item in tokenise(read_corpus(config), encoder, batch_documents=batch_documents):
+    template = open_template(config, tokenizer, beginning)
+    encoder = TextEncoder(tokenizer, config.special_tokens_are)
+    for item in tokenise(read_corpus(config, template), encoder, batch_documents=batch_documents):
         layout.add(item)
         if progress is not None:
             progress(documents=layout.documents, rows=layout.rows)
@@ -173,7 +175,7 @@ class _Layout:
 
     def _add_tokens(self, item: Tokenised) -> None:
         passage = item.passage
-        if item.special and self._config.special_tokens.in_text == "refuse":
+        if item.special and self._config.special_tokens_are == "refuse":
             raise _special_token_in_text(item)
         identity = self._identities.name(passage)
         split = split_of_document(self._config.splits, identity.key, passage.columns, passage.place)
@@ -276,7 +278,7 @@ class _Layout:
             truncated_tokens=tally["truncated"],
             cut_tokens=tally["cut"],
             special_tokens=dict(self._special.most_common()),
-            special_tokens_are=self._config.special_tokens.in_text,
+            special_tokens_are=self._config.special_tokens_are,
             rows_per_split=self._rows_per_split,
             documents_per_split=self._documents_per_split,
             truncated_documents=tally["truncated documents"],

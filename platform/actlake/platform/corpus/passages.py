@@ -8,8 +8,10 @@ import datetime
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Protocol
 
 from actlake.platform.corpus.errors import ColumnMissing, InvalidColumn, UndecodableText
+from actlake.platform.corpus.segments import Segment, segments_of
 from actlake.storage.corpus import Scalar
 from actlake.storage.errors import nearest
 
@@ -28,6 +30,8 @@ class Passage:
     """The id it was given; None: it will be named after its content."""
     text: str
     columns: Mapping[str, Scalar] = field(default_factory=dict)
+    segments: tuple[Segment, ...] | None = None
+    """The parts of the text that have names; None where nobody said any."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,24 +51,35 @@ class Row:
     fields: Mapping[str, object]
 
 
+class Template(Protocol):
+    """Writes conversations; `actlake.platform.corpus.chat_template.ChatTemplate` is one."""
+
+    def written(self, value: object, place: str) -> tuple[str, tuple[Segment, ...]]:
+        """A list of messages as a text, and its segments."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class ColumnPlan:
     """Which columns of a table mean what."""
 
     text: str
+    """The text, or with a `template` the messages."""
     id: str | None
     keep: Mapping[str, str] | None
     """The columns to keep, by the names they are kept under; None keeps all."""
     also: tuple[str, ...] = ()
     """Kept in any case, since the splits need them, unless one is kept under that name."""
+    segments: str | None = None
+    template: Template | None = None
+    """What makes texts of messages."""
 
     @property
     def needed(self) -> tuple[str, ...] | None:
         """All columns to be read; None: whatever there is."""
         if self.keep is None:
             return None
-        wanted = (self.text, *((self.id,) if self.id else ()), *self.kept.values())
-        return tuple(dict.fromkeys(wanted))
+        return tuple(self.settings)
 
     @cached_property
     def kept(self) -> Mapping[str, str]:
@@ -76,7 +91,9 @@ class ColumnPlan:
         """The columns that must be there, and which setting names each."""
         settings = dict.fromkeys(self.kept.values(), "columns")
         settings |= {name: "the splits" for name in self.also if self.kept[name] == name}
-        return settings | ({self.id: "id_column"} if self.id else {}) | {self.text: "text_column"}
+        settings |= {self.id: "id_column"} if self.id else {}
+        settings |= {self.segments: "segments_column"} if self.segments else {}
+        return settings | {self.text: "messages_column" if self.template else "text_column"}
 
 
 def passages(rows: Iterable[Row | Unreadable], plan: ColumnPlan) -> Iterator[Passage | Unreadable]:
@@ -120,6 +137,9 @@ def _passage(row: Row, plan: ColumnPlan) -> Passage | Unreadable:
     for name, setting in plan.settings.items():
         _field(row, name, setting)
     text = _field(row, plan.text)
+    segments = None
+    if plan.template is not None:
+        text, segments = plan.template.written(text, row.place)
     if text is None:
         text = ""
     if not isinstance(text, str):
@@ -129,12 +149,15 @@ def _passage(row: Row, plan: ColumnPlan) -> Passage | Unreadable:
         )
     if not _encodable(text):
         return Unreadable(row.place, "the text holds half of a surrogate pair, which is not UTF-8")
+    if plan.segments is not None:
+        segments = segments_of(_field(row, plan.segments), text, row.place)
     return Passage(
         place=row.place,
         source=row.source,
         id=None if plan.id is None else _given_id(row, plan.id),
         text=text,
         columns=_kept_columns(row, plan),
+        segments=segments,
     )
 
 
@@ -157,7 +180,7 @@ def _kept_columns(row: Row, plan: ColumnPlan) -> dict[str, Scalar]:
     return {
         name: _scalar(_field(row, column), f"{row.place}: the column {column!r}")
         for name, column in names.items()
-        if not (name == column and column in (plan.text, plan.id))
+        if not (name == column and column in (plan.text, plan.id, plan.segments))
     }
 
 

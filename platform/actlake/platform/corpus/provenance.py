@@ -4,6 +4,7 @@ from dataclasses import asdict
 from typing import Any
 
 from actlake.platform.corpus.beginning import Beginning
+from actlake.platform.corpus.chat_template import ChatTemplate
 from actlake.platform.corpus.config import CorpusConfig
 from actlake.platform.corpus.demo_text import demo_text_digest
 from actlake.platform.corpus.hub_dataset import dataset_name
@@ -11,8 +12,12 @@ from actlake.platform.corpus.paths import portable
 from actlake.platform.corpus.sources import Builtin, Files, HubDataset
 
 
-def corpus_provenance(config: CorpusConfig, beginning: Beginning) -> dict[str, Any]:
+def corpus_provenance(
+    config: CorpusConfig, beginning: Beginning, template: ChatTemplate | None = None
+) -> dict[str, Any]:
     """The config as plain JSON; of a path only the part below its root, of ``bos`` what it is.
+
+    Of conversations the template counts too, by its hash, as what decides their tokens.
 
     The text itself is known by the checksums of the rows. The demo text has a hash here, since
     it differs between versions of Python.
@@ -25,4 +30,6 @@ def corpus_provenance(config: CorpusConfig, beginning: Beginning) -> dict[str, A
         plain["source"]["dataset"] = dataset_name(config.source)
     elif isinstance(config.source, Builtin):
         plain["source"]["sha256"] = demo_text_digest()
+    if template is not None:
+        plain["chat_template"] = {"sha256": template.sha256}
     return plain

@@ -38,6 +38,14 @@ class Files:
     """Column of JSONL and Parquet that holds the text. ``meta.body`` is the field `body` inside the
     column `meta`, here and wherever a column is named, unless a column is called so."""
 
+    messages_column: str | None = None
+    """Column that holds a conversation, a list of {role, content}, in the place of a text: it is
+    written in the tokenizer's chat template, and each message is a segment named after its role."""
+
+    segments_column: str | None = None
+    """Column that names the parts of each text: a list of {name, stop}, each stop the character
+    after the part's last. They become the label table `segments` of the store."""
+
     id_column: str | None = None
     """Column of JSONL and Parquet that holds a document's id; null: a hash of the text."""
 
@@ -53,6 +61,7 @@ class Files:
         if not self.path or "" in self.paths:
             raise InvalidCorpusConfig("A corpus needs a path\nhint: set corpus.source.path")
         _check_encoding(self.encoding)
+        _check_columns(self)
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -82,6 +91,14 @@ class HubDataset:
     text_column: str = "text"
     """Column that holds the text; ``meta.body`` is the field `body` inside the column `meta`."""
 
+    messages_column: str | None = None
+    """Column that holds a conversation, a list of {role, content}, in the place of a text: it is
+    written in the tokenizer's chat template, and each message is a segment named after its role."""
+
+    segments_column: str | None = None
+    """Column that names the parts of each text: a list of {name, stop}, each stop the character
+    after the part's last. They become the label table `segments` of the store."""
+
     id_column: str | None = None
     """Column that holds a document's id; null: a hash of the text."""
 
@@ -92,6 +109,7 @@ class HubDataset:
     def __post_init__(self) -> None:
         if not self.dataset:
             raise InvalidCorpusConfig("A data set needs a name\nhint: set corpus.source.dataset")
+        _check_columns(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,3 +129,15 @@ def _check_encoding(name: str) -> None:
             "hint: set corpus.source.encoding to a name that Python knows, such as utf-8, latin-1, "
             "cp1252, utf-16 or shift_jis"
         ) from error
+
+
+def _check_columns(source: Files | HubDataset) -> None:
+    if source.messages_column is None:
+        return
+    for name, usual in (("text_column", "text"), ("segments_column", None)):
+        if (given := getattr(source, name)) != usual:
+            raise InvalidCorpusConfig(
+                f"Conversations are in the column {source.messages_column!r} and are written, and "
+                f"divided into segments, by the chat template; {name} {given!r} would do it again\n"
+                f"hint: leave out corpus.source.{name} or corpus.source.messages_column"
+            )
