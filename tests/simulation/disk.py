@@ -199,7 +199,8 @@ class Disk:
             self.check_folder(parent(other))
             moved = self._existing(name)
             there = self.files.get(other)
-            if there is moved and moved is not FOLDER:  # two names of one file: POSIX does nothing
+            # Two names of one file, or one name of a folder: POSIX does nothing.
+            if name == other or (there is moved and moved is not FOLDER):
                 return
             if there is not None and (there is FOLDER) is not (moved is FOLDER):
                 kind = errno.EISDIR if there is FOLDER else errno.ENOTDIR

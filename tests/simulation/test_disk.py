@@ -68,10 +68,12 @@ def test_any_calls_are_answered_as_by_a_real_file_system(seed, tmp_path):
     disk, root = disk_with_folder()
     for number in range(150):
         deed, name, other = draw.choice(DEEDS), draw.choice(NAMES), draw.choice(NAMES)
-        if deed in ("rename", "replace") and (
-            f"{other}/".startswith(f"{name}/") or f"{name}/".startswith(f"{other}/")
+        if (
+            deed in ("rename", "replace")
+            and name != other
+            and (f"{other}/".startswith(f"{name}/") or f"{name}/".startswith(f"{other}/"))
         ):
-            continue  # into itself, or over what it lies in: systems differ in the error
+            continue  # into what lies in it, or over what it lies in: systems differ in the error
         data = bytes([number])
 
         real = do(os, tmp_path, deed, name, other, data)
