@@ -310,3 +310,13 @@ def test_a_writer_that_is_alive_is_not_disturbed_by_another_of_the_same_file(tmp
 
     assert location.read("some/file") == b"slow writer"
     assert [path.name for path in (tmp_path / "some").iterdir()] == ["file"]
+
+
+def test_a_folder_that_cannot_be_listed_is_said_in_words(tmp_path, monkeypatch):
+    def fails(_: Path) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(Path, "iterdir", fails)
+
+    with pytest.raises(StoreNotReadable, match="Cannot read the folder in .*Input/output error"):
+        LocalFolder(tmp_path).is_foreign(())

@@ -176,8 +176,11 @@ class LocalFolder:
 
     def is_foreign(self, ours: Container[str]) -> bool:
         """See `Location.is_foreign`; hidden files do not count."""
-        paths = self.root.iterdir() if self.root.is_dir() else ()
-        return any(path.name not in ours and path.name[0] != "." for path in paths)
+        try:
+            names = [path.name for path in self.root.iterdir()] if self.root.is_dir() else []
+        except OSError as error:
+            raise refusal_to_read(error, "", self.url) from error
+        return any(name not in ours and name[0] != "." for name in names)
 
     def local_path(self, key: str) -> Path:
         """See `Location.local_path`."""
