@@ -318,5 +318,5 @@ def test_a_folder_that_cannot_be_listed_is_said_in_words(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Path, "iterdir", fails)
 
-    with pytest.raises(StoreNotReadable, match="Cannot read the folder in .*Input/output error"):
+    with pytest.raises(StoreNotReadable, match=r"Cannot read the folder in .*Input/output error"):
         LocalFolder(tmp_path).is_foreign(())
