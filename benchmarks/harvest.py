@@ -31,10 +31,11 @@ from measuring import PeakMemory, tell
 from actlake.jobs.demo import demo_config
 from actlake.jobs.harvest.batches import unit_batches
 from actlake.jobs.harvest.config import StorageConfig
+from actlake.jobs.harvest.machines import resolve
 from actlake.jobs.harvest.planning import site_schemas
 from actlake.jobs.harvest.preparation import prepare_store
 from actlake.jobs.harvest.worker import HarvestWorker
-from actlake.platform.models import load_stage, num_layers_needed, resolve_model
+from actlake.platform.models import load_stage, num_layers_needed
 from actlake.storage import Lease, Site, add_sites, open_store
 from actlake.storage.location import LocalFolder
 
@@ -143,12 +144,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="actlake-bench-") as scratch:
         folder = Path(scratch)
         config = demo_config(str(folder / "store"), tokens=TOKENS)
-        config = replace(config, sites=SITES, storage=StorageConfig(unit_rows=UNIT_TOKENS))
-        model = resolve_model(config.model)
+        storage = StorageConfig(unit_rows=UNIT_TOKENS)
+        config = replace(config, sites=SITES, storage=storage, threads=THREADS)
+        model, workers = resolve(config)
         with Lease.acquire(LocalFolder(folder / "store")) as lease:
             store = prepare_store(
-                lease, config, model, threads=THREADS, progress=lambda **counts: None
-            )
+                lease, config, model, workers, progress=lambda **counts: None
+            ).store
             add_sites(lease, store, site_schemas(config, model), {})
             store = open_store(store.location)
             bare = Bare(model, store)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:  # both show summaries
     from actlake.storage.reading.many import ManyStores
     from actlake.storage.store import ActivationStore, Coverage
 
-# Four small files each: of more, they are not read unasked. Remote ones are a request each.
+# Five small files each: of more, they are not read unasked. Remote ones are a request each.
 _MOST_UNITS_TO_MERGE = 10_000
 _MOST_UNITS_TO_FETCH = 500
 
