@@ -1,5 +1,6 @@
-"""A model that people use and that needs its beginning of text: Gemma-3-270M."""
+"""Two models that people use: SmolLM2-135M, whose texts begin with nothing, and Gemma-3-270M."""
 
+import json
 import tempfile
 import zipfile
 from pathlib import Path
@@ -9,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from actlake.jobs.harvest import HarvestConfig, StorageConfig
+from actlake.jobs.cli import run
+from actlake.jobs.harvest import HarvestConfig, StorageConfig, harvest
 from actlake.jobs.harvest.machines import resolve
 from actlake.jobs.harvest.preparation import wanted_store
 from actlake.jobs.harvest.readings import AS_LAID_OUT, BARE, readings_of
@@ -22,6 +24,9 @@ from actlake.platform.models import ModelConfig
 from actlake.platform.models.cache import cached_folder
 from actlake.platform.package_index import download_distribution
 from actlake.storage import Site
+from actlake.storage.errors import NonFiniteActivations
+from actlake.storage.ledger import read_state
+from actlake.storage.location import locate
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -115,3 +120,63 @@ def test_gemma_without_bos_is_a_warning_with_the_setting(gemma: str, tmp_path: P
     (warning,) = trial.losses.warnings()
     assert "better with a beginning of text" in warning
     assert "corpus.bos: context" in warning
+
+
+def test_what_gemma_computes_does_not_fit_float16_which_is_said_before_the_text_is_laid_out(
+    gemma: str, tmp_path: Path
+) -> None:
+    config = asked(gemma, tmp_path / "store", dtype="float16")
+
+    with pytest.raises(NonFiniteActivations) as refused:
+        harvest(config)
+
+    assert "float16 holds 65,504" in str(refused.value)
+    assert "hint: --storage.dtype bfloat16" in str(refused.value)
+    assert not read_state(locate(config.store)).corpora
+
+
+def test_smollm2s_contexts_begin_with_nothing_by_default_and_fit_float16(
+    smollm2_folder: Path, tmp_path: Path
+) -> None:
+    config = asked(str(smollm2_folder), tmp_path / "store", dtype="float16")
+    trial, sample, folder = tried(config)
+
+    assert {len(ids) for ids in sample} == {128}
+    assert trial.losses is not None
+    expected = loss_of(folder, sample, [])
+    assert trial.losses.by_reading[AS_LAID_OUT] == pytest.approx(expected, rel=1e-4)
+    assert trial.warnings() == []
+    assert trial.largest[1] < 65_504
+
+
+@pytest.mark.parametrize(
+    ("which", "num_layers", "fits"), [("smollm2_folder", 30, True), ("gemma", 18, False)]
+)
+def test_the_whole_map_of_a_real_model_is_right(
+    which: str,
+    num_layers: int,
+    fits: bool,
+    request: pytest.FixtureRequest,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+
+    status = run(["doctor", "--json", "--model", str(request.getfixturevalue(which))])
+
+    told = json.loads(capsys.readouterr().out)
+    found = told["model"]
+    assert status == 0
+    assert found["problems"] == []
+    assert found["head"]["difference"] == 0
+    points = [point for layer in found["layers"] for point in layer["points"].values()]
+    assert len(points) == 5 * num_layers + 1
+    compared = [one["difference"] for one in points if one["difference"] is not None]
+    assert compared == [0] * (num_layers + 1)
+    assert all(one["moved"] > 1e-3 and one["put_back"] for one in points)
+    assert all(len(layer["sums"]) == 3 for layer in found["layers"])
+    assert max(off for layer in found["layers"] for off in layer["sums"].values()) < 1
+    assert (max(one["largest"] for one in points) < 65_504) == fits
+    assert found["text"]["altered"] == found["text"]["uncovered"] == []
+    said = {one["name"]: one["says"] for one in told["findings"]}
+    assert ("<bos>" in said["BOS"]) == (which == "gemma")

@@ -96,6 +96,18 @@ def test_a_lease_that_was_given_back_is_taken_at_once(location):
         assert (first.token.epoch, second.token.epoch) == (1, 2)
 
 
+def test_a_file_beside_the_leases_that_is_none_is_left_alone(folder, location):
+    with Lease.acquire(location):
+        pass
+    stray = folder / "ledger" / "lease-of-life"
+    stray.write_text("")
+
+    with Lease.acquire(location):
+        pass
+
+    assert stray.exists()
+
+
 def test_the_lease_of_a_killed_process_is_taken_over_at_once(folder, location):
     end(hold(folder))
     started = time.monotonic()

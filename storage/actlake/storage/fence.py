@@ -106,8 +106,8 @@ def lease_key(epoch: int) -> str:
 
 def epochs_with_lease(location: "Location") -> list[int]:
     """Epochs whose heartbeat file is there."""
-    keys = location.list(LEDGER)
-    return [int(key.removeprefix(_LEASE)) for key in keys if key.startswith(_LEASE)]
+    numbers = [k.removeprefix(_LEASE) for k in location.list(LEDGER) if k.startswith(_LEASE)]
+    return [int(number) for number in numbers if number.isdecimal()]  # others are not ours
 
 
 class Writer(Protocol):
