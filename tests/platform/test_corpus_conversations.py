@@ -144,6 +144,39 @@ def test_conversations_in_parquet_and_jsonl_are_the_same(tmp_path, smollm2):
     assert [d.columns for d in lines.documents] == [d.columns for d in rows.documents]
 
 
+@pytest.mark.parametrize(
+    ("template", "text"),
+    [
+        ("{{ strftime_now('%d %b %Y') }}\n", "26 Jul 2024\n"),
+        ('\n{%- set day = strftime_now("%Y-%m-%d") %}{{ day }}: ', "2024-07-26: "),
+        ("{% if strftime_now is defined %}{{ strftime_now( '%A' ) }}{% endif %}", "Friday"),
+        (" \n{# strftime_now #}", " \n"),
+    ],
+)
+def test_a_template_that_writes_the_date_writes_the_same_on_every_day(
+    tmp_path, templated, caplog, template, text
+):
+    dated = templated(template + PLAIN)
+    source = conversations(tmp_path, [[{"role": "user", "content": "hi"}]])
+
+    sink, _ = laid_out(source, dated)
+
+    assert sink.documents[0].text == text + "<user>hi\n"
+    assert "The chat template writes the day, for which 2024-07-26 is taken" in caplog.text
+    config, nothing = CorpusConfig(source=source), resolve_beginning("never", dated)
+    opened = open_template(config, dated, nothing)
+    written = corpus_provenance(config, nothing, opened)["chat_template"]
+    assert written == {"sha256": opened.sha256, "date": "2024-07-26"}
+
+
+def test_a_date_in_a_format_that_is_computed_is_refused(tmp_path, templated):
+    dated = templated("{% set how = '%d' ~ '%b' %}{{ strftime_now(how) }}" + PLAIN)
+    source = conversations(tmp_path, [[{"role": "user", "content": "hi"}]])
+
+    with pytest.raises(InvalidColumn, match="asks for the date in a format that is not written"):
+        laid_out(source, dated)
+
+
 def test_a_template_that_trims_what_is_said_is_understood(tmp_path, templated):
     trimming = templated(PLAIN.replace("m['content']", "m['content'] | trim"))
     chat = [{"role": "user", "content": "  hi \n"}]

@@ -8,8 +8,12 @@ contents, a system prompt that it puts before a conversation without one include
 """
 
 import hashlib
+import json
+import logging
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from actlake.platform.corpus.beginning import Beginning
@@ -20,8 +24,50 @@ from actlake.platform.corpus.sources import Builtin
 from actlake.platform.corpus.special_tokens import special_tokens
 from actlake.platform.corpus.tokenise import Tokenizer
 
+logger = logging.getLogger(__name__)
+
+_ASKS_FOR_DATE = "strftime_now"
+_FORMAT = re.compile(rf"{_ASKS_FOR_DATE}\(\s*(['\"])(.+?)\1\s*\)")
+
 BETWEEN = "template"
 """The name of what stands between messages."""
+
+TODAY = datetime(2024, 7, 26)
+"""What a template that writes the date takes for today; Llama 3.2's own where it knows of none."""
+
+
+def in_template(tokenizer: Any, messages: Sequence[Mapping[str, str]], **options: Any) -> str:
+    """Messages in a tokenizer's chat template, the same on every day.
+
+    transformers lets a template ask for the date (``strftime_now``), as those of Llama 3.1 and
+    3.2 do; a corpus would be another one tomorrow. For such a template it is always `TODAY`.
+
+    Raises
+    ------
+    jinja2.TemplateError, TypeError, ValueError
+        The template refuses the messages.
+    """
+    template = tokenizer.get_chat_template()
+    if _ASKS_FOR_DATE in template:
+        options["chat_template"] = _always_today(template) + template
+    text: str = tokenizer.apply_chat_template(messages, tokenize=False, **options)
+    return text
+
+
+def _always_today(template: str) -> str:
+    """A macro in front of a template, which hides the function that knows the day.
+
+    transformers takes no functions for a template. The macro knows the formats that the template
+    names, and refuses others.
+    """
+    formats = dict.fromkeys(found[1] for found in _FORMAT.findall(template))
+    known = "".join(f"{{% elif how == {json.dumps(f)} %}}{TODAY.strftime(f)}" for f in formats)
+    refusal = "{{ raise_exception('it asks for the date in a format that is not written in it') }}"
+    # What stands last keeps a line break at the template's beginning, which a block would take.
+    return (
+        f"{{% macro {_ASKS_FOR_DATE}(how) %}}{{% if false %}}{known}{{% else %}}{refusal}"
+        "{% endif %}{% endmacro %}{{ '' }}"
+    )
 
 
 def open_template(
@@ -71,8 +117,14 @@ class ChatTemplate:
             )
         self._tokenizer = tokenizer
         self._special = () if in_text == "special" else tuple(special_tokens(tokenizer))
-        self.sha256 = hashlib.sha256(tokenizer.get_chat_template().encode()).hexdigest()
+        template = tokenizer.get_chat_template()
+        self.sha256 = hashlib.sha256(template.encode()).hexdigest()
         """Of the template, in hex."""
+        self.date = TODAY.date().isoformat() if _ASKS_FOR_DATE in template else None
+        """What it writes as the day, where it asks for one."""
+        if self.date is not None:
+            logger.warning("The chat template writes the day, for which %s is taken, whatever the "
+                           "day is: rows would be others tomorrow", self.date)  # fmt: skip
 
     def check_beginning(self, beginning: Beginning) -> None:
         """Refuse to begin twice.
@@ -146,14 +198,13 @@ class ChatTemplate:
 
         given = [{"role": m.role, "content": m.content} for m in messages]
         try:
-            text: str = self._tokenizer.apply_chat_template(given, tokenize=False)
+            return in_template(self._tokenizer, given)
         except (TemplateError, TypeError, ValueError) as error:
             raise InvalidColumn(
                 f"{place}: the chat template refuses the conversation: {error}\n"
                 f"Its roles are {', '.join(m.role for m in messages)}\n"
                 "hint: mend the conversation, or leave it out"
             ) from error
-        return text
 
 
 def _messages(value: object, place: str) -> list[_Message]:

@@ -32,4 +32,6 @@ def corpus_provenance(
         plain["source"]["sha256"] = demo_text_digest()
     if template is not None:
         plain["chat_template"] = {"sha256": template.sha256}
+        if template.date is not None:
+            plain["chat_template"]["date"] = template.date
     return plain
