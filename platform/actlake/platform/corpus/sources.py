@@ -40,7 +40,8 @@ class Files:
 
     messages_column: str | None = None
     """Column that holds a conversation, a list of {role, content}, in the place of a text: it is
-    written in the tokenizer's chat template, and each message is a segment named after its role."""
+    written in the tokenizer's chat template, and each message is a segment named after its role. A
+    template that writes the day takes 26 July 2024 for it, always."""
 
     segments_column: str | None = None
     """Column that names the parts of each text: a list of {name, stop}, each stop the character
@@ -93,7 +94,8 @@ class HubDataset:
 
     messages_column: str | None = None
     """Column that holds a conversation, a list of {role, content}, in the place of a text: it is
-    written in the tokenizer's chat template, and each message is a segment named after its role."""
+    written in the tokenizer's chat template, and each message is a segment named after its role. A
+    template that writes the day takes 26 July 2024 for it, always."""
 
     segments_column: str | None = None
     """Column that names the parts of each text: a list of {name, stop}, each stop the character
