@@ -1,5 +1,6 @@
 """Where scenes are played: what they begin with, what undisturbed stores hold, how it all ends."""
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -129,7 +130,7 @@ class Stage:
         may_be_refused
             Whether all commands may be refused, for what an unfinished store has left.
         """
-        key = (name, self.seams.storage.snapshot())
+        key = (name, _digest(self.seams.storage.snapshot()))
         if key not in self._ends:
             self._ends[key] = self._end(commands, truths, may_be_refused=may_be_refused)
         return self._ends[key]
@@ -185,6 +186,15 @@ class Stage:
 
     def _store(self) -> ActivationStore:
         return open_store(self.seams.location(STORE, None))
+
+
+def _digest(snapshot: frozenset[tuple[str, bytes | None]]) -> bytes:
+    """What tells a storage from others. The bytes of a hundred thousand would fill the memory."""
+    sha256 = hashlib.sha256()
+    for name, data in sorted(snapshot):
+        sha256.update(f"{name}\0{'folder' if data is None else len(data)}\0".encode())
+        sha256.update(data or b"")
+    return sha256.digest()
 
 
 def empty(flavour: Flavour) -> Disk | Bucket:
