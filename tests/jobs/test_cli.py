@@ -89,7 +89,7 @@ def test_an_unknown_command_names_the_nearest(capsys):
     [
         ({"sites": "resid_post.30"}, "SmolLM2 has 30 layers"),
         ({"sites": "resid_past.3"}, "did you mean 'resid_post'?"),
-        ({"sites": "resid_post"}, "a site is written POINT.LAYER"),
+        ({"sites": "resid_post"}, "give a site of a block, written POINT.LAYER"),
         ({"model__name": "./no-such-folder"}, "no-such-folder"),
         ({"storage__dtype": "float8"}, "float16"),
         ({"replicas": "0"}, "replicas must be more than 0, and is 0"),

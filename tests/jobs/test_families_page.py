@@ -1,5 +1,6 @@
 """docs/families.md: what it promises, that it does not shrink, and that it is what is measured."""
 
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -113,8 +114,14 @@ def test_a_family_of_a_kind_of_its_own_is_read_right_or_refused_with_the_true_re
     assert family in parse(PAGE.read_text(encoding="utf-8"))[verdict]
 
 
-def test_a_family_whose_process_dies_or_hangs_is_a_finding_and_the_next_is_measured() -> None:
-    dead = list(measure_families(["gpt2", "qwen3"], measure=sys.exit))
+def test_a_family_whose_process_dies_or_hangs_is_a_finding_and_the_next_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "deadly.py").write_text("import os\ndef measure(family):\n    os._exit(1)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    dead = list(
+        measure_families(["gpt2", "qwen3"], measure=importlib.import_module("deadly").measure)
+    )
     hanging = list(measure_families(["gpt2", "qwen3"], limit_s=0.001))
 
     assert [one.family for one in dead] == [one.family for one in hanging] == ["gpt2", "qwen3"]

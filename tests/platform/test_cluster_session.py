@@ -65,7 +65,8 @@ with session(ClusterConfig(address=sys.argv[1])) as cluster:
 """
 
 INTERRUPTED = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in the background of a shell
 from actlake.platform.cluster import session
 print("begins", flush=True)
 try:

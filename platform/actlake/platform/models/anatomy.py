@@ -126,8 +126,8 @@ def _check_loader(cls: type[Any]) -> None:
     """Refuse a class that loads more than weights: a stage has files of weights and no others."""
     from transformers import PreTrainedModel
 
-    ours = PreTrainedModel.from_pretrained.__func__
-    if getattr(cls.from_pretrained, "__func__", None) is not ours:
+    loader = next(owner for owner in cls.__mro__ if "from_pretrained" in vars(owner))
+    if loader is not PreTrainedModel:
         raise ModelNotSupported(
             f"{cls.__name__} cannot be harvested: it loads more than its weights\n"
             f"hint: save the part that reads text by itself, as of Qwen2.5-Omni its thinker: "
