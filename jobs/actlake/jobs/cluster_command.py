@@ -40,11 +40,7 @@ def main(arguments: Sequence[str]) -> int:
     starting.check_ports_are_free(words)
     status = starting.run(words, token)
     if status == 0:
-        port, dashboard = (
-            starting.value_of(name, words) for name in ("--port", "--dashboard-port")
-        )
-        next_of_head = _NEXT_OF_HEAD.format(token=token, port=port, dashboard=dashboard)
-        say(next_of_head if is_head else _NEXT_OF_NODE)
+        say(_next_of_head(words, token) if is_head else _NEXT_OF_NODE)
     return status
 
 

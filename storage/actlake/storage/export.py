@@ -418,5 +418,5 @@ def _copied(parent: ActivationStore, contexts: _Contexts, numbers: Array) -> Ite
 def _tokenizer_files(parent: ActivationStore) -> dict[str, bytes]:
     return {
         key.removeprefix(f"{TOKENIZER}/"): parent.location.read(key)
-        for key in parent.location.list(TOKENIZER)
+        for key in parent.tokenizer_files
     }

@@ -660,6 +660,12 @@ class ActivationStore:
 
     # Text.
 
+    @property
+    def tokenizer_files(self) -> tuple[str, ...]:
+        """Keys of the tokenizer's files, as the ledger has them; of a store without one, none."""
+        assert self.ledger.corpus is not None, self.url
+        return tuple(k for k in self.ledger.corpus.files if k.startswith(f"{TOKENIZER}/"))
+
     @cached_property
     def tokenizer(self) -> Any:
         """The store's own tokenizer (a ``tokenizers.Tokenizer``); transformers is not needed.

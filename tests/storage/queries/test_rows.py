@@ -1,5 +1,7 @@
 """Rows read, show and combine themselves; what they hold is what the store holds."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import polars
@@ -7,13 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actlake.storage import Site
+from actlake.storage import Site, export_store, open_store
 from actlake.storage.errors import (
     EmptySelection,
     InvalidQuery,
     NotInStore,
     RowsNotCommitted,
     RowsOutOfRange,
+    StoreDamaged,
+    StoreError,
 )
 from actlake.storage.querying.passages import marked
 from actlake.storage.querying.rows import Rows
@@ -212,3 +216,14 @@ def test_a_store_without_a_tokenizer_knows_its_tokens_by_their_ids(make_told):
         store.find(token=" Paris")
     with pytest.raises(InvalidQuery, match=r"without text, and has no tokenizer"):
         make_told(keep_tokenizer=False, keep_text=False).store().find(text="Paris")
+
+
+def test_a_tokenizer_that_is_lost_is_no_store_without_one(make_told, tmp_path):
+    store = make_told().store()
+    (Path(store.url) / "tokenizer" / "tokenizer.json").unlink()
+    store = open_store(store.url)
+
+    with pytest.raises(StoreDamaged, match=r"holds no tokenizer/tokenizer\.json"):
+        store.find(token=4000)
+    with pytest.raises(StoreError, match=r"tokenizer\.json"):
+        export_store(store, tmp_path / "copy")

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from actlake.platform.corpus import Beginning, resolve_beginning
-from actlake.platform.corpus.chat_template import in_template
+from actlake.platform.corpus.chat_template import apply_template
 from actlake.platform.corpus.errors import TokenizerUnfit
 
 logger = logging.getLogger(__name__)
@@ -113,7 +113,7 @@ def _template_ids(tokenizer: Any) -> Array | None:
 
     said = [{"role": "user", "content": _PLACE}]
     try:
-        whole = in_template(tokenizer, said)
+        whole = apply_template(tokenizer, said)
     except (TemplateError, TypeError, ValueError, ImportError) as error:
         logger.info("The chat template does not take a text by itself: %s", error)
         return None

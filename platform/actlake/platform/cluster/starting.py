@@ -4,6 +4,7 @@
 interfaces. Here it is always on, and the dashboard is on loopback.
 """
 
+import errno
 import os
 import secrets
 import socket
@@ -144,8 +145,10 @@ def _is_taken(port: int) -> bool:
         there.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             there.bind(("", port))
-        except (OSError, OverflowError):
-            return True
+        except OSError as error:
+            return error.errno == errno.EADDRINUSE
+        except OverflowError:  # no port has such a number, which Ray says
+            return False
     return False
 
 

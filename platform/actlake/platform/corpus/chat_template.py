@@ -1,6 +1,6 @@
 """Conversations as the model was trained to read them: messages in the tokenizer's chat template.
 
-    template = open_template(tokenizer)
+    template = ChatTemplate(tokenizer, in_text="ordinary")
     template.written([{"role": "user", "content": "Hi"}], place)     # the text, and its segments
 
 A message's content is a segment named after its role; what the template itself writes around the
@@ -36,7 +36,7 @@ TODAY = datetime(2024, 7, 26)
 """What a template that writes the date takes for today; Llama 3.2's own where it knows of none."""
 
 
-def in_template(tokenizer: Any, messages: Sequence[Mapping[str, str]], **options: Any) -> str:
+def apply_template(tokenizer: Any, messages: Sequence[Mapping[str, str]], **options: Any) -> str:
     """Messages in a tokenizer's chat template, the same on every day.
 
     transformers lets a template ask for the date (``strftime_now``), as those of Llama 3.1 and
@@ -198,7 +198,7 @@ class ChatTemplate:
 
         given = [{"role": m.role, "content": m.content} for m in messages]
         try:
-            return in_template(self._tokenizer, given)
+            return apply_template(self._tokenizer, given)
         except (TemplateError, TypeError, ValueError) as error:
             raise InvalidColumn(
                 f"{place}: the chat template refuses the conversation: {error}\n"

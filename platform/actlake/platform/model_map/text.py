@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from actlake.platform.corpus.beginning import own_beginning, resolve_beginning
-from actlake.platform.corpus.chat_template import in_template
+from actlake.platform.corpus.chat_template import apply_template
 
 PROSE = (
     "The harbour was quiet when the last of the boats came in. Two men tied it to the wall, "
@@ -73,7 +73,7 @@ def _chat(tokenizer: Any) -> str | None:
     if not tokenizer.chat_template:
         return None
     turns = [{"role": "user", "content": "What is the capital of France?"}]
-    return in_template(tokenizer, turns, add_generation_prompt=True)
+    return apply_template(tokenizer, turns, add_generation_prompt=True)
 
 
 def text_ids(tokenizer: Any, *, contexts: int = 2, length: int = 8) -> Tensor:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow.compute as pc
 
-from actlake.storage.errors import NotInStore, StoreDamaged, nearest
+from actlake.storage.errors import NotInStore, nearest
 from actlake.storage.querying.document_table import document_batches
 from actlake.storage.querying.ranges import expanded
 from actlake.storage.querying.token_index import DocumentRuns, TokenIndex
@@ -40,11 +40,14 @@ class Lookup:
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
-        """Tokens by text; none in a store without a tokenizer."""
-        try:
-            return Vocabulary(self._store.tokenizer)
-        except StoreDamaged:
-            return Vocabulary(None)
+        """Tokens by text; none in a store that was made without a tokenizer.
+
+        Raises
+        ------
+        StoreDamaged
+            The tokenizer that it was made with is gone.
+        """
+        return Vocabulary(self._store.tokenizer if self._store.tokenizer_files else None)
 
     @cached_property
     def document_ids(self) -> Array:
