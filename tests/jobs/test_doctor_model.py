@@ -58,6 +58,7 @@ def test_a_model_without_a_tokenizer_is_measured_on_random_tokens(
     assert status == 0
     assert found["tokenizer"]["status"] == "warn"
     assert "comes without a tokenizer" in found["tokenizer"]["says"]
+    assert measured["text"] is None
     assert measured["problems"] == []
 
 

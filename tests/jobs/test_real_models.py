@@ -1,5 +1,6 @@
 """Two models that people use: SmolLM2-135M, whose texts begin with nothing, and Gemma-3-270M."""
 
+import json
 import tempfile
 import zipfile
 from pathlib import Path
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from actlake.jobs.cli import run
 from actlake.jobs.harvest import HarvestConfig, StorageConfig, harvest
 from actlake.jobs.harvest.machines import resolve
 from actlake.jobs.harvest.preparation import wanted_store
@@ -145,3 +147,36 @@ def test_smollm2s_contexts_begin_with_nothing_by_default_and_fit_float16(
     assert trial.losses.by_reading[AS_LAID_OUT] == pytest.approx(expected, rel=1e-4)
     assert trial.warnings() == []
     assert trial.largest[1] < 65_504
+
+
+@pytest.mark.parametrize(
+    ("which", "num_layers", "fits"), [("smollm2_folder", 30, True), ("gemma", 18, False)]
+)
+def test_the_whole_map_of_a_real_model_is_right(
+    which: str,
+    num_layers: int,
+    fits: bool,
+    request: pytest.FixtureRequest,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+
+    status = run(["doctor", "--json", "--model", str(request.getfixturevalue(which))])
+
+    told = json.loads(capsys.readouterr().out)
+    found = told["model"]
+    assert status == 0
+    assert found["problems"] == []
+    assert found["head"]["difference"] == 0
+    points = [point for layer in found["layers"] for point in layer["points"].values()]
+    assert len(points) == 5 * num_layers + 1
+    compared = [one["difference"] for one in points if one["difference"] is not None]
+    assert compared == [0] * (num_layers + 1)
+    assert all(one["moved"] > 1e-3 and one["put_back"] for one in points)
+    assert all(len(layer["sums"]) == 3 for layer in found["layers"])
+    assert max(off for layer in found["layers"] for off in layer["sums"].values()) < 1
+    assert (max(one["largest"] for one in points) < 65_504) == fits
+    assert found["text"]["altered"] == found["text"]["uncovered"] == []
+    said = {one["name"]: one["says"] for one in told["findings"]}
+    assert ("<bos>" in said["BOS"]) == (which == "gemma")

@@ -37,7 +37,7 @@ def main(arguments: Sequence[str]) -> int:
     if options.json:
         told = {
             "findings": [finding.as_json() for finding in findings],
-            "model": found.as_json() if found else None,
+            "model": measured.as_json() if measured else None,
         }
         sys.stdout.write(f"{json.dumps(told, indent=1)}\n")
     else:
