@@ -168,7 +168,26 @@ def test_canonical_correlations_are_those_of_an_svd_of_the_rows_and_of_scikit_le
     np.testing.assert_allclose(found.correlations, exact, atol=1e-10)
     by_sklearn = [np.corrcoef(a[:, i], b[:, i])[0, 1] for i in range(2)]
     np.testing.assert_allclose(found.correlations[:2], by_sklearn, atol=1e-4)
-    assert abs(found.dim_linear - exact.sum() ** 2 / (exact**2).sum()) < 1e-9
+    assert abs(found.pillai_trace - (exact**2).sum()) < 1e-9
+
+
+def test_what_chance_gives_of_the_correlations_is_the_mean_over_permuted_rows(
+    rows, train, centred
+) -> None:
+    x, y = rows[:2]
+    rng = np.random.default_rng(0)
+    left, _ = np.linalg.qr(x - x.mean(0))
+    right, _ = np.linalg.qr(y - y.mean(0))
+    traces = [np.square(left.T @ right[rng.permutation(len(y))]).sum() for _ in range(400)]
+
+    related = spectrum(train)
+    unrelated = spectrum(centred(x, y[rng.permutation(len(y))]))
+
+    for found in (related, unrelated):
+        error = 4 * np.std(traces) / np.sqrt(len(traces))
+        assert found.permuted_pillai_trace == pytest.approx(np.mean(traces), abs=error)
+    assert related.pillai_trace > 30 * related.permuted_pillai_trace
+    assert unrelated.pillai_trace < np.max(traces)
 
 
 def test_a_layer_to_itself_is_the_identity(rows, centred) -> None:
@@ -182,7 +201,7 @@ def test_a_layer_to_itself_is_the_identity(rows, centred) -> None:
             (found.uniform, found.variance_weighted, found.whitened), 1, atol=1e-12
         )
     assert r2(fit.mean, itself).uniform == 0.0
-    assert spectrum(itself).dim_linear == pytest.approx(X)
+    assert spectrum(itself).pillai_trace == pytest.approx(X)
 
 
 def test_there_is_no_identity_between_unequal_widths(train) -> None:

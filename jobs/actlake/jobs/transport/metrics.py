@@ -119,10 +119,20 @@ class Spectrum:
         return ceiling
 
     @property
-    def dim_linear(self) -> float:
-        """(Σρ)² / Σρ²: the size of the linearly transported subspace."""
-        total = float((self.correlations**2).sum())
-        return float(self.correlations.sum()) ** 2 / total if total else 0.0
+    def pillai_trace(self) -> float:
+        """Σρ²: how many of the target's whitened dimensions the source accounts for."""
+        return float((self.correlations**2).sum())
+
+    @property
+    def permuted_pillai_trace(self) -> float:
+        """The mean of Σρ² over all permutations of the target's rows: what chance gives.
+
+        The trace of a product of two projections of n - 1 dimensions, of which one is turned
+        by the permutation, is on average the product of their ranks over n - 1. That is exact,
+        so no row has to be permuted. ((Σρ)²/Σρ², the "dimension" of the paper, is not shown:
+        it is as large for rows that have nothing to do with each other.)
+        """
+        return self.rank_x * self.rank_y / (self.rows - 1)
 
     def efficiency(self, curve: Array) -> Array:
         """(R + 1,) η(r): what a map of rank r reaches of the ceiling; NaN at rank 0."""

@@ -34,13 +34,15 @@ class PairSummary:
     whitened: Mapping[str, Array]
     ceiling: Array | None
     train_ceiling: Array | None
-    dim_linear: float
+    pillai_trace: float
+    """Σρ² of the test rows."""
+    permuted_pillai_trace: float
+    """The same of permuted rows, on average."""
 
     @classmethod
     def of(cls, fit: PairFit) -> "PairSummary":
         """Of a fit."""
         interval = fit.ridge.intervals.get("uniform")
-        curves = fit.spectrum is not None
         return cls(
             pair=fit.pair,
             alpha=float(fit.ridge.fitted.alpha or 0.0),
@@ -58,7 +60,10 @@ class PairSummary:
             whitened={kind: curve.whitened for kind, curve in fit.curves.items()},
             ceiling=fit.spectrum.ceiling if fit.spectrum else None,
             train_ceiling=fit.train_spectrum.ceiling if fit.train_spectrum else None,
-            dim_linear=fit.spectrum.dim_linear if curves and fit.spectrum else float("nan"),
+            pillai_trace=fit.spectrum.pillai_trace if fit.spectrum else float("nan"),
+            permuted_pillai_trace=fit.spectrum.permuted_pillai_trace
+            if fit.spectrum
+            else float("nan"),
         )
 
 
@@ -117,7 +122,10 @@ def _heatmaps(pairs: Sequence[PairSummary]) -> Iterable[tuple[str, bytes]]:
         shown: Mapping[str, tuple[str, Callable[[PairSummary], float]]] = {
             "r2": ("R² of the ridge map, uniform", lambda one: one.r2["ridge"]["uniform"]),
             "gain": ("R² of the ridge map less the identity's", _gain),
-            "dim_linear": ("Size of the linear transport subspace", lambda one: one.dim_linear),
+            "pillai_trace": (
+                "Σρ² of the test rows, less that of permuted rows",
+                lambda one: one.pillai_trace - one.permuted_pillai_trace,
+            ),
         }
         for name, (title, value) in shown.items():
             values = {(depth(one.pair.source)[0], one.pair.distance): value(one) for one in mine}
@@ -257,7 +265,7 @@ def page(findings: Findings, drawn: Mapping[str, bytes]) -> str:
 def _pair_table(pairs: Sequence[PairSummary]) -> Html:
     head = (
         "source", "target", "k", "offset", "α", "R² ridge", "±", "in-sample", "R² ols",
-        "R² identity", "R² weighted", "R² whitened", "dim_linear",
+        "R² identity", "R² weighted", "R² whitened", "Σρ²", "Σρ² of permuted rows",
     )  # fmt: skip
     body = [
         (
@@ -273,7 +281,8 @@ def _pair_table(pairs: Sequence[PairSummary]) -> Html:
             number(one.r2.get("identity", {}).get("uniform", float("nan"))),
             number(one.r2["ridge"]["variance_weighted"]),
             number(one.r2["ridge"]["whitened"]),
-            number(one.dim_linear, 1),
+            number(one.pillai_trace, 1),
+            number(one.permuted_pillai_trace, 1),
         )
         for one in pairs
     ]

@@ -2,7 +2,7 @@
 
 maps.parquet       a row for each pair, map and measure: test R², its interval, train R²
 ranks.parquet      a row for each pair, family and rank: R², ceiling, efficiency, both splits
-pairs.parquet      a row for each pair: α, effective ranks, dim_linear, row counts
+pairs.parquet      a row for each pair: α, effective ranks, Σρ² and its value by chance, row counts
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -83,8 +83,10 @@ def pair_row(fit: PairFit) -> dict[str, Any]:
         "rank_source": fit.rank_x,
         "rank_target": fit.rank_y,
         "condition_source": fit.condition_x,
-        "dim_linear": _or_none(fit.spectrum, "dim_linear"),
-        "dim_linear_train": _or_none(fit.train_spectrum, "dim_linear"),
+        "pillai_trace": _or_none(fit.spectrum, "pillai_trace"),
+        "pillai_trace_permuted": _or_none(fit.spectrum, "permuted_pillai_trace"),
+        "pillai_trace_train": _or_none(fit.train_spectrum, "pillai_trace"),
+        "pillai_trace_train_permuted": _or_none(fit.train_spectrum, "permuted_pillai_trace"),
         "alphas": list(fit.alphas),
         "alpha_scores": list(fit.alphas.values()),
         "correlations": fit.spectrum.correlations if fit.spectrum else None,
