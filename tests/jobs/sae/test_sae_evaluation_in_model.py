@@ -10,7 +10,7 @@ from torch import Tensor
 from actlake.jobs.jackknife import jackknife_mean
 from actlake.jobs.sae.errors import InvalidSAE, NotEnoughRows
 from actlake.jobs.sae.evaluation import evaluate_rows
-from actlake.jobs.sae.in_model import ModelScores, evaluate_in_model
+from actlake.jobs.sae.in_model import ALL_SITES, ModelScores, evaluate_in_model, evaluate_sites
 from actlake.jobs.sae.trained import read_sae
 from actlake.jobs.whole_contexts import contexts_of_split
 from actlake.storage import Site
@@ -135,6 +135,29 @@ def test_sae_and_crosscoder_give_what_hooks_by_hand_give(
     assert found.kl.value == pytest.approx(kl[kept].mean(), rel=1e-4)
     assert found.ce_zero.value == pytest.approx(zero_ce[kept[:, :-1]].mean(), rel=1e-5)
     assert found.kl_zero.value == pytest.approx(zero_kl[kept].mean(), rel=1e-4)
+
+
+def test_each_site_of_a_crosscoder_is_tested_alone_and_noise_at_one_shows(
+    spoken, reference
+) -> None:
+    contexts = contexts_of_split(spoken.store(), "test", 100)
+    sites = [Site(0), Site(1), Site(2)]
+
+    def noise_but_at_the_deepest(x_NSD: Tensor) -> Tensor:
+        noise = torch.randn(x_NSD.shape, generator=torch.Generator().manual_seed(0))
+        noise[:, -1] = 0.8 * x_NSD[:, -1] + 0.05
+        return noise
+
+    found = evaluate_sites(noise_but_at_the_deepest, spoken.chain, contexts, sites)
+
+    kept = spoken.allowed[spoken.contexts("test")][:, :-1]
+    deepest, _ = by_hand(spoken, reference, [2], spoken.allowed, shrunk, everywhere=False)
+    assert list(found) == [*map(str, sites), ALL_SITES]
+    assert found["resid_post.2"].ce_sae.value == pytest.approx(deepest[kept].mean(), rel=1e-5)
+    # All at once, the noise at the other two sites hardly shows; alone it does.
+    kl = {name: scores.kl.value for name, scores in found.items()}
+    assert kl[ALL_SITES] < 2 * kl["resid_post.2"]
+    assert min(kl["resid_post.0"], kl["resid_post.1"]) > 10 * kl[ALL_SITES]
 
 
 def test_an_interval_leaves_out_one_document_at_a_time(spoken, reference) -> None:

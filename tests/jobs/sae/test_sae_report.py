@@ -235,7 +235,7 @@ def runs(spoken, pages) -> list[RunFacts]:
                 rows_trained=500,
                 history={"loss": (steps, 9 / steps), "fvu": (steps, 1 / steps)},
                 rows=evaluate_rows(sae, [rows]),
-                in_model=evaluate_in_model(sae, spoken.chain, contexts, [SITE]),
+                in_model={str(SITE): evaluate_in_model(sae, spoken.chain, contexts, [SITE])},
                 latents=pages if number == 0 else (),
                 lineage={"store": "runs/<store>", "commit": "abc123"},
             )
@@ -260,10 +260,10 @@ def test_the_report_of_a_sweep_holds_every_sae_its_lineage_and_its_numbers(runs,
     assert [(name, step) for name, step, _ in tracker.pages] == [("report", 5)]
     for run in runs:
         assert run.rows is not None
-        assert run.in_model is not None
+        (in_model,) = run.in_model.values()
         assert page.count(f"topk &lt;{run.options['k']}&gt;") >= 4
         assert f"{run.rows.fvu:.4f}" in page
-        assert f"{run.in_model.ce_recovered.value:,.4f} ± " in page
+        assert f"{in_model.ce_recovered.value:,.4f} ± " in page
     assert page.count("runs/&lt;store&gt;") == page.count("abc123") == 3
     assert "<th>k</th>" in page
     assert "<th>learning_rate</th>" not in page  # all have the same

@@ -25,7 +25,7 @@ from actlake.jobs.sae.config import SAESpec
 from actlake.jobs.sae.contexts import LatentPage, choose_latents, latent_pages
 from actlake.jobs.sae.data import scaling_of
 from actlake.jobs.sae.evaluation import RowScores, evaluate_rows
-from actlake.jobs.sae.in_model import ModelScores, evaluate_in_model
+from actlake.jobs.sae.in_model import ModelScores, evaluate_sites
 from actlake.jobs.sae.opening import Opened
 from actlake.jobs.sae.publish import publish
 from actlake.jobs.sae.report import RunFacts, write_report
@@ -74,8 +74,10 @@ def finish(
     in_model = _in_model(opened, trainee.spec, sae)
     latents = _latents(opened, trainee.spec, sae, rows)
     metrics = prefixed(rows.as_metrics())
-    if in_model is not None:
-        metrics |= {f"in_model/{name}": value for name, value in in_model.as_metrics().items()}
+    for spliced, scores in in_model.items():
+        # The only site of an SAE needs no name; those of a crosscoder do.
+        place = f"in_model/{spliced}" if len(in_model) > 1 else "in_model"
+        metrics |= {f"{place}/{name}": value for name, value in scores.as_metrics().items()}
     tracker.summary({**metrics, "state": facts.state})
     record.finish(metrics).save(folder)
     tracker.artifact(folder / WEIGHTS, kind="sae")
@@ -148,10 +150,11 @@ def _publish(folder: Path, write: Any) -> None:
     shutil.rmtree(partial)
 
 
-def _in_model(opened: Opened, spec: SAESpec, sae: TrainedSAE) -> ModelScores | None:
+def _in_model(opened: Opened, spec: SAESpec, sae: TrainedSAE) -> Mapping[str, ModelScores]:
+    """By the site that is replaced; empty where it is not asked for."""
     asked, store = opened.config.evaluation.in_model, opened.store
     if asked is None:
-        return None
+        return {}
     reads = [Site.parse(site) for site in spec.inputs]
     writes = None if spec.target is None else [spec.target]
     chain = chain_of_store(store, asked.model, spec.all_sites)
@@ -165,7 +168,7 @@ def _in_model(opened: Opened, spec: SAESpec, sae: TrainedSAE) -> ModelScores | N
         site: torch.from_numpy(store.moments(site, split=opened.config.split).mean)
         for site in writes or reads
     }
-    return evaluate_in_model(
+    return evaluate_sites(
         sae, chain, contexts, reads, writes, means=means if asked.mean else None,
         ablate=asked.ablate, device=opened.device,
     )  # fmt: skip

@@ -12,8 +12,10 @@ Every context is run undisturbed, with the reconstruction spliced in, and ablate
     KL             KL(clean ‖ sae), nats a token
 
 An SAE reads and replaces one site. A transcoder reads one and replaces another. A crosscoder
-reads all of its sites from the undisturbed run and replaces all of them. Positions that are
-excluded keep what the model computes there and are not counted; see `contexts_of_split` for
+reads all of its sites from the undisturbed run, and each of them is replaced alone
+(`evaluate_sites`). Where it replaces all of them at once, the deepest one overwrites what the
+others have changed: that number, `ALL_SITES`, says next to nothing of the others. Positions that
+are excluded keep what the model computes there and are not counted; see `contexts_of_split` for
 which. An ablation puts zero (or the mean) at *every* position, excluded or not, as SAELens does
 in `run_evals`, so that the numbers are comparable; `ablate="spliced"` leaves excluded ones alone
 there too, which is milder where position 0 is an attention sink.
@@ -49,6 +51,8 @@ Reconstruct = Callable[[Tensor], Tensor]
 Ablate = Literal["all", "spliced"]
 
 _TOKENS_AT_ONCE = 512
+ALL_SITES = "all_sites_at_once"
+"""In place of a site's name: all sites of a crosscoder replaced in one run."""
 
 
 class RunsToLogits(Protocol):
@@ -104,6 +108,7 @@ def evaluate_in_model(
     reads: Sequence[Site],
     writes: Sequence[Site] | None = None,
     *,
+    replaces: Sequence[Site] | None = None,
     means: Mapping[Site, Tensor] | None = None,
     ablate: Ablate = "all",
     device: torch.device | str | None = None,
@@ -121,9 +126,11 @@ def evaluate_in_model(
     contexts
         From `contexts_of_split`.
     reads, writes
-        The sites that are read and replaced; the same where `writes` is left out.
+        The sites that are read and reconstructed; the same where `writes` is left out.
+    replaces
+        Which of `writes` are replaced; all of them if left out.
     means
-        Of each site of `writes` the mean row, to ablate with beside zero.
+        Of each site that is replaced the mean row, to ablate with beside zero.
     ablate
         Whether ablations reach excluded positions too.
     device
@@ -142,7 +149,8 @@ def evaluate_in_model(
         The model does not hand out a site, or the reconstruction has another shape.
     """
     writes = list(reads if writes is None else writes)
-    run = _Run(sae, chain, tuple(reads), tuple(writes), means, ablate, device)
+    replaced = tuple(writes if replaces is None else replaces)
+    run = _Run(sae, chain, tuple(reads), tuple(writes), replaced, means, ablate, device)
     for batch in _batches(contexts, tokens_at_once):
         run.add(batch)
         on_contexts(len(batch))
@@ -152,6 +160,34 @@ def evaluate_in_model(
             "hint: name a split that holds documents, or exclude fewer positions"
         )
     return run.scores(len(contexts))
+
+
+def evaluate_sites(
+    sae: Reconstruct,
+    chain: RunsToLogits,
+    contexts: Sequence[WholeContext],
+    reads: Sequence[Site],
+    writes: Sequence[Site] | None = None,
+    *,
+    means: Mapping[Site, Tensor] | None = None,
+    ablate: Ablate = "all",
+    device: torch.device | str | None = None,
+) -> dict[str, ModelScores]:
+    """`evaluate_in_model` with each written site replaced alone, by its name.
+
+    Of a crosscoder also with all of them replaced at once, as `ALL_SITES`.
+    """
+    sites = list(reads if writes is None else writes)
+    runs = {str(site): [site] for site in sites}
+    if len(sites) > 1:
+        runs[ALL_SITES] = sites
+    return {
+        name: evaluate_in_model(
+            sae, chain, contexts, reads, writes,
+            replaces=replaced, means=means, ablate=ablate, device=device,
+        )
+        for name, replaced in runs.items()
+    }  # fmt: skip
 
 
 def _batches(
@@ -176,6 +212,7 @@ class _Run:
     chain: RunsToLogits
     reads: tuple[Site, ...]
     writes: tuple[Site, ...]
+    replaces: tuple[Site, ...]
     means: Mapping[Site, Tensor] | None
     ablate: Ablate
     device: torch.device | str | None
@@ -213,11 +250,12 @@ class _Run:
             "sae": [
                 replace_with(site, acts_BLD, allowed_BL)
                 for site, acts_BLD in zip(self.writes, spliced, strict=True)
+                if site in self.replaces
             ],
-            "zero": [_constant(site, torch.zeros(()), where) for site in self.writes],
+            "zero": [_constant(site, torch.zeros(()), where) for site in self.replaces],
         }
         if self.means is not None:
-            found["mean"] = [_constant(site, self.means[site], where) for site in self.writes]
+            found["mean"] = [_constant(site, self.means[site], where) for site in self.replaces]
         return found
 
     def _reconstructed(self, seen: Mapping[Site, Tensor], allowed_BL: Tensor) -> list[Tensor]:

@@ -33,7 +33,7 @@ from actlake.jobs.report_page import (
 from actlake.jobs.sae import pictures
 from actlake.jobs.sae.contexts import LatentPage
 from actlake.jobs.sae.evaluation import RowScores
-from actlake.jobs.sae.in_model import ModelScores
+from actlake.jobs.sae.in_model import ALL_SITES, ModelScores
 from actlake.jobs.sae.latent_cards import STYLE, latent_card
 from actlake.platform.tracking import Tracker
 
@@ -61,10 +61,16 @@ class RunFacts:
     history: Mapping[str, tuple[Array, Array]] = field(default_factory=dict)
     """By metric, (rows trained on, values): ``loss``, ``l0``, ``fvu``, ``dead_share``, …"""
     rows: RowScores | None = None
-    in_model: ModelScores | None = None
+    in_model: Mapping[str, ModelScores] = field(default_factory=dict)
+    """By the site that is replaced, or `ALL_SITES`; empty where it was not tested."""
     latents: Sequence[LatentPage] = ()
     lineage: Mapping[str, str] = field(default_factory=dict)
     """Where it comes from: store, model, revision, config, commit, folder."""
+
+    @property
+    def spliced_alone(self) -> Mapping[str, ModelScores]:
+        """The tests in the model that replace one site, by its name."""
+        return {site: found for site, found in self.in_model.items() if site != ALL_SITES}
 
 
 _HISTORIES = {
@@ -133,7 +139,7 @@ def _pareto(runs: Sequence[RunFacts]) -> dict[str, bytes]:
         "ce_recovered": (
             "CE recovered",
             True,
-            lambda run: run.in_model.ce_recovered.value if run.in_model else None,
+            lambda run: _mean_recovered(run) if run.in_model else None,
         ),
     }
     drawn = {}
@@ -150,6 +156,11 @@ def _pareto(runs: Sequence[RunFacts]) -> dict[str, bytes]:
                 groups, title=f"{y} against sparsity", y=y, higher_is_better=higher
             )
     return drawn
+
+
+def _mean_recovered(run: RunFacts) -> float:
+    """Over its sites, each replaced alone."""
+    return float(np.mean([one.ce_recovered.value for one in run.spliced_alone.values()]))
 
 
 def report_page(
@@ -181,8 +192,8 @@ def _one_line(run: RunFacts) -> str:
     parts = [f"{run.architecture}, {run.d_sae:,} latents on {run.sites}"]
     if run.rows is not None:
         parts.append(f"FVU {number(run.rows.fvu)} at L0 {number(run.rows.l0, 1)}")
-    if run.in_model is not None:
-        parts.append(f"CE recovered {number(run.in_model.ce_recovered.value)}")
+    if run.in_model:
+        parts.append(f"CE recovered {_by_site(run, lambda one: number(one.ce_recovered.value))}")
     return " · ".join(parts)
 
 
@@ -202,11 +213,16 @@ def _result_table(runs: Sequence[RunFacts]) -> Html:
         (
             run.name, run.architecture, run.sites, f"{run.d_sae:,}",
             *(str(run.options.get(name, "")) for name in options),
-            f"{run.rows_trained:,}", *_row_cells(run.rows), *_model_cells(run.in_model), run.state,
+            f"{run.rows_trained:,}", *_row_cells(run.rows), *_model_cells(run), run.state,
         )
         for run in runs
     ]  # fmt: skip
-    return table(head, body, caption="On held-out documents; ΔCE and KL in nats a token.")
+    return table(
+        head,
+        body,
+        caption="On held-out documents; ΔCE and KL in nats a token, of a crosscoder with each "
+        "site replaced alone, in the order of its sites.",
+    )
 
 
 def _row_cells(rows: RowScores | None) -> Sequence[str]:
@@ -220,10 +236,18 @@ def _row_cells(rows: RowScores | None) -> Sequence[str]:
     )
 
 
-def _model_cells(scores: ModelScores | None) -> Sequence[str]:
-    if scores is None:
+def _model_cells(run: RunFacts) -> Sequence[str]:
+    if not run.in_model:
         return ("–",) * 3
-    return _interval(scores.ce_recovered), _interval(scores.delta_ce), _interval(scores.kl)
+    return (
+        _by_site(run, lambda one: _interval(one.ce_recovered)),
+        _by_site(run, lambda one: _interval(one.delta_ce)),
+        _by_site(run, lambda one: _interval(one.kl)),
+    )
+
+
+def _by_site(run: RunFacts, cell: Callable[[ModelScores], str]) -> str:
+    return " / ".join(cell(one) for one in run.spliced_alone.values())
 
 
 def _interval(found: Interval | None) -> str:
@@ -265,25 +289,28 @@ def _sparsity_table(runs: Sequence[RunFacts]) -> Html:
 
 def _in_model_section(runs: Sequence[RunFacts]) -> Html:
     head = (
-        "SAE", "CE clean", "CE with SAE", "CE zero", "CE mean", "ΔCE", "CE recovered", "KL",
-        "KL zero", "positions", "documents",
+        "SAE", "replaced", "CE clean", "CE with SAE", "CE zero", "CE mean", "ΔCE", "CE recovered",
+        "KL", "KL zero", "positions", "documents",
     )  # fmt: skip
     body = [
         (
-            run.name, _interval(found.ce_clean), _interval(found.ce_sae), _interval(found.ce_zero),
+            run.name, site.replace("_", " ") if site == ALL_SITES else site,
+            _interval(found.ce_clean), _interval(found.ce_sae), _interval(found.ce_zero),
             _interval(found.ce_mean), _interval(found.delta_ce), _interval(found.ce_recovered),
             _interval(found.kl), _interval(found.kl_zero), f"{found.num_spliced:,}",
             f"{found.num_documents:,}",
         )
         for run in runs
-        if (found := run.in_model) is not None
+        for site, found in run.in_model.items()
     ]  # fmt: skip
     return section(
         "In the running model",
         paragraph(
             "The reconstruction takes the place of the activations while the model runs; nats a "
             "token. CE recovered is (zero − SAE) / (zero − clean): 1 when nothing is lost, 0 when "
-            "it is no better than zeros. Intervals: 95 %, over documents."
+            "it is no better than zeros. Intervals: 95 %, over documents. A crosscoder's sites are "
+            "replaced one by one; where all are replaced at once, the deepest overwrites what the "
+            "others changed, and the numbers are about little else than that site."
         ),
         table(head, body),
     )
