@@ -13,6 +13,7 @@ from actlake.jobs.sae.config import OptimizerConfig, SAEConfig, SAESpec
 from actlake.jobs.sae.data import SiteFacts, scaling_of
 from actlake.jobs.sae.dead_latents import Firing, Weights, resample
 from actlake.jobs.sae.errors import InvalidSAE
+from actlake.jobs.sae.evaluation import evaluate_rows
 from actlake.jobs.sae.means import Means
 from actlake.jobs.sae.schedules import coefficient_values, learning_rate
 from actlake.jobs.sae.sweep import expand
@@ -80,12 +81,39 @@ def test_losses_are_those_of_saelens_own_trainer(
         assert ours[-1]["train/dead_share"] > 0  # the auxiliary loss has taken part
 
 
-def trainee_of(spec: SAESpec, *, steps: int) -> Trainee:
+@pytest.mark.parametrize("architecture", ["topk", "jumprelu"])
+def test_the_fvu_of_a_crosscoder_is_the_same_in_training_and_on_held_out_rows(
+    architecture: str, batches: list[torch.Tensor]
+) -> None:
+    # The second site is large and badly reconstructed: pooling would give its FVU alone.
+    rows_NSD = torch.stack([batches[0], 30 * torch.randn_like(batches[0])], dim=1)
+    centred = (rows_NSD - rows_NSD.mean(0)).double().numpy()
+    variance = (centred**2).sum((0, 2)) / ROWS
+    spec = SAESpec(
+        sites=(Site(0), Site(1)), architecture=architecture, d_sae=LATENTS,
+        options={"k": 8} if architecture == "topk" else {},
+    )  # fmt: skip
+    trainee = trainee_of(spec, steps=1, variance=torch.from_numpy(variance))
+    before = trainee.model.trained()
+
+    trainee.step((rows_NSD, None), 0, ALONE)
+
+    error = ((before(rows_NSD) - rows_NSD).double().numpy() ** 2).sum((0, 2)) / ROWS
+    by_hand = (error / variance).mean()
+    assert trainee.logged(1)["train/fvu"] == pytest.approx(by_hand, rel=1e-4)
+    assert evaluate_rows(before, [rows_NSD]).fvu == pytest.approx(by_hand, rel=1e-4)
+    assert abs(error.sum() / variance.sum() - by_hand) > 0.02  # what the curve once showed
+
+
+def trainee_of(spec: SAESpec, *, steps: int, variance: torch.Tensor | None = None) -> Trainee:
     model = build_sae(
-        spec.architecture, spec.options, d_in=DIM, d_sae=spec.d_sae, seed=spec.seed, device=CPU
-    )
+        spec.architecture, spec.options,
+        d_in=DIM, d_sae=spec.d_sae, num_sites=len(spec.inputs), seed=spec.seed, device=CPU,
+    )  # fmt: skip
     options = StepOptions(steps=steps, batch_rows=ROWS, micro_batches=1, autocast=False)
-    return Trainee(spec, model, options, variance=1.0, device=CPU)
+    if variance is None:
+        variance = torch.ones(1)
+    return Trainee(spec, model, options, variance=variance, device=CPU)
 
 
 def losses_of_saelens(spec: SAESpec, batches: list[torch.Tensor]) -> list[float]:

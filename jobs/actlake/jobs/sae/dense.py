@@ -69,7 +69,7 @@ class DenseSAE(TrainableSAE):
             )
         )
         with torch.no_grad():
-            error = (output.sae_out - targets).double().square().sum()
+            error = self.by_site((output.sae_out - targets).square())
             fired = torch.count_nonzero(output.feature_acts, dim=0)
         parts = {name: torch.as_tensor(part).detach() for name, part in output.losses.items()}
         return StepOutput(output.loss, parts, fired, error, len(rows))

@@ -68,8 +68,11 @@ class JumpReLUSAE(TrainableSAE):
             loss, sums = _Step.apply(  # type: ignore[no-untyped-call]
                 rows, targets, coefficients["l0"], self.options, subtract, mixed, *weights
             )
-        parts = {"mse_loss": sums.squared_error / len(rows), "l0_loss": sums.penalty / len(rows)}
-        return StepOutput(loss, parts, sums.fired, sums.squared_error.double(), len(rows))
+        parts = {
+            "mse_loss": sums.squared_error.sum() / len(rows),
+            "l0_loss": sums.penalty / len(rows),
+        }
+        return StepOutput(loss, parts, sums.fired, self.by_site(sums.squared_error), len(rows))
 
     def after_step(self) -> None:
         """Keep thresholds from falling below 0."""
@@ -81,6 +84,7 @@ class _Sums:
     """What is added up over parts of the rows: values, and gradients of the loss."""
 
     squared_error: Tensor
+    """(O,) of each dimension."""
     penalty: Tensor
     fired: Tensor
     encoder: Tensor
@@ -94,7 +98,7 @@ class _Sums:
         num_latents, width = decoder.shape
         zeros = encoder.new_zeros
         return cls(
-            squared_error=torch.zeros((), dtype=torch.float64, device=encoder.device),
+            squared_error=torch.zeros(width, dtype=torch.float64, device=encoder.device),
             penalty=torch.zeros((), dtype=torch.float64, device=encoder.device),
             fired=torch.zeros(num_latents, dtype=torch.int64, device=encoder.device),
             encoder=torch.zeros_like(encoder),
@@ -141,7 +145,7 @@ class _Step(torch.autograd.Function):
         ctx.save_for_backward(
             sums.encoder, sums.bias, sums.threshold, sums.decoder, sums.output_bias
         )
-        loss = ((sums.squared_error + sums.penalty) / len(rows)).to(rows.dtype)
+        loss = ((sums.squared_error.sum() + sums.penalty) / len(rows)).to(rows.dtype)
         return loss, sums
 
     @staticmethod
@@ -174,7 +178,7 @@ def _add_part(
     sums.fired += active.sum(0).long()
     values = torch.mul(before, active, out=gradient)
     error = _product(values, decoder, out=output_bias - targets, mixed=mixed)
-    sums.squared_error += error.square().sum(dtype=torch.float64)
+    sums.squared_error += error.square().sum(0, dtype=torch.float64)
     by_output = error.mul_(2 / num_rows)
     sums.output_bias += by_output.sum(0)
     _product(values.t(), by_output, out=sums.decoder, mixed=mixed)

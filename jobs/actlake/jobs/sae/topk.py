@@ -90,8 +90,8 @@ class TopKSAE(TrainableSAE):
         if self.architecture != "abstopk":
             values = values.relu()
         levels = self._decode(values, decoder, chosen)
-        errors = (levels.reconstructions - targets).square().sum(2)
-        losses = errors.mean(1)
+        squared = (levels.reconstructions - targets).square()
+        losses = squared.sum(2).mean(1)
         parts = {"mse_loss": losses[-1]}
         dead_values = encode_some(centred, encoder, bias, input_bias, kept.latents, kept.before)
         parts[AUX_LOSS] = self._auxiliary(dead_values, kept.latents, scales, levels, targets)
@@ -107,7 +107,7 @@ class TopKSAE(TrainableSAE):
             loss=torch.stack(list(parts.values())).sum(),
             parts={name: part.detach() for name, part in parts.items()},
             fired=chosen.count(active),
-            squared_error=errors[-1].detach().double().sum(),
+            squared_error=self.by_site(squared[-1].detach()),
             num_rows=len(rows),
         )
 

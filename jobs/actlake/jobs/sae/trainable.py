@@ -60,7 +60,7 @@ class StepOutput:
     """(F,) int64, in how many of this worker's rows each latent was active."""
 
     squared_error: Tensor
-    """Scalar, float64: squared error of the reconstruction, summed over rows and widths."""
+    """(S,) float64: squared error of each site's reconstruction, summed over rows and widths."""
 
     num_rows: int
     """B."""
@@ -169,6 +169,11 @@ class TrainableSAE(nn.Module, ABC):
         from actlake.jobs.sae.inference_form import inference_form
 
         return inference_form(self, scaling)
+
+    def by_site(self, squared: Tensor) -> Tensor:
+        """(B, S·D) squared errors, or (S·D,) sums of them, summed to (S,) in float64."""
+        total = squared.sum(0, dtype=torch.float64) if squared.ndim == 2 else squared.double()
+        return total.reshape(self.num_sites, -1).sum(1)
 
     def flat(self, x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor]:
         """Inputs and targets as (B, S·D), or (B, D) and (B, O) of a transcoder."""

@@ -49,7 +49,7 @@ class Trainee:
     model
         With its first weights.
     variance
-        Sum over dimensions (and sites) of the variance of what it reconstructs, scaled.
+        (S,) of each site that it reconstructs, the variance summed over dimensions, scaled.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Trainee:
         model: TrainableSAE,
         options: StepOptions,
         *,
-        variance: float,
+        variance: Tensor,
         device: torch.device,
     ) -> None:
         self.spec = spec
@@ -69,7 +69,7 @@ class Trainee:
         """Lowest FVU on held-out rows, and evaluations since then."""
         self._options = options
         self._device = device
-        self._variance = variance
+        self._variance = variance.to(device, torch.float64)
         self._parameters = [part for part in model.parameters() if part.requires_grad]
         self._optimizer = torch.optim.Adam(
             self._parameters,
@@ -107,19 +107,20 @@ class Trainee:
                 **values,
                 named.GRADIENT_NORM: norm,
                 named.L0: fired.sum() / options.batch_rows,
-                named.FVU: error / (options.batch_rows * self._variance),
+                # As on held-out rows: of a crosscoder the mean over its sites.
+                named.FVU: (error / (options.batch_rows * self._variance)).mean(),
             }
         )
 
     def _forward_and_backward(
         self, example: Example, step: int, comm: Communicator
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Gradients, and of this worker's rows: firings, squared error, mean losses."""
+        """Gradients; of this worker's rows the firings, squared error of each site, mean losses."""
         parts = parts_of(example, self._options.micro_batches)
         coefficients = coefficient_values(self.model.coefficients, step)
         dead = self._firing.dead
         fired = torch.zeros_like(self._firing.rows_since)
-        error = torch.zeros((), dtype=torch.float64, device=self._device)
+        error = torch.zeros_like(self._variance)
         values: dict[str, Tensor] = {}
         for read, target in parts:
             with torch.autocast(
@@ -152,12 +153,13 @@ class Trainee:
         """Of all workers' rows, in one exchange; counts stay exact in float64."""
         if comm.size == 1:
             return fired, error, dict(values)
-        scalars = torch.stack([error.double(), *(value.double() for value in values.values())])
-        summed = comm.sum(torch.cat([scalars, fired.double()]))
-        means = (summed[1 : len(scalars)] / comm.size).unbind()
+        losses = torch.stack([value.double() for value in values.values()])
+        summed = comm.sum(torch.cat([error, losses, fired.double()]))
+        error, losses, fired_by_all = torch.split(summed, [len(error), len(losses), len(fired)])
+        means = (losses / comm.size).unbind()
         return (
-            summed[len(scalars) :].to(fired.dtype),
-            summed[0],
+            fired_by_all.to(fired.dtype),
+            error,
             dict(zip(values, means, strict=True)),
         )
 

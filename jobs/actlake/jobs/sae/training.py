@@ -8,7 +8,6 @@ which rows come is a function of the step, and nothing else is drawn at random.
 """
 
 import logging
-import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -386,9 +385,12 @@ def build(spec: SAESpec, facts: Mapping[Site, SiteFacts], device: torch.device) 
     return model
 
 
-def variance_of(spec: SAESpec, facts: Mapping[Site, SiteFacts]) -> float:
-    """Of what the SAE reconstructs, scaled: summed over dimensions and sites."""
-    return math.fsum(facts[site].variance * facts[site].scale ** 2 for site in _written(spec))
+def variance_of(spec: SAESpec, facts: Mapping[Site, SiteFacts]) -> Tensor:
+    """(S,) float64, of each site that the SAE reconstructs, scaled: summed over dimensions."""
+    return torch.tensor(
+        [facts[site].variance * facts[site].scale ** 2 for site in _written(spec)],
+        dtype=torch.float64,
+    )
 
 
 def _written(spec: SAESpec) -> tuple[Site, ...]:
