@@ -464,6 +464,13 @@ def test_each_sae_ends_when_it_gets_no_better(config):
     lines = {name: curve(Path(config.out) / name) for name in ("long", "short")}
     assert max(line["step"] for line in lines["long"]) == 39
     assert max(line["step"] for line in lines["short"]) == 9
+    about = {
+        name: json.loads((Path(config.out) / name / "cfg.json").read_text())["metadata"]
+        for name in lines
+    }
+    assert {name: said["rows_trained"] for name, said in about.items()} == {
+        "long": 39 * 64, "short": 9 * 64,
+    }  # fmt: skip
     assert "short/held_out/fvu" in result.metrics
     assert "not bettered in 2 evaluations" in result.report.read_text()
 

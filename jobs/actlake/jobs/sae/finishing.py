@@ -66,7 +66,7 @@ def finish(
                 model,
                 partial,
                 scaling=scaling_of(trainee.spec, training.facts),
-                metadata=lineage(opened, trainee.spec),
+                metadata=lineage(opened, trainee),
             ),
         )
     sae = read_sae(str(folder)).to(opened.device)
@@ -108,9 +108,9 @@ def record_of(opened: Opened, spec: SAESpec) -> RunRecord:
     )
 
 
-def lineage(opened: Opened, spec: SAESpec) -> dict[str, Any]:
+def lineage(opened: Opened, trainee: Trainee) -> dict[str, Any]:
     """What an SAE's file says of its origin, with the keys that SAELens reads and our own."""
-    store, source = opened.store, opened.store.provenance
+    store, source, spec = opened.store, opened.store.provenance, trainee.spec
     record = record_of(opened, spec)
     crosscoder = len(spec.inputs) > 1
     return {
@@ -125,7 +125,7 @@ def lineage(opened: Opened, spec: SAESpec) -> dict[str, Any]:
         "context_size": store.schema.context_length,
         "exclude_special_tokens": not opened.config.excluded,
         "store_fingerprint": store.fingerprint,
-        "rows_trained": opened.steps * opened.config.batch_rows,
+        "rows_trained": _rows_trained(opened, trainee),
         "training": to_dict(spec),
         "actlake": {
             "version": record.code.actlake,
@@ -203,6 +203,12 @@ def _latents(
     )
 
 
+def _rows_trained(opened: Opened, trainee: Trainee) -> int:
+    """Rows that it has learned from: fewer where it ended early."""
+    steps = opened.steps if trainee.ending is None else trainee.ending.step
+    return steps * opened.config.batch_rows
+
+
 _HISTORIES = {
     "loss": named.LOSS, "fvu": named.FVU, "l0": named.L0, "dead_share": named.DEAD,
     "learning_rate": named.LEARNING_RATE,
@@ -211,7 +217,6 @@ _HISTORIES = {
 
 def _facts(opened: Opened, trainee: Trainee, folder: Path) -> RunFacts:
     spec, ending = trainee.spec, trainee.ending
-    steps = opened.steps if ending is None else ending.step
     sites = ", ".join(map(str, spec.inputs))
     return RunFacts(
         name=trainee.name,
@@ -221,7 +226,7 @@ def _facts(opened: Opened, trainee: Trainee, folder: Path) -> RunFacts:
         d_sae=spec.d_sae,
         options={**spec.options, "learning_rate": spec.optimizer.learning_rate},
         seed=spec.seed,
-        rows_trained=steps * opened.config.batch_rows,
+        rows_trained=_rows_trained(opened, trainee),
         state="complete" if ending is None else ending.words,
         history=_history(folder),
         lineage=_shown_lineage(opened.store, folder),
