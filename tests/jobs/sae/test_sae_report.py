@@ -1,6 +1,7 @@
 """Pages of latents and the report: what they show is true, and text in it stays text."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from actlake.jobs.sae.in_model import evaluate_in_model
 from actlake.jobs.sae.latent_cards import latent_card
 from actlake.jobs.sae.pictures import front
 from actlake.jobs.sae.promoted import Promoted, TokenLogit, direct_logits, promoted_tokens
-from actlake.jobs.sae.report import RunFacts, write_report
+from actlake.jobs.sae.report import RunFacts, draw, write_report
 from actlake.jobs.sae.trained import TrainedSAE
 from actlake.jobs.whole_contexts import contexts_of_split
 from actlake.platform.models import load_head, resolve_model
@@ -229,6 +230,7 @@ def runs(spoken, pages) -> list[RunFacts]:
                 name=f"resid_post.1-topk <{k}>",
                 architecture="topk",
                 sites="resid_post.1",
+                written=("resid_post.1",),
                 d_in=16,
                 d_sae=40,
                 options={"k": k, "learning_rate": 1e-3},
@@ -253,7 +255,13 @@ def test_the_report_of_a_sweep_holds_every_sae_its_lineage_and_its_numbers(runs,
 
     page = path.read_text()
     pictures = {one.stem for one in (tmp_path / "pictures").glob("*.png")}
-    assert pictures >= {"loss", "fvu", "density", "pareto_fvu", "pareto_ce_recovered"}
+    assert pictures >= {
+        "loss",
+        "fvu",
+        "density",
+        "pareto_fvu_resid_post.1",
+        "pareto_ce_recovered_resid_post.1",
+    }
     # One bar says nothing: of topk, every row has k.
     assert [n for n in pictures if n.startswith("activity_")] == ["activity_resid_post.1-topk_8_"]
     assert page.count("data:image/png;base64,") == len(pictures) == len(tracker.images)
@@ -273,10 +281,29 @@ def test_the_report_of_a_sweep_holds_every_sae_its_lineage_and_its_numbers(runs,
     assert "&lt;script&gt;alert" in re.sub("<[^>]*>", "", page)
 
 
+def test_saes_are_compared_with_others_of_the_same_site_only(runs, monkeypatch) -> None:
+    drawn: dict[str, set[float]] = {}
+
+    def note(groups, *, title, y, higher_is_better) -> bytes:
+        drawn[title] = {value for points in groups.values() for _, _, value in points}
+        return b""
+
+    monkeypatch.setattr("actlake.jobs.sae.pictures.pareto", note)
+    elsewhere = [replace(run, sites="resid_post.2", written=("resid_post.2",)) for run in runs[:2]]
+    one_more = replace(runs[0], sites="mlp_in.1 → mlp_out.1", written=("mlp_in.1 → mlp_out.1",))
+
+    draw([*runs, *elsewhere, one_more])
+
+    fvu = [run.rows.fvu for run in runs]
+    assert drawn["resid_post.1: FVU against sparsity"] == set(fvu)
+    assert drawn["resid_post.2: FVU against sparsity"] == set(fvu[:2])
+    assert not any("mlp" in title for title in drawn)  # one point is no comparison
+
+
 def test_a_report_of_one_failed_sae_says_how_it_ended(tmp_path: Path) -> None:
     run = RunFacts(
-        name="a", architecture="topk", sites="resid_post.1", d_in=16, d_sae=40,
-        state="loss was NaN at step 7",
+        name="a", architecture="topk", sites="resid_post.1", written=("resid_post.1",),
+        d_in=16, d_sae=40, state="loss was NaN at step 7",
     )  # fmt: skip
 
     page = write_report(tmp_path, "One", [run], tracker=MemoryTracker()).read_text()

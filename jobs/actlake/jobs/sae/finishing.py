@@ -222,6 +222,9 @@ def _facts(opened: Opened, trainee: Trainee, folder: Path) -> RunFacts:
         name=trainee.name,
         architecture=spec.architecture,
         sites=sites if spec.target is None else f"{sites} → {spec.target}",
+        written=tuple(map(str, spec.inputs))
+        if spec.target is None
+        else (f"{sites} → {spec.target}",),
         d_in=opened.dim,
         d_sae=spec.d_sae,
         options={**spec.options, "learning_rate": spec.optimizer.learning_rate},

@@ -50,6 +50,9 @@ class RunFacts:
     architecture: str
     sites: str
     """What it reads, and for a transcoder ``→`` what it predicts."""
+    written: tuple[str, ...]
+    """What it reconstructs or predicts, a name for each of `RowScores.sites`; for a transcoder
+    with what it reads in front, since that is another task than reconstruction."""
     d_in: int
     d_sae: int
     options: Mapping[str, object] = field(default_factory=dict)
@@ -134,33 +137,38 @@ _UNNAMED = re.compile(r"[^A-Za-z0-9_.-]+")
 
 
 def _pareto(runs: Sequence[RunFacts]) -> dict[str, bytes]:
-    measures: Mapping[str, tuple[str, bool, Callable[[RunFacts], float | None]]] = {
-        "fvu": ("FVU", False, lambda run: run.rows.fvu if run.rows else None),
-        "ce_recovered": (
-            "CE recovered",
-            True,
-            lambda run: _mean_recovered(run) if run.in_model else None,
-        ),
-    }
+    """Quality against sparsity, a picture a site: no SAE of one site beats one of another."""
     drawn = {}
-    for name, (y, higher, value) in measures.items():
-        groups: dict[str, list[tuple[str, float, float]]] = {}
-        for run in runs:
-            found = value(run)
-            if run.rows is not None and found is not None and np.isfinite(found):
-                groups.setdefault(f"{run.architecture} {run.sites}", []).append(
-                    (f"{run.d_sae:,}", run.rows.l0, found)
+    for site in dict.fromkeys(site for run in runs for site in run.written):
+        for name, (y, higher, value) in _MEASURES.items():
+            groups: dict[str, list[tuple[str, float, float]]] = {}
+            for run in runs:
+                found = value(run, site) if site in run.written else None
+                if run.rows is not None and found is not None and np.isfinite(found):
+                    kind = "" if len(run.written) == 1 else f" crosscoder of {run.sites}"
+                    point = (f"{run.d_sae:,}", run.rows.l0, found)
+                    groups.setdefault(f"{run.architecture}{kind}", []).append(point)
+            if sum(map(len, groups.values())) > 1:
+                drawn[f"pareto_{name}_{_UNNAMED.sub('_', site)}"] = pictures.pareto(
+                    groups, title=f"{site}: {y} against sparsity", y=y, higher_is_better=higher
                 )
-        if sum(map(len, groups.values())) > 1:
-            drawn[f"pareto_{name}"] = pictures.pareto(
-                groups, title=f"{y} against sparsity", y=y, higher_is_better=higher
-            )
     return drawn
 
 
-def _mean_recovered(run: RunFacts) -> float:
-    """Over its sites, each replaced alone."""
-    return float(np.mean([one.ce_recovered.value for one in run.spliced_alone.values()]))
+def _fvu_at(run: RunFacts, site: str) -> float | None:
+    return run.rows.sites[run.written.index(site)].fvu if run.rows else None
+
+
+def _recovered_at(run: RunFacts, site: str) -> float | None:
+    """With this site replaced alone."""
+    scores = list(run.spliced_alone.values())
+    return scores[run.written.index(site)].ce_recovered.value if scores else None
+
+
+_MEASURES: Mapping[str, tuple[str, bool, Callable[[RunFacts, str], float | None]]] = {
+    "fvu": ("FVU", False, _fvu_at),
+    "ce_recovered": ("CE recovered", True, _recovered_at),
+}
 
 
 def report_page(
