@@ -118,7 +118,6 @@ def demo_sae(store: str, out: str) -> SAEConfig:
             architecture="topk",
             d_sae=2304,
             options={"k": 32},
-            dead_after_rows=40_000,
             optimizer=OptimizerConfig(learning_rate=1e-3),
         ),
         batch_rows=1024,

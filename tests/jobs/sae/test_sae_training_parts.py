@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from actlake.jobs.sae.communicator import ALONE
 from actlake.jobs.sae.config import OptimizerConfig, SAEConfig, SAESpec
 from actlake.jobs.sae.data import SiteFacts, scaling_of
-from actlake.jobs.sae.dead_latents import Firing, Weights, resample
+from actlake.jobs.sae.dead_latents import Firing, Weights, dead_window, resample
 from actlake.jobs.sae.errors import InvalidSAE
 from actlake.jobs.sae.evaluation import evaluate_rows
 from actlake.jobs.sae.means import Means
@@ -78,7 +78,7 @@ def test_losses_are_those_of_saelens_own_trainer(
     theirs = losses_of_saelens(spec, batches)
     assert [line["train/loss"] for line in ours] == pytest.approx(theirs, rel=2e-3)
     if "topk" in architecture:
-        assert ours[-1]["train/dead_share"] > 0  # the auxiliary loss has taken part
+        assert ours[-1]["train/dead_in_320_rows"] > 0  # the auxiliary loss has taken part
 
 
 @pytest.mark.parametrize("architecture", ["topk", "jumprelu"])
@@ -205,6 +205,24 @@ def test_death_is_counted_in_rows_whatever_the_batches(sizes: list[int]) -> None
 
     assert firing.rows_since.tolist() == [sum(sizes), 0]
     assert firing.dead.tolist() == [sum(sizes) >= 64, False]
+
+
+def test_dead_latents_show_in_a_short_training_whose_window_is_left_out(batches) -> None:
+    spec = SAESpec(site=Site(0), d_sae=LATENTS, options={"k": 2})
+    trainee = trainee_of(spec, steps=len(batches))
+    assert trainee.dead_after_rows == len(batches) * ROWS // 10
+    for name in ("b_enc", "W_enc"):  # 7 latents that nothing can make fire
+        trainee.model.weights.get_parameter(name).data[..., :7] = -1e3 * (name == "b_enc")
+
+    lines = []
+    for step, rows in enumerate(batches):
+        trainee.step((rows, None), step, ALONE)
+        lines.append(trainee.logged(step + 1))
+
+    name = "train/dead_in_384_rows"
+    assert [name in line for line in lines] == [n >= 6 for n in range(1, len(batches) + 1)]
+    assert lines[5][name] >= 7 / LATENTS
+    assert dead_window(None, 10**9) == 1_000_000
 
 
 def test_a_dead_latent_gets_the_direction_of_a_row_that_is_reconstructed_badly() -> None:

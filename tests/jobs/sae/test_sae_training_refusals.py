@@ -159,3 +159,12 @@ def test_a_cluster_is_not_started_for_one_worker(config: SAEConfig) -> None:
     plan_saes(replace(config, cluster=unreachable))
 
     assert ray.is_initialized() == started
+
+
+def test_a_window_of_dead_latents_that_is_longer_than_the_training_is_told(
+    config: SAEConfig,
+) -> None:
+    long = replace(config, sae=replace(SPEC, dead_after_rows=1_000_000))
+
+    assert "dead after 1,000,000 rows" in str(plan_saes(long))
+    assert "warning" not in str(plan_saes(config))

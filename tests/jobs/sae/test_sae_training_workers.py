@@ -96,7 +96,7 @@ def test_two_workers_that_share_rows_get_the_losses_of_one(
         one, two = (curve(out / name, "train/loss") for out in (alone, tmp_path / "out"))
         assert len(one) == 8
         assert two == pytest.approx(one, rel=tolerance), name
-        dead = [curve(out / name, "train/dead_share") for out in (alone, tmp_path / "out")]
+        dead = [curve(out / name, "train/dead_in_300_rows") for out in (alone, tmp_path / "out")]
         assert dead[0] == pytest.approx(dead[1], abs=2 / 48), name
         fvu = [curve(out / name, "held_out/fvu") for out in (alone, tmp_path / "out")]
         assert fvu[0] == pytest.approx(fvu[1], rel=0.01), name

@@ -51,10 +51,14 @@ def closing_line(result: "sae.SAEResult") -> str:
     for spec in result.specs:
         numbers = {
             name: result.metrics.get(f"{spec.name}/held_out/{name}", float("nan"))
-            for name in ("fvu", "l0", "dead_share")
+            for name in ("fvu", "l0")
         }
+        dead = [
+            f"{value:.1%} {name.rpartition('/')[2].replace('_', ' ')}"
+            for name, value in result.metrics.items()
+            if name.startswith(f"{spec.name}/held_out/dead_in_")
+        ]
         lines.append(
-            f"{spec.name}: FVU {numbers['fvu']:.4f} at L0 {numbers['l0']:.1f}, "
-            f"{numbers['dead_share']:.1%} dead"
+            ", ".join([f"{spec.name}: FVU {numbers['fvu']:.4f} at L0 {numbers['l0']:.1f}", *dead])
         )
     return "\n".join([*lines, f"The report is {result.report}"])

@@ -115,9 +115,10 @@ class SAESpec:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     """How it learns."""
 
-    dead_after_rows: int = 1_000_000
+    dead_after_rows: int | None = None
     """Rows without a firing after which a latent counts as dead, and takes part in the
-    auxiliary loss of architectures that have one."""
+    auxiliary loss of architectures that have one; null: a tenth of the training, 1,000,000 at
+    most."""
 
     resample_every_rows: int | None = None
     """For ``standard``: give dead latents new weights, towards rows that are reconstructed

@@ -16,6 +16,20 @@ RESAMPLED = ("standard",)
 """Architectures without an auxiliary loss, whose dead latents can be given new weights."""
 
 _ENCODER_SHARE = 0.2
+_MOST_ROWS = 1_000_000
+
+
+def dead_window(asked: int | None, training_rows: int) -> int:
+    """Rows without a firing after which a latent of a training is dead; see `SAESpec`."""
+    return asked or max(1, min(_MOST_ROWS, training_rows // 10))
+
+
+def dead_name(rows: int) -> str:
+    """What a dead share is called: of how many rows the latents were silent in all.
+
+    Of fewer rows more latents are dead, so two shares compare only where this name is the same.
+    """
+    return f"dead_in_{rows}_rows"
 
 
 class Firing:
@@ -27,7 +41,7 @@ class Firing:
 
     def __init__(self, num_latents: int, *, dead_after_rows: int, device: torch.device) -> None:
         self.rows_since = torch.zeros(num_latents, dtype=torch.int64, device=device)
-        self._dead_after_rows = dead_after_rows
+        self.dead_after_rows = dead_after_rows
 
     def count(self, fired: Tensor, rows: int) -> None:
         """Note a batch of `rows` rows, of all workers; `fired` is (F,), rows a latent fired in."""
@@ -36,7 +50,7 @@ class Firing:
     @property
     def dead(self) -> Tensor:
         """(F,) bool."""
-        return self.rows_since >= self._dead_after_rows
+        return self.rows_since >= self.dead_after_rows
 
 
 class Reconstructs(Protocol):

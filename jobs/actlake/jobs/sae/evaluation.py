@@ -1,7 +1,7 @@
 """How well rows are reconstructed, and from how many latents: streamed over held-out rows.
 
     scores = evaluate_rows(sae, (batch.acts for batch in batches))
-    scores.fvu, scores.l0, scores.dead_share
+    scores.fvu, scores.l0, scores.dead_share     # dead in the rows that were given
 
 All sums are over all rows given, in float64, so that the numbers do not depend on how the rows
 are cut into batches:
@@ -28,6 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from actlake.jobs.sae.dead_latents import dead_name
 from actlake.jobs.sae.errors import InvalidSAE, NotEnoughRows
 
 Array = np.ndarray[Any, Any]
@@ -146,7 +147,7 @@ class RowScores:
             "explained_variance": self.explained_variance,
             "mse": self.mse,
             "l0": self.l0,
-            "dead_share": self.dead_share,
+            dead_name(self.num_rows): self.dead_share,
             "cosine": self.cosine,
             "relative_norm": self.relative_norm,
         }

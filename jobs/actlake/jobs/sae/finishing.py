@@ -24,6 +24,7 @@ from actlake.jobs.sae import means as named
 from actlake.jobs.sae.config import SAESpec
 from actlake.jobs.sae.contexts import LatentPage, choose_latents, latent_pages
 from actlake.jobs.sae.data import scaling_of
+from actlake.jobs.sae.dead_latents import dead_name
 from actlake.jobs.sae.evaluation import RowScores, evaluate_rows
 from actlake.jobs.sae.in_model import ModelScores, evaluate_sites
 from actlake.jobs.sae.opening import Opened
@@ -95,7 +96,10 @@ def report(opened: Opened, facts: Sequence[RunFacts], tracker: Tracker) -> Path:
         "held out": f"{opened.held_out_rows:,} rows of split {config.evaluation.split}",
     }
     title = "Sparse autoencoders" if len(facts) > 1 else f"SAE {facts[0].name}"
-    return write_report(opened.out, title, facts, tracker=tracker, about=about, step=opened.steps)
+    return write_report(
+        opened.out, title, facts,
+        tracker=tracker, about=about, noted=opened.warnings, step=opened.steps,
+    )  # fmt: skip
 
 
 def record_of(opened: Opened, spec: SAESpec) -> RunRecord:
@@ -125,6 +129,7 @@ def lineage(opened: Opened, trainee: Trainee) -> dict[str, Any]:
         "context_size": store.schema.context_length,
         "exclude_special_tokens": not opened.config.excluded,
         "store_fingerprint": store.fingerprint,
+        "dead_after_rows": trainee.dead_after_rows,
         "rows_trained": _rows_trained(opened, trainee),
         "training": to_dict(spec),
         "actlake": {
@@ -210,8 +215,7 @@ def _rows_trained(opened: Opened, trainee: Trainee) -> int:
 
 
 _HISTORIES = {
-    "loss": named.LOSS, "fvu": named.FVU, "l0": named.L0, "dead_share": named.DEAD,
-    "learning_rate": named.LEARNING_RATE,
+    "loss": named.LOSS, "fvu": named.FVU, "l0": named.L0, "learning_rate": named.LEARNING_RATE,
 }  # fmt: skip
 
 
@@ -231,15 +235,17 @@ def _facts(opened: Opened, trainee: Trainee, folder: Path) -> RunFacts:
         seed=spec.seed,
         rows_trained=_rows_trained(opened, trainee),
         state="complete" if ending is None else ending.words,
-        history=_history(folder),
+        history=_history(folder, trainee.dead_after_rows),
+        dead_after_rows=trainee.dead_after_rows,
         lineage=_shown_lineage(opened.store, folder),
     )
 
 
-def _history(folder: Path) -> dict[str, tuple[Any, Any]]:
+def _history(folder: Path, dead_after_rows: int) -> dict[str, tuple[Any, Any]]:
     lines = read_metrics(folder)
     found = {}
-    for name, metric in _HISTORIES.items():
+    dead = {"dead_share": f"train/{dead_name(dead_after_rows)}"}
+    for name, metric in {**_HISTORIES, **dead}.items():
         points = [(line[named.ROWS], line[metric]) for line in lines if metric in line]
         if points:
             rows, values = np.array(points).T

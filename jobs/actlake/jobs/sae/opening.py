@@ -9,7 +9,7 @@ import torch
 from actlake.jobs.sae.architectures import check_across_sites, check_architecture
 from actlake.jobs.sae.config import SAEConfig, SAESpec
 from actlake.jobs.sae.data import held_out_batches, sites_of, training_batches
-from actlake.jobs.sae.dead_latents import RESAMPLED
+from actlake.jobs.sae.dead_latents import RESAMPLED, dead_window
 from actlake.jobs.sae.errors import InvalidSAE, InvalidTraining, NotEnoughRows
 from actlake.jobs.sae.sweep import expand
 from actlake.jobs.widths import one_width
@@ -55,6 +55,18 @@ class Opened:
     def dim(self) -> int:
         """Width of the rows of all sites that are read."""
         return one_width(self.store, (site for spec in self.specs for site in spec.all_sites))
+
+    @property
+    def warnings(self) -> list[str]:
+        """What makes some numbers say less than they seem to."""
+        rows = self.steps * self.config.batch_rows
+        return [
+            f"{spec.name}: a latent is dead after {spec.dead_after_rows:,} rows without a firing, "
+            f"and the training has {rows:,}: none will be; leave dead_after_rows out for "
+            f"{dead_window(None, rows):,}"
+            for spec in self.specs
+            if spec.dead_after_rows is not None and spec.dead_after_rows > rows
+        ]
 
     @property
     def identity(self) -> dict[str, Any]:

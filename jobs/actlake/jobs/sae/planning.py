@@ -50,6 +50,7 @@ class SAEPlan:
     """All that are kept, and one that is being written."""
     seconds: float | None
     """A guess, from a product measured now; None where other machines compute."""
+    warnings: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         names = [str(spec.name) for spec in self.specs]
@@ -71,6 +72,7 @@ class SAEPlan:
                 f"files     {human_bytes(self.result_bytes)} of weights, "
                 f"{human_bytes(self.checkpoint_bytes)} of checkpoints",
                 f"time      {duration}",
+                *(f"warning   {warning}" for warning in self.warnings),
             ]
         )
 
@@ -97,6 +99,7 @@ def plan_opened(opened: Opened) -> SAEPlan:
         result_bytes=4 * parameters,
         checkpoint_bytes=12 * parameters * (config.checkpoint.keep + 1),
         seconds=None if opened.joins else left * _seconds(opened),
+        warnings=tuple(opened.warnings),
     )
 
 

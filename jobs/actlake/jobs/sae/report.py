@@ -59,6 +59,8 @@ class RunFacts:
     """Fields of the architecture, learning rate, …; those that differ between SAEs are columns."""
     seed: int = 0
     rows_trained: int = 0
+    dead_after_rows: int | None = None
+    """Training rows without a firing after which a latent counted as dead."""
     state: str = "complete"
     """``complete``, or how it ended instead."""
     history: Mapping[str, tuple[Array, Array]] = field(default_factory=dict)
@@ -115,7 +117,7 @@ def draw(runs: Sequence[RunFacts]) -> dict[str, bytes]:
     """The pictures, by name."""
     drawn: dict[str, bytes] = {}
     for metric, (title, y, log_y) in _HISTORIES.items():
-        lines = {run.name: run.history[metric] for run in runs if metric in run.history}
+        lines = {_line(run, metric): run.history[metric] for run in runs if metric in run.history}
         lines = {name: line for name, line in lines.items() if len(line[0])}
         if lines:
             positive = all((np.asarray(ys) > 0).all() for _, ys in lines.values())
@@ -130,6 +132,13 @@ def draw(runs: Sequence[RunFacts]) -> dict[str, bytes]:
             continue  # of topk: all rows have k
         drawn[f"activity_{_UNNAMED.sub('_', name)}"] = pictures.activity(rows, title=name)
     return drawn
+
+
+def _line(run: RunFacts, metric: str) -> str:
+    """What a line of a history is called: of dead latents with the rows that they are dead for."""
+    if metric != "dead_share" or run.dead_after_rows is None:
+        return run.name
+    return f"{run.name}, silent for {run.dead_after_rows:,} rows"
 
 
 _UNNAMED = re.compile(r"[^A-Za-z0-9_.-]+")
@@ -214,8 +223,8 @@ def _differing(runs: Sequence[RunFacts]) -> list[str]:
 def _result_table(runs: Sequence[RunFacts]) -> Html:
     options = _differing(runs) if len(runs) > 1 else []
     head = (
-        "SAE", "architecture", "sites", "latents", *options, "rows trained", "FVU", "L0", "dead",
-        "cosine", "CE recovered", "ΔCE", "KL", "state",
+        "SAE", "architecture", "sites", "latents", *options, "rows trained", "FVU", "L0",
+        "dead in the rows tested", "cosine", "CE recovered", "ΔCE", "KL", "state",
     )  # fmt: skip
     body = [
         (
@@ -239,7 +248,7 @@ def _row_cells(rows: RowScores | None) -> Sequence[str]:
     return (
         number(rows.fvu),
         number(rows.l0, 1),
-        f"{100 * rows.dead_share:.1f} %",
+        f"{100 * rows.dead_share:.1f} % in {rows.num_rows:,} rows",
         number(rows.cosine),
     )
 

@@ -13,7 +13,7 @@ from actlake.jobs.sae.communicator import Communicator
 from actlake.jobs.sae.config import SAESpec
 from actlake.jobs.sae.data import Example, parts_of
 from actlake.jobs.sae.data_parallel import average_gradients
-from actlake.jobs.sae.dead_latents import Firing, Weights, resample
+from actlake.jobs.sae.dead_latents import Firing, Weights, dead_name, dead_window, resample
 from actlake.jobs.sae.means import Means
 from actlake.jobs.sae.schedules import coefficient_values, learning_rate
 from actlake.jobs.sae.trainable import TrainableSAE
@@ -77,9 +77,15 @@ class Trainee:
             betas=spec.optimizer.betas,
             fused=True,
         )
-        self._firing = Firing(model.d_sae, dead_after_rows=spec.dead_after_rows, device=device)
+        window = dead_window(spec.dead_after_rows, options.steps * options.batch_rows)
+        self._firing = Firing(model.d_sae, dead_after_rows=window, device=device)
         self._means = Means(device)
         self._first_bad = torch.full((), -1, dtype=torch.int64, device=device)
+
+    @property
+    def dead_after_rows(self) -> int:
+        """Rows without a firing after which its latents count as dead."""
+        return self._firing.dead_after_rows
 
     @property
     def active(self) -> bool:
@@ -200,7 +206,9 @@ class Trainee:
         values = self._means.take()
         if not values:
             return {}
-        last = step - 1
+        last, rows = step - 1, step * self._options.batch_rows
+        window = self.dead_after_rows
+        dead = float(self._firing.dead.double().mean())
         coefficients = coefficient_values(self.model.coefficients, last)
         return {
             **values,
@@ -208,8 +216,9 @@ class Trainee:
                 self.spec.optimizer, last, steps=self._options.steps
             ),
             **{f"train/coefficient_{name}": value for name, value in coefficients.items()},
-            named.DEAD: float(self._firing.dead.double().mean()),
-            named.ROWS: step * self._options.batch_rows,
+            # Before so many rows none can be dead, and a share of 0 would say too much.
+            **({f"train/{dead_name(window)}": dead} if rows >= window else {}),
+            named.ROWS: rows,
         }
 
     def judge(self, fvu: float, step: int) -> None:
