@@ -119,7 +119,7 @@ def test_r2_along_a_direction_is_that_of_the_projected_rows(rows, train, test) -
 def test_curves_over_ranks_are_the_metrics_of_each_map(train, test, intercept) -> None:
     fit = Fit(train, intercept=intercept)
 
-    for maps in (fit.truncated(fit.ridge(5.0)), fit.reduced_rank, fit.canonical):
+    for maps in (cut(fit.ridge(5.0)) for cut in (fit.truncated, fit.reduced_rank, fit.canonical)):
         curves = rank_curves(maps, test)
 
         one_by_one = [r2(maps.of_rank(rank), test) for rank in range(maps.max_rank + 1)]
@@ -133,7 +133,7 @@ def test_each_family_of_ranks_is_the_best_in_its_own_metric(train) -> None:
     fit = Fit(train)
     svd, reduced, cca = (
         rank_curves(maps, train)
-        for maps in (fit.truncated(fit.ols), fit.reduced_rank, fit.canonical)
+        for maps in (cut(fit.ols) for cut in (fit.truncated, fit.reduced_rank, fit.canonical))
     )
     ceiling = spectrum(train).ceiling
 
@@ -148,9 +148,36 @@ def test_at_full_rank_in_sample_all_families_are_least_squares_and_the_ceiling(t
     fit = Fit(train)
     found = r2(fit.ols, train)
 
-    for maps in (fit.truncated(fit.ols), fit.reduced_rank, fit.canonical):
+    for maps in (cut(fit.ols) for cut in (fit.truncated, fit.reduced_rank, fit.canonical)):
         np.testing.assert_allclose(maps.of_rank(maps.max_rank).weight, fit.ols.weight, atol=1e-9)
     assert abs(spectrum(train).efficiency(np.array([0] * Y + [found.whitened]))[-1] - 1) < 1e-10
+
+
+@pytest.mark.parametrize("intercept", [True, False])
+def test_all_families_of_ranks_are_cut_from_one_ridge_map(train, test, intercept) -> None:
+    fit = Fit(train, intercept=intercept)
+    ridge = fit.ridge(500.0)
+
+    families = [cut(ridge) for cut in (fit.truncated, fit.reduced_rank, fit.canonical)]
+
+    for maps in families:
+        np.testing.assert_allclose(maps.of_rank(maps.max_rank).weight, ridge.weight, atol=1e-9)
+        assert rank_curves(maps, test).uniform[-1] == pytest.approx(r2(ridge, test).uniform)
+
+
+def test_the_reduced_ridge_map_is_the_truncated_fit_of_rows_with_a_penalty(rows, train) -> None:
+    x, y = rows[:2]
+    alpha, rank = 300.0, 3
+    # Ridge is least squares on rows to which √α of each dimension is added, as rows of zeros.
+    padded_x = np.vstack([x - x.mean(0), np.sqrt(alpha) * np.eye(X)])
+    padded_y = np.vstack([y - y.mean(0), np.zeros((X, Y))])
+    coefficients = np.linalg.lstsq(padded_x, padded_y, rcond=None)[0]
+    _, _, directions = np.linalg.svd(padded_x @ coefficients, full_matrices=False)
+
+    ours = Fit(train).reduced_rank(Fit(train).ridge(alpha)).of_rank(rank)
+
+    by_hand = (coefficients @ directions[:rank].T @ directions[:rank]).T
+    np.testing.assert_allclose(ours.weight, by_hand, atol=1e-9)
 
 
 def test_canonical_correlations_are_those_of_an_svd_of_the_rows_and_of_scikit_learn(
@@ -194,7 +221,7 @@ def test_a_layer_to_itself_is_the_identity(rows, centred) -> None:
     itself = centred(rows[0], rows[0])
     fit = Fit(itself)
 
-    for fitted in (fit.ols, fit.procrustes, fit.identity, fit.canonical.of_rank(X)):
+    for fitted in (fit.ols, fit.procrustes, fit.identity, fit.canonical(fit.ols).of_rank(X)):
         np.testing.assert_allclose(fitted.weight, np.eye(X), atol=1e-9)
         found = r2(fitted, itself)
         np.testing.assert_allclose(
@@ -221,7 +248,7 @@ def test_a_singular_covariance_is_mapped_by_its_rank(rows, centred) -> None:
 
     theirs = LinearRegression().fit(x, y)
     assert moments.whiten_x.rank == X
-    assert fit.canonical.max_rank == min(X, Y)
+    assert fit.canonical(fit.ols).max_rank == min(X, Y)
     assert abs(found.uniform - r2_score(new_y, theirs.predict(new_x))) < 1e-9
     assert np.isfinite(fit.ridge(1e-9).weight).all()
 
@@ -339,7 +366,7 @@ def test_what_cannot_be_fitted_is_refused_by_name(train, centred) -> None:
     with pytest.raises(InvalidTransport, match="alpha is -1"):
         Fit(train).ridge(-1.0)
     with pytest.raises(InvalidRank, match="no map of rank 8: ranks go from 0 to 7"):
-        Fit(train).canonical.of_rank(8)
+        Fit(train).canonical(Fit(train).ols).of_rank(8)
     with pytest.raises(NotEnoughRows, match="at least 2 rows, and there are 1"):
         sums_of(np.ones((1, 2)), np.ones((1, 2)), np.ones(2), np.ones(2)).centred()
     assert warn_if_few(5_000, 576) is not None

@@ -137,7 +137,7 @@ def _fit_pair(
         for one in fitted
         if one is not None
     }
-    ranked = [fit.truncated(ridge), fit.reduced_rank, fit.canonical] if curves else []
+    ranked = [fit.truncated(ridge), fit.reduced_rank(ridge), fit.canonical(ridge)] if curves else []
     return PairFit(
         pair=pair,
         maps=maps,

@@ -8,11 +8,12 @@ With ``Σ`` the covariances of the rows that are fitted on (divided by their num
     identity     T = I, b = 0: what the residual stream does when no block adds anything
     mean         T = 0, b = the mean: the baseline of every R²
 
-and families of maps of every rank r, as two factors of which r columns and rows are used:
+and families of maps of every rank r, as two factors of which r columns and rows are used. All
+cut the same ridge map, and are that map at full rank:
 
-    svd          the ridge map's singular value decomposition, cut off: the paper's rank-r map
-    reduced      the rank-r map with the least squared error (reduced-rank regression)
-    cca          the rank-r map with the largest whitened R², Σyy^½ U_r ρ_r V_rᵀ Σxx^-½
+    svd          its singular value decomposition, cut off: the paper's rank-r map
+    reduced      best in sample by squared error (reduced-rank ridge regression)
+    cca          best in sample by whitened R²; for α = 0, Σyy^½ U_r ρ_r V_rᵀ Σxx^-½
 
 "Activation Transport Operators" (arXiv:2508.17540). Everything is float64.
 
@@ -189,40 +190,46 @@ class Fit:
             return None
         return AffineMap("identity", np.eye(width_x), np.zeros(width_x))
 
+    # Families of ranks of one map. All begin from the same full map, with its α, and end in it,
+    # so that their curves differ in how they cut and in nothing else.
+
     def truncated(self, full: AffineMap) -> RankedMaps:
         """A map's singular value decomposition, cut off at every rank."""
         left, values, right = np.linalg.svd(full.weight, full_matrices=False)
         return RankedMaps("svd", left * values, right, self.mean_x, self.mean_y)
 
-    @cached_property
-    def reduced_rank(self) -> RankedMaps:
-        """Reduced-rank regression: of each rank the map with the least squared error.
+    def reduced_rank(self, full: AffineMap) -> RankedMaps:
+        """Of each rank the map with the least squared error on the rows that are fitted on.
 
-        Izenman 1975, "Reduced-rank regression for the multivariate linear model": the ordinary
-        map, projected on the leading directions of what it predicts.
+        A map projected on the leading directions of what it predicts: reduced-rank regression
+        for least squares (Izenman 1975), and with the penalty for a ridge map (Mukherjee and Zhu
+        2011, "Reduced rank ridge regression and its kernel extensions").
         """
-        predicted = self.ols.weight @ self.source.whitening.colour
-        vectors = np.linalg.eigh(predicted @ predicted.T).eigenvectors
-        rank = min(self.yx.shape[0], self.source.whitening.rank)
-        directions = vectors[:, ::-1][:, :rank]
+        directions = _leading(full.weight @ self.yx.T)[:, : self._max_rank]
         return RankedMaps(
-            "reduced", directions, directions.T @ self.ols.weight, self.mean_x, self.mean_y
+            "reduced", directions, directions.T @ full.weight, self.mean_x, self.mean_y
         )
 
-    @cached_property
-    def canonical(self) -> RankedMaps:
-        """Of each rank the map with the largest whitened R² on the rows that are fitted on."""
-        whiten_x, whiten_y = self.source.whitening, self._whitening_y
-        left, values, right = np.linalg.svd(
-            whiten_y.whiten @ self.yx @ whiten_x.whiten.T, full_matrices=False
-        )
+    def canonical(self, full: AffineMap) -> RankedMaps:
+        """Of each rank the map with the largest whitened R² on the rows that are fitted on.
+
+        The same in the metric in which the target is white: of least squares, what canonical
+        correlations give.
+        """
+        whiten, colour = self._whitening_y.whiten, self._whitening_y.colour
+        rank = min(self._max_rank, len(whiten))
+        directions = _leading(whiten @ full.weight @ self.yx.T @ whiten.T)[:, :rank]
         return RankedMaps(
             "cca",
-            whiten_y.colour @ (left * values),
-            right @ whiten_x.whiten,
+            colour @ directions,
+            directions.T @ whiten @ full.weight,
             self.mean_x,
             self.mean_y,
         )
+
+    @property
+    def _max_rank(self) -> int:
+        return min(len(self.yx), self.source.whitening.rank)
 
     @cached_property
     def _whitening_y(self) -> Whitening:
@@ -232,6 +239,12 @@ class Fit:
 
     def _with_bias(self, kind: str, weight: Array, alpha: float | None = None) -> AffineMap:
         return AffineMap(kind, weight, self.mean_y - weight @ self.mean_x, alpha)
+
+
+def _leading(symmetric: Array) -> Array:
+    """Eigenvectors in columns, that of the largest eigenvalue first."""
+    vectors: Array = np.linalg.eigh((symmetric + symmetric.T) / 2).eigenvectors[:, ::-1]
+    return vectors
 
 
 class SourceBasis:

@@ -172,29 +172,37 @@ def _distance(one: PairSummary) -> int:
     return one.pair.distance
 
 
+_CEILING = "best in sample, of the test rows (CCA)"
+_TRAIN_CEILING = "best in sample, of the training rows (CCA)"
+_FAMILIES = {
+    "cca": "ridge map cut in the whitened metric",
+    "reduced": "ridge map cut by squared error",
+    "svd": "ridge map cut by singular values",
+}
+
+
 def _rank_curves(pairs: Sequence[PairSummary]) -> Iterable[tuple[str, bytes]]:
     for one in _examples([one for one in pairs if one.ceiling is not None]):
         assert one.ceiling is not None
         ranks = np.arange(len(one.ceiling))
-        lines: dict[str, tuple[Array, Array]] = {"ceiling (CCA, test)": (ranks, one.ceiling)}
+        lines: dict[str, tuple[Array, Array]] = {_CEILING: (ranks, one.ceiling)}
         if one.train_ceiling is not None:
-            lines["ceiling in-sample (train)"] = (
+            lines[_TRAIN_CEILING] = (
                 np.arange(len(one.train_ceiling)), one.train_ceiling,
             )  # fmt: skip
-        names = {"cca": "best in this metric", "reduced": "reduced rank", "svd": "truncated SVD"}
         for kind, curve in one.whitened.items():
-            lines[names[kind]] = (np.arange(len(curve)), curve)
+            lines[_FAMILIES[kind]] = (np.arange(len(curve)), curve)
         yield (
             f"ranks_{one.pair.folder}",
             pictures.curves(
                 lines, title=str(one.pair), x="rank r", y="whitened R²", log_x=True, low=-0.25,
-                high=1.02, dashed=("ceiling (CCA, test)", "ceiling in-sample (train)"),
+                high=1.02, dashed=(_CEILING, _TRAIN_CEILING),
             ),
         )  # fmt: skip
         yield (
             f"efficiency_{one.pair.folder}",
             pictures.curves(
-                {names[kind]: (np.arange(len(e)), e) for kind, e in one.efficiency.items()},
+                {_FAMILIES[kind]: (np.arange(len(e)), e) for kind, e in one.efficiency.items()},
                 title=f"{one.pair}: efficiency on test rows", x="rank r", y="η(r)", log_x=True,
                 low=-0.25, high=1.05,
             ),
