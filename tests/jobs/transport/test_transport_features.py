@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 from safetensors.numpy import save_file
+from sklearn.linear_model import LinearRegression
 from sklearn.metrics import r2_score
 
 from actlake.jobs.sae import read_sae
@@ -20,6 +21,7 @@ from actlake.jobs.transport import (
     TransportOperator,
     fit_transport,
 )
+from actlake.jobs.transport.features import FeatureSums, scores_of
 from actlake.platform.tracking import TrackingConfig
 from actlake.storage import Site
 
@@ -115,7 +117,7 @@ def test_features_are_scored_on_the_rows_on_which_they_fire(
             out=str(tmp_path / "out"),
             pairs=Listed(listed=("resid_post.1->resid_post.2", "resid_post.0->resid_post.3")),
             rows=RowsConfig(groups=4),
-            dictionary=DictionaryConfig(path=str(sae_folder), transported=0.6, least_active=10),
+            dictionary=DictionaryConfig(path=str(sae_folder), threshold=0.6, least_active=10),
             tracking=TrackingConfig(wandb="disabled"),
         ),
         console=Console(quiet=True),
@@ -141,14 +143,36 @@ def test_features_are_scored_on_the_rows_on_which_they_fire(
             assert row["r2"] == pytest.approx(r2_score(true, carried), abs=5e-3)
             assert row["correlation"] == pytest.approx(np.corrcoef(true, carried)[0, 1], abs=5e-3)
             assert row["slope"] == pytest.approx(np.polyfit(carried, true, 1)[0], abs=5e-3)
-            assert row["transported"] == (row["r2"] >= 0.6)
+            assert row["above_threshold"] == (row["r2"] >= 0.6)
+            rescaled = LinearRegression().fit(carried[:, None], true).predict(carried[:, None])
+            assert row["r2_rescaled"] == pytest.approx(r2_score(true, rescaled), abs=5e-3)
             checked += 1
         assert row["judged"] == (row["active_rows"] >= 10)
+        assert row["r2_all_rows"] == pytest.approx(along[feature], abs=5e-3)
         assert along[feature] == pytest.approx(
             r2_score(y @ unit[feature], mapped @ unit[feature]), abs=5e-3
         )
     assert checked > 20
-    assert "transported" in result.report.read_text()
+    assert "below, but above over all rows" in result.report.read_text()
+
+
+def test_a_linear_feature_that_falls_below_the_threshold_on_its_active_rows_is_counted() -> None:
+    rng = np.random.default_rng(0)
+    true = rng.normal(size=(20_000, 1))
+    mapped = true + 0.5 * rng.normal(size=true.shape)  # R² 0.75 over all rows
+    active = (true > 1.5).astype(np.float32)
+    sums = FeatureSums.zeros(1)
+    for some in np.array_split(np.arange(len(true)), 7):
+        sums.add(active[some], true[some], mapped[some])
+
+    found = scores_of(sums, threshold=0.5, least_active=20)
+
+    on = active[:, 0] > 0
+    assert found.r2[0] == pytest.approx(r2_score(true[on], mapped[on]))
+    assert found.r2[0] < 0
+    assert found.r2_all_rows[0] == pytest.approx(r2_score(true, mapped))
+    assert found.r2_all_rows[0] > 0.7
+    assert found.below_though_linear.tolist() == [True]
 
 
 def test_an_sae_that_cannot_be_used_is_refused_by_name(save_sae, layers_folder, tmp_path) -> None:

@@ -64,8 +64,8 @@ class DictionaryConfig:
     any_hook: bool = False
     """Use an SAE that says it was trained on another hook."""
 
-    transported: float = 0.5
-    """R² on active rows from which a feature counts as transported, else as synthesised."""
+    threshold: float = 0.5
+    """R² on active rows at which features are divided into those above and those below."""
 
     least_active: int = 20
     """Active test rows below which a feature is not judged."""

@@ -3,8 +3,14 @@
 The one number that moments cannot give: R² of a feature counts only rows on which the *true*
 target makes it fire ("Activation Transport Operators", arXiv:2508.17540), so the test rows are
 read once more. What is compared is the projection on the feature's unit decoder row, of the
-true and of the transported state. A feature is *transported* where that R² reaches a threshold,
-else *synthesised*: made from something else than what the source holds linearly.
+true and of the transported state.
+
+Choosing rows by the target restricts its range, and R² with it: a feature that is linear in the
+source can fall far below a threshold on its active rows. So the same R² over all test rows stands
+beside it, and the R² on active rows after the best rescaling of the transported projection
+(correlation squared), which a constant shift or a wrong slope does not lower. A feature *below the
+threshold* is one whose R² on active rows is low; that it were made of something else than what the
+source holds linearly does not follow.
 
 Shapes:  N rows   F features   D width
 """
@@ -28,7 +34,10 @@ _ROWS_AT_ONCE = 1024
 
 @dataclass
 class FeatureSums:
-    """Of each feature, over its active rows: count and sums of the two projections."""
+    """Of each feature, over its active rows: count and sums of the two projections.
+
+    What begins with ``all_`` is over all rows.
+    """
 
     count: Array
     true: Array
@@ -37,18 +46,26 @@ class FeatureSums:
     mapped_squared: Array
     product: Array
     error_squared: Array
+    all_true: Array
+    all_true_squared: Array
+    all_error_squared: Array
     all_rows: int
 
     @classmethod
     def zeros(cls, num_features: int) -> "FeatureSums":
         """Of no rows."""
         names = ("count", "true", "mapped", "true_squared", "mapped_squared", "product")
-        sums = {name: np.zeros(num_features) for name in (*names, "error_squared")}
+        whole = ("error_squared", "all_true", "all_true_squared", "all_error_squared")
+        sums = {name: np.zeros(num_features) for name in (*names, *whole)}
         return cls(**sums, all_rows=0)
 
     def add(self, active: Array, true: Array, mapped: Array) -> None:
         """Add rows: which features fire, and both projections, (N, F) each."""
-        error = (true - mapped) * active
+        difference = true - mapped
+        self.all_true += true.sum(axis=0, dtype=np.float64)
+        self.all_true_squared += np.einsum("nf,nf->f", true, true, dtype=np.float64)
+        self.all_error_squared += np.einsum("nf,nf->f", difference, difference, dtype=np.float64)
+        error = difference * active
         on, off = true * active, mapped * active
         self.count += active.sum(axis=0)
         self.true += on.sum(axis=0, dtype=np.float64)
@@ -69,6 +86,11 @@ class FeatureScores:
     density: Array
     """Share of all rows."""
     r2: Array
+    """On active rows, as the paper has it."""
+    r2_all_rows: Array
+    """The same over all test rows."""
+    r2_rescaled: Array
+    """On active rows after the best rescaling of the transported projection: correlation²."""
     correlation: Array
     slope: Array
     """Calibration: the slope of the true projection on the transported one; 1 is calibrated."""
@@ -82,15 +104,24 @@ class FeatureScores:
         return judged
 
     @property
-    def transported(self) -> Array:
-        """(F,) bool: judged, and R² reaches the threshold."""
-        transported: Array = self.judged & (np.nan_to_num(self.r2, nan=-np.inf) >= self.threshold)
-        return transported
+    def above_threshold(self) -> Array:
+        """(F,) bool: judged, and R² on active rows reaches the threshold."""
+        return self.judged & _reaches(self.r2, self.threshold)
 
     @property
-    def share_transported(self) -> float:
+    def below_though_linear(self) -> Array:
+        """(F,) bool: judged and below the threshold, while R² over all rows reaches it."""
+        return self.judged & ~self.above_threshold & _reaches(self.r2_all_rows, self.threshold)
+
+    @property
+    def share_above_threshold(self) -> float:
         """Of the judged features."""
-        return float(self.transported.sum() / max(1, self.judged.sum()))
+        return float(self.above_threshold.sum() / max(1, self.judged.sum()))
+
+
+def _reaches(values: Array, threshold: float) -> Array:
+    reaches: Array = np.nan_to_num(values, nan=-np.inf) >= threshold
+    return reaches
 
 
 def scores_of(sums: FeatureSums, *, threshold: float, least_active: int) -> FeatureScores:
@@ -99,11 +130,14 @@ def scores_of(sums: FeatureSums, *, threshold: float, least_active: int) -> Feat
     spread_true = sums.true_squared - sums.true**2 / n
     spread_mapped = sums.mapped_squared - sums.mapped**2 / n
     together = sums.product - sums.true * sums.mapped / n
+    spread_of_all = sums.all_true_squared - sums.all_true**2 / max(1, sums.all_rows)
     with np.errstate(divide="ignore", invalid="ignore"):
         return FeatureScores(
             active=sums.count.astype(np.int64),
             density=sums.count / max(1, sums.all_rows),
             r2=_finite(1 - sums.error_squared / spread_true),
+            r2_all_rows=_finite(1 - sums.all_error_squared / spread_of_all),
+            r2_rescaled=_finite(together**2 / (spread_true * spread_mapped)),
             correlation=_finite(together / np.sqrt(spread_true * spread_mapped)),
             slope=_finite(together / spread_mapped),
             threshold=threshold,

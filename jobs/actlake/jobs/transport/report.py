@@ -7,7 +7,16 @@ from typing import Any
 import numpy as np
 
 from actlake.jobs import pictures
-from actlake.jobs.report_page import Html, facts, figures, number, section, table, warnings
+from actlake.jobs.report_page import (
+    Html,
+    facts,
+    figures,
+    number,
+    paragraph,
+    section,
+    table,
+    warnings,
+)
 from actlake.jobs.report_page import page as whole_page
 from actlake.jobs.transport.causal import CausalScore
 from actlake.jobs.transport.features import FeatureScores
@@ -89,7 +98,8 @@ def draw(findings: Findings) -> dict[str, bytes]:
     for pair, scores in findings.features.items():
         drawn[f"features_{pair.folder}"] = pictures.histogram(
             scores.r2[scores.judged],
-            title=f"{pair}: {scores.share_transported:.0%} of {scores.judged.sum():,} transported",
+            title=f"{pair}: {scores.share_above_threshold:.0%} of {scores.judged.sum():,} features "
+            f"reach {scores.threshold:g}",
             x="R² on active rows",
             y="features",
             span=(-1, 1),
@@ -298,19 +308,31 @@ def _pair_table(pairs: Sequence[PairSummary]) -> Html:
 
 
 def _feature_table(features: Mapping[Pair, FeatureScores]) -> Html:
-    head = ("pair", "features", "judged", "transported", "synthesised", "median R²", "threshold")
+    head = (
+        "pair", "features", "judged", "threshold", "above", "below",
+        "below, but above over all rows", "median R² on active rows", "rescaled", "over all rows",
+    )  # fmt: skip
     body = []
     for pair, scores in features.items():
         judged = int(scores.judged.sum())
-        transported = int(scores.transported.sum())
-        middle = float(np.nanmedian(scores.r2[scores.judged])) if judged else float("nan")
+        above = int(scores.above_threshold.sum())
+        medians = [
+            number(float(np.nanmedian(values[scores.judged])) if judged else float("nan"))
+            for values in (scores.r2, scores.r2_rescaled, scores.r2_all_rows)
+        ]
         body.append(
             (
-                str(pair), f"{len(scores.r2):,}", f"{judged:,}", f"{transported:,}",
-                f"{judged - transported:,}", number(middle), f"{scores.threshold:g}",
+                str(pair), f"{len(scores.r2):,}", f"{judged:,}", f"{scores.threshold:g}",
+                f"{above:,}", f"{judged - above:,}", f"{int(scores.below_though_linear.sum()):,}",
+                *medians,
             )
         )  # fmt: skip
-    return section("Features, on active rows", table(head, body))
+    words = paragraph(
+        "A feature is judged by the rows on which it fires, which restricts the range of what is "
+        "predicted: below the threshold does not mean that the feature is not linear in the "
+        "source. Rescaled: after the best slope and shift, correlation squared."
+    )
+    return section("Features, on active rows", words, table(head, body))
 
 
 def _causal_table(scores: Sequence[CausalScore]) -> Html:

@@ -177,7 +177,7 @@ class ResultWriter:
                 fitted,
                 dictionary,
                 excluded=self.config.rows.excluded,
-                threshold=config.transported,
+                threshold=config.threshold,
                 least_active=config.least_active,
             )
             for pair, (fitted, _) in self.maps.items()
@@ -293,7 +293,7 @@ def _final_metrics(findings: report.Findings) -> dict[str, float]:
         "r2/min": float(np.min(best)),
     }
     for pair, scores in findings.features.items():
-        metrics[f"transported/{pair.folder}"] = scores.share_transported
+        metrics[f"features_above_threshold/{pair.folder}"] = scores.share_above_threshold
     for score in findings.causal:
         metrics[f"delta_ce/{score.pair.folder}/{score.condition}"] = score.delta_ce.value
     for shortcut in findings.shortcuts:

@@ -111,10 +111,12 @@ def feature_block(pair: Pair, scores: FeatureScores) -> dict[str, Any]:
         "active_rows": scores.active,
         "density": scores.density,
         "r2": scores.r2,
+        "r2_all_rows": scores.r2_all_rows,
+        "r2_rescaled": scores.r2_rescaled,
         "correlation": scores.correlation,
         "slope": scores.slope,
         "judged": scores.judged,
-        "transported": scores.transported,
+        "above_threshold": scores.above_threshold,
     }
 
 
