@@ -87,12 +87,31 @@ def test_nothing_fired_is_a_coin_toss():
 def test_random_directions_are_as_near_as_chance_has_it():
     rng = np.random.default_rng(0)
     decoder = rng.normal(size=(300, 64)).astype(np.float32)
+    rows = rng.normal(size=(500, 64)).astype(np.float32)
 
-    one, nearest = random_cosines(decoder, draws=400, rng=rng)
+    one, nearest = random_cosines(decoder, rows, draws=400, rng=rng)
 
     assert np.sqrt((one**2).mean()) == pytest.approx(1 / 8, rel=0.15)  # 1 / sqrt(64)
     assert (nearest >= one).all()
     assert 0.25 < nearest.mean() < 0.5
+
+
+def test_random_directions_vary_as_the_rows_do():
+    # Of variances over four decades only a few dimensions count, and the decoder is along these.
+    rng = np.random.default_rng(0)
+    scale = np.logspace(2, -2, 64)
+    rows = (rng.normal(size=(600, 64)) * scale + 50).astype(np.float32)
+    decoder = (rng.normal(size=(200, 64)) * scale).astype(np.float32)
+    drawn = rng.multivariate_normal(np.zeros(64), np.cov(rows.T), size=2000)
+    unit = [a / np.linalg.norm(a, axis=1, keepdims=True) for a in (drawn, decoder)]
+    by_hand = np.abs(unit[0] @ unit[1].T)
+
+    one, nearest = random_cosines(decoder, rows, draws=400, rng=rng)
+
+    assert np.quantile(nearest, 0.95) == pytest.approx(np.quantile(by_hand.max(1), 0.95), rel=0.02)
+    assert np.quantile(one, 0.95) == pytest.approx(np.quantile(by_hand, 0.95), rel=0.15)
+    # An isotropic direction would have passed for a finding at half of that.
+    assert np.quantile(one, 0.95) > 0.5 > 2 * 1.96 / 8
 
 
 def write_sae(folder: Path, encoder: np.ndarray, bias: np.ndarray, *, hook: str) -> Path:

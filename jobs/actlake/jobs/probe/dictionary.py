@@ -6,8 +6,8 @@ and the cosine of the probe's direction with the latents' decoder rows. Two thin
 
 * latents are chosen on training examples and scored on test examples; the best of thousands on the
   test rows would be best by luck;
-* beside every cosine stands that of random directions (the 95 % point, for one latent and for the
-  nearest of all latents).
+* beside every cosine stands that of directions that mean nothing (the 95 % point, for one latent
+  and for the nearest of all): differences of the means of random halves of the training examples.
 
 Examples that are means over tokens have the mean of their tokens' latents.
 """
@@ -84,9 +84,9 @@ class Comparison:
     """The latent whose decoder row is nearest to the probe's direction, by |cosine|."""
     nearest_cosine: float
     random_cosine: float
-    """The 95 % point of |cosine| of a random direction with one latent."""
+    """The 95 % point of |cosine| with one latent, of differences of random halves."""
     random_nearest_cosine: float
-    """The 95 % point of a random direction's largest |cosine| with any latent."""
+    """The 95 % point of the largest |cosine| of such a difference with any latent."""
 
 
 def check_dictionary(config: ProbeConfig, store: ActivationStore, sites: Sequence[Site]) -> None:
@@ -106,16 +106,15 @@ def write_comparison(folder: Path, opened: Opened, config: ProbeConfig) -> None:
     assert config.dictionary is not None
     sae = read_sae(config.dictionary.path)
     site = _site_of(sae, config, opened.store, opened.sites)
-    rng = Seeds(config.seed).numpy("random directions")
-    control = random_cosines(_decoder(sae), draws=_RANDOM_DIRECTIONS, rng=rng)
     rows = [
         asdict(found)
         for examples in opened.sets
         if examples.kind != "regression"
         for found in _compare(
-            folder, opened.store, site, examples, sae, control, config.dictionary.examples
+            folder, opened.store, site, examples, sae, config.dictionary.examples,
+            Seeds(config.seed).numpy(f"random directions {examples.name}"),
         )
-    ]
+    ]  # fmt: skip
     pq.write_table(pa.Table.from_pylist(rows), folder / FILE)
 
 
@@ -149,14 +148,17 @@ def _compare(
     site: Site,
     examples: Examples,
     sae: TrainedSAE,
-    control: tuple[Array, Array],
     most: int,
+    rng: np.random.Generator,
 ) -> Iterator[Comparison]:
     train, test = _part(examples, TRAIN, most), _part(examples, TEST, None)
     fired_train = fired_on(store, site, examples, train, sae)
     fired_test = fired_on(store, site, examples, test, sae)
     rows = read_examples(store, site, examples, examples.where(TEST))
     decoder = unit_rows(_decoder(sae))
+    control = random_cosines(
+        decoder, _read(store, site, examples, train), draws=_RANDOM_DIRECTIONS, rng=rng
+    )
     for probe in _probes(folder, examples, site):
         predicted = probe.predict(rows)
         decision = probe.decision(rows)
@@ -229,6 +231,16 @@ def fired_on(
     example, latent = np.divmod(cells, sae.d_sae)
     mean = sums / lengths[example]
     return Fired(example, latent, mean, len(which), sae.d_sae)
+
+
+def _read(store: ActivationStore, site: Site, examples: Examples, which: Array) -> Array:
+    """(n, D) float32, the activations of some examples, given ascending."""
+    kept = []
+    for start in range(0, len(which), _ROWS_AT_ONCE):
+        some = which[start : start + _ROWS_AT_ONCE]
+        near = read_examples(store, site, examples, slice(int(some[0]), int(some[-1]) + 1))
+        kept.append(near[some - some[0]])
+    return np.concatenate(kept)
 
 
 def _part(examples: Examples, split: int, most: int | None) -> Array:

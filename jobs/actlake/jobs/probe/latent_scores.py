@@ -84,9 +84,14 @@ def _per_latent(fired: Fired, which_M: Array) -> Array:
 
 
 def random_cosines(
-    decoder_FD: Array, *, draws: int, rng: np.random.Generator
+    decoder_FD: Array, rows_ND: Array, *, draws: int, rng: np.random.Generator
 ) -> tuple[Array, Array]:
-    """Cosines of random directions with decoder rows: the control of a probe's.
+    """Cosines with decoder rows of directions that mean nothing: the control of a probe's.
+
+    A direction is the difference of the means of two halves of the rows, drawn at random, as a
+    probe of shuffled labels finds it: drawn from N(0, Σ) of the rows. Activations vary along few
+    directions, and decoders are along these, so an isotropic direction would be far too easy to
+    beat.
 
     Returns
     -------
@@ -94,7 +99,11 @@ def random_cosines(
     cosine with any latent.
     """
     unit_FD = unit_rows(decoder_FD)
-    random_RD = unit_rows(rng.normal(size=(draws, decoder_FD.shape[1])).astype(np.float32))
+    centred_ND = rows_ND - rows_ND.mean(axis=0)
+    sign_RN = rng.permuted(
+        np.tile(np.where(np.arange(len(rows_ND)) % 2, 1, -1), (draws, 1)), axis=1
+    ).astype(np.float32)
+    random_RD = unit_rows(sign_RN @ centred_ND)
     cosine_RF = np.abs(random_RD @ unit_FD.T)
     one = cosine_RF[np.arange(draws), rng.integers(len(unit_FD), size=draws)]
     return one, cosine_RF.max(axis=1)

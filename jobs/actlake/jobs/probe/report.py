@@ -398,8 +398,8 @@ def _dictionary_section(tables: ResultTables) -> Html:
             head,
             body,
             caption="Latents are chosen on training examples and scored on test examples. Random: "
-            "95 % of random directions have a smaller |cosine| with one latent, and with the "
-            "nearest of all.",
+            "95 % of the differences between random halves of the training examples have a "
+            "smaller |cosine| with one latent, and with the nearest of all.",
         ),
     )
 
