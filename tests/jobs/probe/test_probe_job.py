@@ -584,6 +584,47 @@ def test_a_control_task_gives_a_word_type_one_label(make_config) -> None:
         assert (np.bincount(shuffled[part]) == np.bincount(one.targets[part])).all()
 
 
+@pytest.mark.parametrize("offset", [0, 1])
+@pytest.mark.parametrize("pooling", ["token", "last"])
+def test_a_word_type_is_the_token_that_is_read(make_config, made, pooling, offset) -> None:
+    task = (
+        TaskConfig(labels="words", column="mark")
+        if pooling == "token"
+        else TaskConfig(column="topic")
+    )
+    rows = RowsConfig(least_per_class=1)
+
+    config = make_config(task, pooling=(pooling,), offsets=(offset,), rows=rows)
+    (one,) = open_config(config).sets
+
+    assert (one.word_type == made.ids[one.rows]).all()
+    train, test = (set(made.ids[one.rows[one.where(split)]]) for split in (0, 2))
+    known = np.isin(made.ids[one.rows[one.where(2)]], list(train))
+    assert one.types_seen == pytest.approx(known.mean())
+    assert test
+
+
+def test_there_is_no_selectivity_where_test_words_were_never_trained_on(make_config) -> None:
+    # The mean over a document reads all of its tokens, and no two documents have the same.
+    config = make_config(
+        TaskConfig(column="topic"), pooling=("mean", "last"), sites=("resid_post.2",),
+        probes=("logistic",), learning_curve=(), rows=RowsConfig(least_per_class=1),
+    )  # fmt: skip
+
+    result = train_probes(config)
+
+    scores = pq.read_table(result.folder / "scores.parquet").to_pylist()
+    seen = {
+        row["pooling"]: row["types_seen"]
+        for row in pq.read_table(result.folder / "probes.parquet").to_pylist()
+    }
+    assert seen["mean"] == 0
+    for row in scores:
+        if row["metric"] == "accuracy":
+            assert row["control"] is not None
+            assert (row["selectivity"] is None) == (seen[row["pooling"]] < 0.5)
+
+
 def test_examples_are_built_the_same_from_the_same_seed(make_config) -> None:
     rows = RowsConfig(per_split=50)
     one, other = (open_config(make_config(rows=rows)).sets[0] for _ in range(2))

@@ -44,7 +44,7 @@ def probe_row(task: str, layer: int, probe: str) -> dict[str, Any]:
     return key(task, layer, probe) | {
         "kind": "multiclass", "classes": ["A", "B", "C"], "penalty": 10.0, "iterations": 12,
         "converged": True, "train_rows": 1000, "validate_rows": 100, "test_rows": 200,
-        "leaked": 0.0125, "folder": "probes/x",
+        "leaked": 0.0125, "types_seen": 0.75, "folder": "probes/x",
     }  # fmt: skip
 
 

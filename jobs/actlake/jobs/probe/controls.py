@@ -3,7 +3,9 @@
 Shuffled labels keep the classes' shares within each split: what a probe then finds is chance and
 overfitting. The control task of Hewitt and Liang 2019 ("Designing and Interpreting Probes with
 Control Tasks") gives every word type a random label: what a probe then finds is what it can
-memorise. Selectivity is the score less the score on that.
+memorise. Selectivity is the score less the score on that, where `TYPES_SEEN` of the test examples
+or more have a word type of the training examples: on other words nothing can be remembered, and
+the control is low whatever the probe does. A word type is the token that is read.
 """
 
 from collections.abc import Sequence
@@ -19,6 +21,8 @@ from actlake.platform.seeds import Seeds
 
 Array = np.ndarray[Any, Any]
 TRUE = "true"
+TYPES_SEEN = 0.5
+"""Least share of test examples with a known word type for a selectivity."""
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ class Examples:
     group: Array
     """(n,) int16, the jackknife group of a test example; -1 elsewhere."""
     word_type: Array
-    """(n,) int64: alike for the same token, or for the same tokens where rows are pooled."""
+    """(n,) int64: alike where the same token is read, or the same tokens where several are."""
     of_documents: bool
     """A label is of a whole document."""
     warnings: tuple[str, ...] = ()
@@ -79,6 +79,16 @@ class Examples:
         test = self.split == TEST
         seen = np.isin(self.entity[test], np.unique(self.entity[~test]))
         return float(seen.mean()) if len(seen) else 0.0
+
+    @property
+    def types_seen(self) -> float:
+        """Share of test examples whose word type is among the training examples.
+
+        On the others a control task has labels that nobody can know, so that a low score there
+        says nothing of what a probe can memorise.
+        """
+        test, train = self.word_type[self.where(TEST)], self.word_type[self.where(TRAIN)]
+        return float(np.isin(test, train).mean()) if len(test) else 0.0
 
     def take(self, which: Array) -> "Examples":
         """Some of the examples, in their order."""
@@ -124,7 +134,6 @@ def build_examples(
             f"{_listed(reasons)}\nhint: rows.excluded: true keeps position 0 and special tokens; "
             "offsets reach no further than the context; splits are named in splits"
         )
-    word = _word_types(store, labelled, pooling)
     begins = np.ones(int(kept.sum()), bool)
     if pooling != "token":
         begins[1:] = np.diff(labelled.item[kept]) != 0
@@ -133,6 +142,7 @@ def build_examples(
     used = rows[kept]
     if pooling == "last":
         used, bounds = used[bounds[1:] - 1], np.arange(len(first) + 1)
+    word = _word_types(store, used, bounds)
     place = np.flatnonzero(kept)[first]
     if pooling != "token":
         _require_one_label(labelled, kept, first)
@@ -141,7 +151,7 @@ def build_examples(
         classes=labelled.classes, targets=labelled.targets[place], split=split[place],
         rows=used, bounds=bounds.astype(np.int64), document=labelled.document[place],
         entity=labelled.entity[place], group=np.full(len(place), -1, np.int16),
-        word_type=word[place], of_documents=labelled.of_documents,
+        word_type=word, of_documents=labelled.of_documents,
         warnings=(*labelled.warnings, *_said(reasons)),
     )  # fmt: skip
     made = made.take(np.lexsort((made.rows[made.bounds[:-1]], made.split)))
@@ -190,10 +200,12 @@ def _said(reasons: dict[str, int]) -> list[str]:
     return [f"Labelled rows not used: {listed}"] if listed else []
 
 
-def _word_types(store: ActivationStore, labelled: Labelled, pooling: Pooling) -> Array:
-    if pooling == "token":
-        return np.asarray(store.tokens["id"].take(labelled.rows), np.int64)
-    return tokens_of(store, labelled.rows, labelled.item)
+def _word_types(store: ActivationStore, rows: Array, bounds: Array) -> Array:
+    """Of each example the token that is read, or a hash of those that are."""
+    lengths = np.diff(bounds)
+    if (lengths == 1).all():
+        return np.asarray(store.tokens["id"].take(rows), np.int64)
+    return tokens_of(store, rows, np.repeat(np.arange(len(lengths)), lengths))[bounds[:-1]]
 
 
 def _require_one_label(labelled: Labelled, kept: Array, first: Array) -> None:

@@ -307,7 +307,12 @@ def _best_table(tables: ResultTables) -> Html:
                 *(_layer(found.get(name)) for name in ("jump", "converge", "settled")),
             )
         )
-    return table(head, body, caption="At the layer with the highest score on test rows.")
+    return table(
+        head,
+        body,
+        caption="At the layer with the highest score on test rows. Selectivity only where half "
+        "of the test examples or more read a token that training examples read too.",
+    )
 
 
 def _layer(found: int | None) -> str:
@@ -317,7 +322,7 @@ def _layer(found: int | None) -> str:
 def _probe_table(tables: ResultTables) -> Html:
     head = (
         "task", "pooling", "offset", "site", "probe", "penalty", "iterations", "converged",
-        "train", "validate", "test", "leaked",
+        "train", "validate", "test", "leaked", "words seen",
     )  # fmt: skip
     body = [
         (
@@ -331,6 +336,7 @@ def _probe_table(tables: ResultTables) -> Html:
             {True: "yes", False: "no", None: "–"}[row["converged"]],
             *(f"{row[f'{part}_rows']:,}" for part in ("train", "validate", "test")),
             "–" if row["leaked"] is None else f"{row['leaked']:.2%}",
+            f"{row['types_seen']:.0%}",
         )
         for row in tables.rows("probes")
     ]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from actlake.jobs.jackknife import Interval
-from actlake.jobs.probe.controls import TRUE, Heads
+from actlake.jobs.probe.controls import TRUE, TYPES_SEEN, Heads
 from actlake.jobs.probe.examples import Examples
 from actlake.jobs.probe.fitting import Fit, Fitted
 from actlake.jobs.probe.metrics import BINS, ClassTest, NumberTest, probabilities
@@ -138,7 +138,7 @@ class Scoring:
                 for column, control in _CONTROLS.items()
             }
             on_words = controls["control"]
-            selective = metric in _SELECTIVE and on_words is not None
+            selective = metric in _SELECTIVE and self._types_seen >= TYPES_SEEN
             self.rows["scores"].append(
                 key | controls | {
                     "kind": self.examples.kind,
@@ -185,6 +185,7 @@ class Scoring:
                 "train_documents": documents[0],
                 "test_documents": documents[1],
                 "leaked": self._leaked,
+                "types_seen": self._types_seen,
                 "streamed": self.fitted.streamed,
                 "folder": self.folder(fit),
                 "warnings": warnings,
@@ -194,6 +195,10 @@ class Scoring:
     @cached_property
     def _leaked(self) -> float:
         return self.examples.leaked
+
+    @cached_property
+    def _types_seen(self) -> float:
+        return self.examples.types_seen
 
     def _curve_rows(self, fit: Fit, label: str | None, values: Mapping[str, float]) -> None:
         self.rows["learning_curve"] += [

@@ -37,7 +37,8 @@ SCHEMAS: dict[str, pa.Schema] = {
             ("validation_loss", pa.list_(pa.float64())), ("iterations", pa.int32()),
             ("converged", pa.bool_()), ("train_rows", pa.int64()), ("validate_rows", pa.int64()),
             ("test_rows", pa.int64()), ("train_documents", pa.int64()),
-            ("test_documents", pa.int64()), ("leaked", pa.float64()), ("streamed", pa.bool_()),
+            ("test_documents", pa.int64()), ("leaked", pa.float64()),
+            ("types_seen", pa.float64()), ("streamed", pa.bool_()),
             ("folder", pa.string()), ("warnings", pa.list_(pa.string())),
         ]
     ),
