@@ -21,13 +21,37 @@ class Finding:
     says: str
     hint: str = ""
     """What to do; empty when all is well."""
+    expected: str = ""
+    """What should have been seen, where a check compares; empty elsewhere."""
+    seen: str = ""
+    """What was seen instead, or the same."""
 
     def as_json(self) -> dict[str, Any]:
         """Plain JSON."""
-        return {"name": self.name, "status": self.status, "says": self.says, "hint": self.hint}
+        told = {"name": self.name, "status": self.status, "says": self.says, "hint": self.hint}
+        return told | ({"expected": self.expected, "seen": self.seen} if self.expected else {})
 
 
 Check: TypeAlias = Callable[[], Iterable[Finding]]
+
+
+def compared(
+    name: str, what: str, *, expected: object, seen: object, right: bool, hint: str
+) -> Finding:
+    """A finding of something that is known beforehand, with what was seen.
+
+    Parameters
+    ----------
+    what
+        What is compared, in words.
+    right
+        Whether what was seen is as it should be.
+    hint
+        What to do where it is not.
+    """
+    says = f"{what}: {seen}" if right else f"{what}: expected {expected}, seen {seen}"
+    status: Status = "ok" if right else "fail"
+    return Finding(name, status, says, "" if right else hint, str(expected), str(seen))
 
 
 def refused(name: str, error: ActlakeError) -> Finding:

@@ -28,20 +28,58 @@ _COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
 def main(arguments: Sequence[str]) -> int:
     """Run the command; 1 when something fails, else 0."""
     options = _parser().parse_args(list(arguments))
+    if options.device:
+        return _examine_device(options)
     configs = _configs(options.config)
     measured = _measured(options)
     findings = list(run_checks(_checks(options, configs)))
     if measured and not any(f.name == "model access" and f.status == "fail" for f in findings):
         findings += run_checks([("model", measured)])
-    found = measured.map if measured else None
     if options.json:
-        told = {
-            "findings": [finding.as_json() for finding in findings],
-            "model": measured.as_json() if measured else None,
-        }
-        sys.stdout.write(f"{json.dumps(told, indent=1)}\n")
+        _tell(findings, model=measured.as_json() if measured else None)
     else:
-        _show(findings, found)
+        _show(findings, measured.map if measured else None)
+    return _status(findings)
+
+
+def _examine_device(options: argparse.Namespace) -> int:
+    """Run the checks of a device, each told on stderr as it begins: they take minutes."""
+    others = ("config", "store", "model", "address")
+    if given := [f"--{name}" for name in others if getattr(options, name)]:
+        raise ConfigError(
+            f"--device checks the device alone, and {' and '.join(given)} is given too\n"
+            "hint: run `actlake doctor` once for each"
+        )
+    import torch
+
+    from actlake.jobs.doctor import machine
+    from actlake.jobs.doctor.device.checks import device_checks
+    from actlake.platform.models.numerics import resolve_device
+
+    device = resolve_device(options.device)
+    progress = Console(stderr=True)
+    findings = list(run_checks([("versions", machine.check_versions), ("GPU", machine.check_gpus)]))
+    if options.device == "auto" and device.value == "cpu":
+        says = f"{device.reason}: what follows is of the CPU"
+        hint = "on a GPU node, look at the line above; `--device cpu` asks for the CPU"
+        findings.append(Finding("device", "warn", says, hint))
+    with device_checks(torch.device(device.value)) as checks:
+        for number, check in enumerate(checks, 1):
+            say(f"{number} of {len(checks)}: {check[0]}", progress)
+            findings += run_checks([check])
+    if options.json:
+        _tell(findings)
+    else:
+        _show(findings, None)
+    return _status(findings)
+
+
+def _tell(findings: Sequence[Finding], **more: Any) -> None:
+    told = {"findings": [finding.as_json() for finding in findings], **more}
+    sys.stdout.write(f"{json.dumps(told, indent=1)}\n")
+
+
+def _status(findings: Sequence[Finding]) -> int:
     return int(any(finding.status == "fail" for finding in findings))
 
 
@@ -162,10 +200,12 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="actlake doctor",
         description="Check this machine, and the store, model and cluster that a job will use. "
-        "A model that is named is loaded and measured at every site. "
+        "A model that is named is loaded and measured at every site; of a device, twelve checks "
+        "say whether it computes, copies and fails as it should. "
         "Changes nothing, asks nothing. Exit status 1 when something fails.",
         epilog="examples:\n  actlake doctor\n  actlake doctor --config harvest.yaml\n"
         "  actlake doctor --model EleutherAI/pythia-70m\n  actlake doctor --model qwen3 --random\n"
+        "  actlake doctor --device\n"
         "  actlake doctor --store /shared/stores/x --address http://127.0.0.1:8265 --json",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -183,6 +223,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--random", action="store_true",
         help="NAME is a family, such as qwen3; a tiny random model of it is measured",
+    )  # fmt: skip
+    parser.add_argument(
+        "--device", nargs="?", const="auto", metavar="NAME",
+        help="check cuda, cuda:1, … or cpu, by default the GPU that is here, on random models made "
+        "for it: some minutes, some GB of the system's temporary folder; no network, no Ray",
     )  # fmt: skip
     parser.add_argument(
         "--address",

@@ -1,0 +1,1 @@
+"""``actlake doctor --device``: whether an accelerator computes, copies and fails as it should."""
