@@ -4,8 +4,8 @@ Each trial runs one program on a small store: writing it, adding sites, repairin
 Its driver or one of its writers is killed with SIGKILL at a random moment, and it is started
 again, and so on until it is done; or driver and writers are suspended with SIGSTOP until their
 lease is over, another driver does the rest, and then they go on. The store must equal, byte for
-byte, that of a run which nobody disturbed, and what was committed once must stay so. About seven
-minutes on 2 cores.
+byte, that of a run which nobody disturbed, and what was committed once must stay so. About five
+minutes on 2 cores, with ``--long`` about twenty.
 """
 
 import argparse
