@@ -42,6 +42,7 @@ from actlake.storage.fence import FolderWriter, Writer
 from actlake.storage.lease import GIVE_UP_S
 from actlake.storage.location import LocalFolder
 from actlake.storage.repair import restore_shards
+from actlake.storage.stored_moments import sum_up
 from actlake.storage.writer import free_missing
 
 SITES = (Site(1), Site(2, "mlp_out"))
@@ -184,6 +185,7 @@ def _fill(folder: Path, sites: tuple[Site, ...], pace: Pace, pids: Connection | 
         add_sites(lease, store, dict.fromkeys(sites, SiteSchema(dim=12, dtype="float16")), {})
         free_missing(lease, store, sites)
         _hand_out(lease, store.refresh(), sites, pipes)
+        sum_up(lease, sites)
         lease.ledger.merge_all()
     for pipe in pipes:
         pipe.close()

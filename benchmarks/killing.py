@@ -129,15 +129,14 @@ class Trial:
         self.lost_units += len(self._committed - now)
         self._committed |= now
         names = {str(site): site for site in store.sites}
+        written = self._written("acts/**/c.*", since) + self._written("norms/**/c.*", since)
+        shards = [(path.parts[-2], int(path.name.split(".")[1])) for path in written]
+        shards += [
+            (path.parts[-4], int(path.stem))
+            for path in self._written("../moments/*/1/*/*.safetensors", since)
+        ]
         self.interrupted_units += len(
-            {
-                unit
-                for path in self._written("acts/**/c.*", since)
-                + self._written("moments/**/c.*", since)
-                + self._written("norms/**/c.*", since)
-                if (unit := int(path.name.split(".")[1]))
-                not in store.ledger.covered[names[path.relative_to(self.folder).parts[2]]]
-            }
+            {unit for name, unit in shards if unit not in store.ledger.covered[names[name]]}
         )
 
 

@@ -15,11 +15,13 @@ from actlake.storage import (
     Context,
     Document,
     Lease,
+    Moments,
     Provenance,
     Site,
     SiteSchema,
     StoreBuilder,
     StoreRequest,
+    UnitSet,
     add_sites,
     open_store,
     plan_geometry,
@@ -29,6 +31,8 @@ from actlake.storage.fence import Token
 from actlake.storage.ledger import LedgerWriter, read_state
 from actlake.storage.ledger_records import ShardRecord
 from actlake.storage.location import LocalFolder, locate
+from actlake.storage.moments_file import encode_moments
+from actlake.storage.stored_moments import largest_blocks
 
 SITE = Site(9)
 ROWS = 2**20
@@ -92,7 +96,7 @@ def lay_out_corpus(folder: Path) -> None:
 
 def synthetic_store() -> Path:
     """A store of ROWS x DIM float16 (1.2 GB), with the same rows in ``../synthetic.raw``."""
-    folder = once("synthetic-3", _synthetic_store)
+    folder = once("synthetic-4", _synthetic_store)
     raw = raw_rows()
     if not raw.is_file() or raw.stat().st_size != ROWS * DIM * 2:
         rows = open_store(folder)[SITE]
@@ -139,10 +143,27 @@ def _large_ledger(folder: Path) -> None:
     writer.end()
 
 
+def moments_of_a_million_units() -> Path:
+    """Those files of moments of LEDGER_UNITS units that are read to sum them up."""
+    return once("moments-1", _moments_of_a_million_units)
+
+
+def _moments_of_a_million_units(folder: Path) -> None:
+    rng = np.random.default_rng(0)
+    for block in largest_blocks(UnitSet([(0, LEDGER_UNITS)])):
+        groups = [
+            Moments(block.units, rng.normal(size=DIM), rng.random(DIM), 1e3) for _ in range(4)
+        ]
+        path = folder / block.key(SITE)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encode_moments(SITE, block, ("train", "test"), groups))
+
+
 def main() -> None:
     """Make everything."""
     synthetic_store()
     large_ledger()
+    moments_of_a_million_units()
 
 
 if __name__ == "__main__":

@@ -10,7 +10,8 @@ does with their receipts what a harvest's driver does: ledger, tally, `status.js
 `metrics.jsonl`, at the end of a ledger of 10^3 and 10^6 units, and of as many as 10^12 rows of
 these models are. Not in it: Ray (`driver_ms_per_unit` of pipeline.py has it) and W&B. The older
 part of the ledger is laid down as the merged segments that committing would have left, without
-the tables that nothing here reads. Merging is measured on tables of real size.
+the tables that nothing here reads. Merging is measured on tables of real size, and summing up
+moments on files of real size: the simulated units have none.
 
     python benchmarks/scale.py            some minutes; status 1 if at any size a unit takes the
                                           driver 2 ms, or memory grows by 16 MiB
@@ -36,6 +37,7 @@ import pyarrow as pa
 from measuring import anonymous_mb, tell
 from rich.console import Console
 
+from actlake.jobs.harvest import commits as commits_module
 from actlake.jobs.harvest.commits import Commits
 from actlake.jobs.harvest.metering import StageUse
 from actlake.jobs.harvest.progress import HarvestProgress, Tally
@@ -43,7 +45,7 @@ from actlake.jobs.harvest.worker import UnitReceipt
 from actlake.platform.cluster import UnitTiming
 from actlake.platform.cluster.schedule import Attempt, Schedule
 from actlake.platform.tracking import TrackingConfig, open_tracker
-from actlake.storage import Lease, Site, SiteSchema
+from actlake.storage import Lease, Moments, Site, SiteSchema
 from actlake.storage import ledger as ledgers
 from actlake.storage.extents import UnitSet
 from actlake.storage.fence import Token
@@ -51,7 +53,9 @@ from actlake.storage.ledger import FAN_OUT, LedgerWriter, read_state
 from actlake.storage.ledger_entries import entry_key, table_key
 from actlake.storage.ledger_records import TABLE, ShardRecord, table_bytes
 from actlake.storage.location import LocalFolder
+from actlake.storage.moments_file import Block, encode_moments
 from actlake.storage.sealed import crc32c, seal
+from actlake.storage.stored_moments import StoredMoments
 
 BAR_MS = 2.0
 BAR_MB = 16.0
@@ -236,6 +240,7 @@ def drive(folder: Path, units: int) -> dict[str, float]:
     began = time.perf_counter()
     read_state(LocalFolder(folder))
     opened_ms = 1000 * (time.perf_counter() - began)
+    commits_module.sum_up_around = lambda lease, records: None  # `summing_up` measures it
     with committing(folder, units_before=units) as commits:
         _do(commits, range(units, units + WARM_UP))
         gc.collect()
@@ -323,6 +328,26 @@ def merging(folder: Path) -> dict[str, float]:
             "table_bytes_per_record": size / records}  # fmt: skip
 
 
+def summing_up(folder: Path) -> dict[str, float]:
+    """CPU of writing the totals of 32 units, spread over them, at the width of an 8B model."""
+    location, splits = LocalFolder(folder), ("train", "test")
+    writer = location.writer(Token(1, "0"))
+    writer.begin()
+    rows = SiteSchema(dim=MODELS[0].dim, dtype="bfloat16")
+    rng = np.random.default_rng(0)
+    group = Moments(8000, rng.normal(size=rows.dim), rng.random(rows.dim), 1e6)
+    total = Block(FAN_OUT, 0)
+    sites = [StoredMoments(location, Site(layer), rows, splits) for layer in range(SITES)]
+    for stored in sites:
+        for unit in range(FAN_OUT):
+            content = encode_moments(stored.site, Block(1, unit), splits, [group] * 4)
+            writer.ensure(Block(1, unit).key(stored.site), [content])
+    cpu = time.process_time()
+    for stored in sites:
+        writer.ensure(total.key(stored.site), [stored.encoded_sum(total)])
+    return {"ms_per_unit": 1000 * (time.process_time() - cpu) / FAN_OUT}
+
+
 def _table(names: list[str], first: int, units: int) -> pa.Table:
     rng = np.random.default_rng(first)
     records = units * len(names)
@@ -361,18 +386,21 @@ def main() -> int:
                 f"+{r['growth_mb']:.1f} MiB in {SIMULATED:,} units"
             )
         merged = merging(Path(scratch) / "merging")
+        summed = summing_up(Path(scratch) / "summing_up")
     print(
         f"The largest merge, {merged['records']:,.0f} records: {merged['seconds']:.1f} s of CPU, "
         f"{merged['ms_per_unit']:.4f} ms for each of its units; "
         f"{merged['table_bytes_per_record']:.0f} bytes a record on disk"
     )
-    ms = [run["ms_per_unit"] + merged["ms_per_unit"] for run in runs]
+    print(f"Summing moments up: {summed['ms_per_unit']:.2f} ms of CPU a unit")
+    ms = [run["ms_per_unit"] + merged["ms_per_unit"] + summed["ms_per_unit"] for run in runs]
     growth_mb = max(run["growth_mb"] for run in runs)
     more_mb = max(run["memory_mb"] for run in runs) - runs[0]["memory_mb"]
     tell(
         {
             "driver_ms_per_unit_1e12": round(ms[-1], 3),
             "driver_ms_per_unit_worst": round(max(ms), 3),
+            "sum_up_ms_per_unit": round(summed["ms_per_unit"], 3),
             "driver_growth_mb": round(growth_mb, 1),
             "driver_more_mb_1e12": round(more_mb, 1),
             "look_ms": round(max(run["look_ms"] for run in runs), 1),

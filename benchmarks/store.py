@@ -19,9 +19,19 @@ import tensorstore
 import zarr
 from measuring import tell
 
-from actlake.storage import ActivationStore, Lease, Site, add_sites, open_store, write_unit, writer
+from actlake.storage import (
+    ActivationStore,
+    Lease,
+    Site,
+    UnitSet,
+    add_sites,
+    open_store,
+    write_unit,
+    writer,
+)
 from actlake.storage.ledger import read_state
 from actlake.storage.location import LocalFolder, locate
+from actlake.storage.stored_moments import StoredMoments, largest_blocks
 
 Read = Callable[[int, int], Any]
 MEGABYTE = 1e6
@@ -206,10 +216,32 @@ def opening() -> dict[str, float]:
     }
 
 
+def summing() -> dict[str, float]:
+    """Mean and variance of a million units of `DIM` dimensions.
+
+    Of the 10⁶ files of units and the totals of 32 and of 1024, those are laid down that are read.
+    """
+    folder = prepare.moments_of_a_million_units()
+    units = UnitSet([(0, prepare.LEDGER_UNITS)])
+    stored = StoredMoments(LocalFolder(folder), prepare.SITE, prepare.ROWS_ARE, ("train", "test"))
+    assert sum(group.count for group in stored.of(units)) == 4 * prepare.LEDGER_UNITS
+    return {
+        "moments_million_units_s": in_turn(9, sum=lambda: stored.of(units))["sum"],
+        "moments_files": float(sum(1 for _ in largest_blocks(units))),
+    }
+
+
 def main() -> None:
     store = open_store(prepare.synthetic_store())
     raw = np.memmap(prepare.raw_rows(), np.float16, "r", shape=(prepare.ROWS, prepare.DIM))
-    f = opening() | shuffled_reads(store, raw) | gathers(store, raw) | peers(store) | writing()
+    f = (
+        opening()
+        | summing()
+        | shuffled_reads(store, raw)
+        | gathers(store, raw)
+        | peers(store)
+        | writing()
+    )
     print(
         f"""
 Reading chunks of {store.schema.geometry.chunk_rows} rows in random order: \
@@ -228,7 +260,9 @@ Writing whole units, checked, summed up, synced and committed: {f["write_mb_s"]:
 plain files of the same bytes, synced: {f["plain_write_mb_s"]:,.0f} MB/s. \
 {f["moments_share"]:.0%} of the writer's time goes into the moments.
 Opening the ledger of a million units ({f["ledger_files"]:.0f} files): \
-{f["open_million_units_s"] * 1e3:.0f} ms.
+{f["open_million_units_s"] * 1e3:.0f} ms; \
+summing up their moments, of {f["moments_files"]:.0f} files: \
+{f["moments_million_units_s"] * 1e3:.0f} ms.
 """
     )
     tell({name: float(f"{value:.4g}") for name, value in f.items()})

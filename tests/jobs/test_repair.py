@@ -83,7 +83,7 @@ def test_an_export_is_repaired_from_its_parent_where_it_was(exported, verified, 
     status, said = verified(exported, "--repair")
 
     assert "To be repaired: 2 damaged shards from its parent, " in said
-    assert "Repaired 2 shards and 0 files of metadata" in said
+    assert "Repaired 2 shards and 0 derived files" in said
     assert status == 0
     assert tree(exported) == whole
 
@@ -128,11 +128,11 @@ def test_statistics_and_metadata_of_an_export_need_no_parent(store, tmp_path, ve
     exported = tmp_path / "exported"
     whole = tree(exported)
     shutil.rmtree(store)
-    damage(exported, f"rows.zarr/moments/{SITE}/m2/c.1.0.0.0", "rows.zarr/acts/zarr.json")
+    damage(exported, f"moments/{SITE}/1/0/1.safetensors", "rows.zarr/acts/zarr.json")
 
     status, said = verified(exported, "--repair")
 
-    assert "To be repaired: 1 damaged shards from their own rows; 1 files of metadata" in said
+    assert "To be repaired: 1 damaged shards from their own rows; 1 derived files" in said
     assert status == 0
     assert tree(exported) == whole
 
@@ -141,7 +141,7 @@ def test_what_can_be_repaired_is_though_the_rest_cannot(store, tmp_path, verifie
     export_store(open_store(store), tmp_path / "exported", splits="test")
     exported = tmp_path / "exported"
     shutil.rmtree(store)
-    moments = f"rows.zarr/moments/{SITE}/m2/c.1.0.0.0"
+    moments = f"moments/{SITE}/1/0/1.safetensors"
     damage(exported, shard(0), shard(1, "resid_post.9"), moments)
     before = everything(exported)
 
@@ -280,7 +280,7 @@ def test_damaged_units_are_computed_again_to_the_same_bytes_and_nothing_else_is(
 ):
     damage(store, shard(5), shard(7, "resid_post.9"))
     (store / shard(11)).unlink()
-    damage(store, f"rows.zarr/moments/{SITE}/mean/c.6.0.0.0")
+    damage(store, f"moments/{SITE}/1/0/6.safetensors")
     before = everything(store)
 
     status, out = actlake("verify", str(store), "--repair")
@@ -290,7 +290,7 @@ def test_damaged_units_are_computed_again_to_the_same_bytes_and_nothing_else_is(
     assert "Repaired 4 shards" in out
     assert tree(store) == tree(smollm2_store)
     assert changed_but_for_the_ledger(before, store) == {
-        shard(5), shard(7, "resid_post.9"), shard(11), f"rows.zarr/moments/{SITE}/mean/c.6.0.0.0",
+        shard(5), shard(7, "resid_post.9"), shard(11), f"moments/{SITE}/1/0/6.safetensors",
     }  # fmt: skip
 
 

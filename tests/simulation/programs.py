@@ -34,8 +34,9 @@ from actlake.storage.errors import StoreDamaged
 from actlake.storage.export import export_store
 from actlake.storage.ledger_records import ShardRecord
 from actlake.storage.location import Location
-from actlake.storage.repair import own_rows, restore_metadata, restore_shards
+from actlake.storage.repair import own_rows, restore_metadata, restore_shards, restore_totals
 from actlake.storage.resume import check_same, use_numerics
+from actlake.storage.stored_moments import sum_up, sum_up_around
 from actlake.storage.verify import undersized
 from actlake.storage.writer import free_missing
 
@@ -77,6 +78,7 @@ def harvest(
         for unit in list(store.committed(sites).missing(store.schema.num_units))[:most_units]:
             lacking = [site for site in sites if unit not in store.ledger.covered[site]]
             _commit(lease, store, unit, lacking, numerics)
+        sum_up(lease, sites)
         if merges:
             lease.ledger.merge_all()
         if lost:
@@ -109,7 +111,9 @@ def _commit(
     lease: Lease, store: ActivationStore, unit: int, sites: Iterable[Site], numerics: int
 ) -> None:
     rows = model(store, unit, sites)
-    lease.ledger.commit(write_unit(store, unit, rows, token=lease.token, numerics=numerics))
+    records = write_unit(store, unit, rows, token=lease.token, numerics=numerics)
+    lease.ledger.commit(records)
+    sum_up_around(lease, records)
 
 
 def model(store: ActivationStore, unit: int, sites: Iterable[Site]) -> dict[Site, Any]:
@@ -167,6 +171,7 @@ def repair(location: Location) -> None:
         restore_metadata(lease, store)
         lost = restore_shards(lease, store, of_moments, own_rows(store))
         lost |= restore_shards(lease, store, of_rows, model_rows(store))
+        restore_totals(lease, store)
     _refuse_lost(lost)
 
 

@@ -18,6 +18,7 @@ from actlake.storage.layout import MANIFEST, ROWS
 from actlake.storage.ledger import read_shards
 from actlake.storage.ledger_records import ShardRecord
 from actlake.storage.location import Location
+from actlake.storage.moments_file import MOMENTS
 
 Flavour = Literal["folder", "bucket"]
 Command = Callable[["Stage", Location], Any]
@@ -218,7 +219,9 @@ def is_of(key: str, covered: dict[Site, list[tuple[int, int]]]) -> bool:
     if (shard := shard_of(key)) is not None:
         return any(start <= shard[1] < stop for start, stop in by_name.get(shard[0], ()))
     parts = key.split("/")
-    if len(parts) >= 4 and parts[1] in ("acts", "norms", "moments"):  # metadata of a site
+    if parts[0] == MOMENTS:  # a total, which is as good as its units
+        return False
+    if len(parts) >= 4 and parts[1] in ("acts", "norms"):  # metadata of a site
         return parts[2] in by_name
     return key != MANIFEST  # of which the ledger takes the place
 
@@ -226,6 +229,8 @@ def is_of(key: str, covered: dict[Site, list[tuple[int, int]]]) -> bool:
 def shard_of(key: str) -> tuple[str, int] | None:
     """The name of the site and the unit of which a file is; None of any other."""
     parts = key.split("/")
-    if parts[0] != ROWS or parts[1] not in ("acts", "norms", "moments") or parts[-1] == "zarr.json":
+    if parts[0] == MOMENTS and parts[2] == "1":
+        return parts[1], int(parts[-1].split(".")[0])
+    if parts[0] != ROWS or parts[1] not in ("acts", "norms") or parts[-1] == "zarr.json":
         return None
     return parts[2], int(parts[-1].split(".")[1])

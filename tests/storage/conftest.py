@@ -19,10 +19,13 @@ from actlake.storage import (
     StoreRequest,
     add_sites,
     open_store,
+    write_store,
     write_unit,
 )
 from actlake.storage.dtypes import numpy_dtype
+from actlake.storage.ledger_records import TABLE
 from actlake.storage.location import locate
+from actlake.storage.release import release_units
 
 SITES = (Site(0), Site(3))
 
@@ -145,4 +148,56 @@ def folder(tmp_path: Path) -> Path:
 def full(finished: Path, folder: Path) -> Path:
     """A finished store of `known`."""
     shutil.copytree(finished, folder)
+    return folder
+
+
+# What changes a store and is no subject of the test.
+
+
+@pytest.fixture
+def release() -> Any:
+    """Give the rows of units of a site up."""
+
+    def released(folder: Path, site: str, units: list[int]) -> None:
+        with Lease.acquire(locate(folder)) as lease:
+            release_units(lease, open_store(folder), {Site.parse(site): units})
+
+    return released
+
+
+@pytest.fixture
+def merge() -> Any:
+    """Leave one entry of the ledger."""
+
+    def merged(folder: Path) -> None:
+        with Lease.acquire(locate(folder)) as lease:
+            lease.ledger.merge_all()
+
+    return merged
+
+
+@pytest.fixture
+def add_unknown() -> Any:
+    """Announce a site as a newer actlake would, and commit a unit of it."""
+
+    def added(folder: Path, name: str, schema: dict[str, Any]) -> None:
+        with Lease.acquire(locate(folder)) as lease:
+            site = {"name": name, "schema": schema, "note": "may be passed over"}
+            lease.ledger.append({"kind": "sites", "sites": [site], "request": {}, "since": "2031"})
+            record = dict.fromkeys(TABLE.names, 1) | {"site": name, "unit": 0, "new": [1, 2]}
+            lease.ledger.append({"kind": "units", "shards": [record]})
+
+    return added
+
+
+@pytest.fixture(scope="session")
+def many_units(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store of 70 units of 4 rows, of `Site(3)`: two blocks of 32 units, and six more."""
+    folder = tmp_path_factory.mktemp("many_units") / "store"
+    rows = np.random.default_rng(0).normal(size=(280, 5)) * 1e3
+    contexts = [[7, 8, 9, 10 + n % 5] for n in range(70)]
+    cut = Geometry(chunk_rows=4, unit_rows=4)
+    write_store(
+        folder, contexts, {Site(3): rows.astype(np.float32)}, geometry=cut, provenance="made"
+    )
     return folder

@@ -59,6 +59,16 @@ def test_what_is_missing_is_all_the_rest(members, total):
     assert list(unit_set(members).missing(total)) == sorted({*range(total)} - members)
 
 
+@given(sets, runs)
+def test_a_unit_set_says_whether_it_holds_all_or_any_units_of_a_run(members, run):
+    start, stop = sorted(run)
+    asked = set(range(start, stop))
+
+    if asked:
+        assert unit_set(members).covers(start, stop) == (asked <= members)
+        assert unit_set(members).meets(start, stop) == bool(asked & members)
+
+
 def test_ten_million_units_are_one_run():
     assert UnitSet([(0, 10**7)]).runs() == [(0, 10**7)]
     assert len(UnitSet([(0, 10**7)])) == 10**7

@@ -21,7 +21,7 @@ from actlake.storage.repair import OTHER_BYTES, own_rows, restore_metadata, rest
 
 SITE = Site(3)
 ROWS = "rows.zarr/acts/resid_post.3/c.5.0"
-MOMENTS = "rows.zarr/moments/resid_post.3/mean/c.5.0.0.0"
+MOMENTS = "moments/resid_post.3/1/0/5.safetensors"
 
 
 def damage(folder, *names):
@@ -117,8 +117,7 @@ def test_of_several_sites_those_that_come_out_the_same_are_restored(full, known,
 
 def test_moments_are_worked_out_again_from_rows_that_are_whole(full, tree):
     whole = tree(full)
-    names = [MOMENTS.replace("mean/c.5.0.0.0", name) for name in
-             ("mean/c.5.0.0.0", "count/c.5.0.0", "m2/c.9.0.0.0", "norm_sum/c.10.0.0")]  # fmt: skip
+    names = [MOMENTS, "rows.zarr/norms/resid_post.0/c.7", MOMENTS.replace("5.safe", "10.safe")]
     damage(full, *names[:-1])
     (full / names[-1]).unlink()
     before = everything(full)

@@ -18,7 +18,6 @@ from actlake.storage import (
     write_unit,
 )
 from actlake.storage.errors import FormatTooNew, InvalidSchema, InvalidSite, StoreMismatch
-from actlake.storage.ledger_records import TABLE
 from actlake.storage.location import locate
 from actlake.storage.sealed import unseal
 from actlake.storage.summary import summarize
@@ -131,19 +130,11 @@ def test_rows_that_cannot_be_say_why(asked, words):
     ],
     ids=["field", "dtype", "compression", "lacking"],
 )
-def of_a_newer_version(full, request):
+def of_a_newer_version(full, request, add_unknown):
     """A store to which a newer actlake has added a site and a unit; and why it is unknown."""
     schema, why = request.param
     add_unknown(full, "resid_post.8", schema)
     return full, "resid_post.8", why
-
-
-def add_unknown(folder, name, schema):
-    with Lease.acquire(locate(folder)) as lease:
-        site = {"name": name, "schema": schema, "note": "may be passed over"}
-        lease.ledger.append({"kind": "sites", "sites": [site], "request": {}, "since": "2031"})
-        record = dict.fromkeys(TABLE.names, 1) | {"site": name, "unit": 0, "new": [1, 2]}
-        lease.ledger.append({"kind": "units", "shards": [record]})
 
 
 def test_a_site_of_a_newer_version_is_named_and_the_rest_of_the_store_reads(
@@ -179,7 +170,7 @@ def test_what_is_known_of_an_unknown_site_outlives_writing_and_merging(of_a_newe
     assert unseal(entry.read_bytes(), name="")["covered"][name] == [[0, 1]]
 
 
-def test_a_name_of_an_unknown_form_is_named_too(full):
+def test_a_name_of_an_unknown_form_is_named_too(full, add_unknown):
     add_unknown(full, "Stream/6", {"dim": 6, "dtype": "float32", "compression": "none"})
     store = open_store(full)
 

@@ -20,8 +20,6 @@ ONE_OF_EACH = [
     "rows.zarr/zarr.json",
     "rows.zarr/acts/zarr.json",
     "rows.zarr/acts/resid_post.3/zarr.json",
-    "rows.zarr/moments/resid_post.3/zarr.json",
-    "rows.zarr/moments/resid_post.3/mean/zarr.json",
     "rows.zarr/tokens/id/zarr.json",
     "rows.zarr/tokens/id/c.0",
     "rows.zarr/tokens/document/c.3",
@@ -31,14 +29,12 @@ ONE_OF_EACH = [
     "rows.zarr/contexts/split/c.0",
     "rows.zarr/acts/resid_post.0/c.5.0",
     "rows.zarr/acts/resid_post.3/c.10.0",
-    "rows.zarr/moments/resid_post.0/count/c.4.0.0",
-    "rows.zarr/moments/resid_post.3/mean/c.0.0.0.0",
-    "rows.zarr/moments/resid_post.3/m2/c.10.0.0.0",
-    "rows.zarr/moments/resid_post.3/norm_sum/c.7.0.0",
+    "moments/resid_post.0/1/0/4.safetensors",
+    "moments/resid_post.3/1/0/10.safetensors",
     "rows.zarr/norms/resid_post.3/zarr.json",
     "rows.zarr/norms/resid_post.0/c.10",
 ]
-_OF_UNITS = ("rows.zarr/acts/r", "rows.zarr/mom", "rows.zarr/norms/r")
+_OF_UNITS = ("rows.zarr/acts/r", "moments", "rows.zarr/norms/r")
 SHARDS = [name for name in ONE_OF_EACH if name.startswith(_OF_UNITS)]
 SHARDS = [name for name in SHARDS if not name.endswith(".json")]
 
@@ -62,7 +58,8 @@ def problems(folder):
 def place(name):
     """Site and unit of a shard's file."""
     parts = name.split("/")
-    return f"{parts[2]}, unit {parts[-1].split('.')[1]}"
+    site, number = (1, 0) if parts[0] == "moments" else (2, 1)
+    return f"{parts[site]}, unit {parts[-1].split('.')[number]}"
 
 
 def array_of(name):
@@ -78,8 +75,9 @@ def test_a_whole_store_has_no_problems(full, known):
 
 
 def test_shards_of_every_array_are_tried_below(full):
-    every = {str(path.relative_to(full)) for path in (full / "rows.zarr").rglob("c.*")}
-    tried = {name for name in ONE_OF_EACH if "/c." in name}
+    paths = [*(full / "rows.zarr").rglob("c.*"), *(full / "moments").rglob("*.safetensors")]
+    every = {str(path.relative_to(full)) for path in paths}
+    tried = {name for name in ONE_OF_EACH if "/c." in name or "safetensors" in name}
 
     assert tried <= every
     assert {array_of(name) for name in tried} == {array_of(name) for name in every}

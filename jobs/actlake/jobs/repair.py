@@ -17,7 +17,7 @@ from actlake.storage import ActivationStore, ActlakeError, Lease, Problem, Verif
 from actlake.storage.ledger_records import ShardRecord
 from actlake.storage.ledger_state import SiteGroup
 from actlake.storage.parent import Origin, ParentRows
-from actlake.storage.repair import own_rows, restore_metadata, restore_shards
+from actlake.storage.repair import own_rows, restore_metadata, restore_shards, restore_totals
 
 Records = tuple[ShardRecord, ...]
 
@@ -48,7 +48,7 @@ class RepairPlan:
 
     store: ActivationStore
     metadata: int
-    """Files of metadata to write again."""
+    """Derived files to write again: metadata, and totals of moments."""
     sources: tuple[tuple[Source, Records], ...]
     """The shards to restore, each with where its rows come from."""
     impossible: Mapping[ShardRecord, str]
@@ -69,7 +69,7 @@ class RepairPlan:
     def __str__(self) -> str:
         lines = [f"{len(shards):,} damaged shards from {source}" for source, shards in self.sources]
         if self.metadata:
-            lines.append(f"{self.metadata:,} files of metadata from the schema")
+            lines.append(f"{self.metadata:,} derived files")
         can = "To be repaired: " + "; ".join(lines) if lines else "Nothing of it can be repaired"
         return "\n".join(
             [
@@ -87,12 +87,12 @@ class RepairResult:
     shards: int
     """Damaged shards that are now what was committed."""
     metadata: int
-    """Files of metadata that were written again."""
+    """Derived files that were written again."""
     lost: Mapping[ShardRecord, str] = field(default_factory=dict)
     """Shards that could not be restored, and why; their files are as they were."""
 
     def __str__(self) -> str:
-        done = f"Repaired {self.shards:,} shards and {self.metadata:,} files of metadata"
+        done = f"Repaired {self.shards:,} shards and {self.metadata:,} derived files"
         return "\n".join([done, *_lines(self.lost)])
 
 
@@ -172,6 +172,7 @@ def repair(plan: RepairPlan) -> RepairResult:
         metadata = restore_metadata(lease, plan.store) if plan.metadata else 0
         for source, records in plan.sources:
             lost |= source.restore(lease, records)
+        metadata += restore_totals(lease, plan.store)
     restored = plan.num_shards + len(plan.impossible) - len(lost)
     return RepairResult(restored, metadata, lost)
 

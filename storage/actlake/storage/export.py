@@ -42,6 +42,7 @@ from actlake.storage.resume import check_same, use_numerics
 from actlake.storage.schema import plan_geometry
 from actlake.storage.sites import Site
 from actlake.storage.store import ActivationStore, open_store
+from actlake.storage.stored_moments import sum_up
 from actlake.storage.verify import undersized
 from actlake.storage.writer import free_missing, write_unit
 
@@ -132,10 +133,10 @@ def export_store(
             rows = contexts.parent_rows(store.schema.unit_extent(unit))
             lacking = [site for site in wanted if unit not in store.ledger.covered[site]]
             values = {site: parent[site].take(rows, check=True) for site in lacking}
-            lease.ledger.commit(
-                write_unit(store, unit, values, token=lease.token, numerics=numerics)
-            )
+            records = write_unit(store, unit, values, token=lease.token, numerics=numerics)
+            lease.ledger.commit(records)
             progress(done + 1, len(missing))
+        sum_up(lease, wanted)
         restored = _restore_lost(lease, store.refresh(), parent, contexts, wanted)
     logger.info("Exported %d contexts, %d rows to %s", len(contexts), len(store), store.url)
     return ExportResult(store, len(contexts), len(store), len(missing), restored)

@@ -101,6 +101,16 @@ class UnitSet:
         both.difference_update(UnitSet(other.gaps(end)))
         return both
 
+    def covers(self, start: int, stop: int) -> bool:
+        """Whether all units of ``start <= u < stop`` are in the set."""
+        run = bisect_right(self._starts, start) - 1
+        return run >= 0 and stop <= self._stops[run]
+
+    def meets(self, start: int, stop: int) -> bool:
+        """Whether any unit of ``start <= u < stop`` is in the set."""
+        run = bisect_right(self._stops, start)
+        return run < len(self._starts) and self._starts[run] < stop
+
     def runs(self) -> list[tuple[int, int]]:
         """The set as sorted ``(start, stop)`` pairs that do not touch."""
         return list(zip(self._starts, self._stops, strict=True))

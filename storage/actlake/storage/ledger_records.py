@@ -36,9 +36,9 @@ class ShardRecord:
     rows_crc32c: int
     """Of that file, as `actlake.storage.shards.shard_crc32c` defines it."""
     moments_bytes: int
-    """Sizes of the unit's files of moments and norms, added up."""
+    """Sizes of the unit's files of moments and of norms, added up."""
     moments_crc32c: int
-    """CRC32C of those files' `shard_crc32c` (uint32, little-endian), in the order of names."""
+    """`combined_crc32c` of the former's CRC32C and the latter's `shard_crc32c`."""
     infinite: int = 0
     """How many stored values are infinite: overflow, or the model's own."""
     nan: int = 0

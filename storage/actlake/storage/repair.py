@@ -1,6 +1,7 @@
 """Make damaged files again what was committed.
 
     metadata   written again: the ledger says every byte of it
+    totals     added up again from the moments of their units
     moments    worked out again, where the unit's rows are whole
     rows       had again from where they came: an exported store's from its parent
                (`actlake.storage.parent`), a harvested one's from its model
@@ -20,7 +21,8 @@ from actlake.storage.errors import StoreDamaged
 from actlake.storage.lease import Lease
 from actlake.storage.ledger_records import ShardRecord
 from actlake.storage.store import ActivationStore
-from actlake.storage.verify import metadata_problems
+from actlake.storage.stored_moments import sum_up
+from actlake.storage.verify import metadata_problems, total_problems
 from actlake.storage.writer import restore_unit
 
 Array = np.ndarray[Any, Any]
@@ -32,6 +34,19 @@ def restore_metadata(lease: Lease, store: ActivationStore) -> int:
     for _, key, expected in damaged:
         lease.writer.replace(key, [expected])
     return len(damaged)
+
+
+def restore_totals(lease: Lease, store: ActivationStore) -> int:
+    """Write every total again that is not what its units add up to; how many were damaged.
+
+    After the units' own moments. Totals that are not there are written, too.
+    """
+    damaged = 0
+    for _, key, expected in total_problems(store):
+        lease.writer.replace(key, [expected])
+        damaged += 1
+    sum_up(lease, store.sites)
+    return damaged
 
 
 def restore_shards(

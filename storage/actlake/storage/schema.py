@@ -137,28 +137,6 @@ class StoreSchema:
             "split": self._index_array("contexts/split", "int8", self.contexts, "context"),
         }
 
-    def moments(self, site: Site, rows: SiteSchema) -> dict[str, ArraySpec]:
-        """``moments/<site>/*``: statistics of each unit, one shard a unit."""
-        shapes: dict[str, tuple[str, tuple[int, ...], int | Literal["NaN"]]] = {
-            "count": ("int64", (), -1),
-            "mean": ("float64", (rows.dim,), "NaN"),
-            "m2": ("float64", (rows.dim,), "NaN"),
-            "norm_sum": ("float64", (), "NaN"),
-        }
-        return {
-            name: ArraySpec(
-                name=f"moments/{site}/{name}",
-                shape=(self.num_units, len(self.splits), 2, *tail),
-                dtype=dtype,
-                shard_length=1,
-                chunk_length=1,
-                dimension_names=("unit", "split", "excluded", "dim")[: 3 + len(tail)],
-                fill_value=fill,
-                attributes={"splits": list(self.splits), "excluded": ["kept", "excluded"]},
-            )
-            for name, (dtype, tail, fill) in shapes.items()
-        }
-
     def norms(self, site: Site) -> ArraySpec:
         """``norms/<site>``: (row,), the Euclidean norm of each row; one chunk a unit."""
         return ArraySpec(
@@ -171,20 +149,15 @@ class StoreSchema:
             fill_value="NaN",
         )
 
-    def statistics(self, site: Site, rows: SiteSchema) -> dict[str, ArraySpec]:
-        """All that is stored of a unit's rows beside them: the `moments`, and ``norms``."""
-        return self.moments(site, rows) | {"norms": self.norms(site)}
-
     def common_metadata(self) -> dict[str, bytes]:
         """Every ``zarr.json`` that does not depend on the sites, by its key."""
-        groups = ("", "tokens", "contexts", "acts", "norms", "moments")
+        groups = ("", "tokens", "contexts", "acts", "norms")
         specs = [*self.tokens().values(), *self.context_arrays().values()]
         return _metadata(groups, specs)
 
     def site_metadata(self, site: Site, rows: SiteSchema) -> dict[str, bytes]:
         """Every ``zarr.json`` of one site, by its key."""
-        specs = [self.activations(site, rows), *self.statistics(site, rows).values()]
-        return _metadata((f"moments/{site}",), specs)
+        return _metadata((), [self.activations(site, rows), self.norms(site)])
 
     def _index_array(self, name: str, dtype: str, length: int, dimension: str) -> ArraySpec:
         return ArraySpec(

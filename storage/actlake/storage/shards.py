@@ -80,7 +80,7 @@ def shard_crc32c(spec: ArraySpec, shard: int, data: Buffer, *, name: str) -> int
 
 
 def combined_crc32c(checksums: Iterable[int]) -> int:
-    """One number for several files, from their `shard_crc32c`."""
+    """One number for several files, from one of each."""
     return crc32c(*(checksum.to_bytes(4, "little") for checksum in checksums))
 
 

@@ -4,21 +4,18 @@ A store is one plain Zarr v3 group of rows, with the documents, the tokenizer an
 beside it. Row ``i`` of every array is about the same token. Nothing here needs torch or ray.
 """
 
-import itertools
 import logging
 import os
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from operator import methodcaller
 from typing import TYPE_CHECKING, Any, Self, Unpack
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from actlake.storage.ahead import map_ahead
 from actlake.storage.arrays import Path, RowArray
 from actlake.storage.corpus_record import DOCUMENTS, TOKENIZER, check_format
 from actlake.storage.errors import (
@@ -40,6 +37,7 @@ from actlake.storage.moments import Moments, is_excluded, row_groups
 from actlake.storage.sealed import unseal
 from actlake.storage.site_schema import SiteSchema
 from actlake.storage.sites import Site
+from actlake.storage.stored_moments import StoredMoments
 
 if TYPE_CHECKING:  # these read stores
     import re
@@ -242,10 +240,15 @@ class ActivationStore:
         stored = self.site(site)
         return self.schema.activations(stored, self.ledger.schemas[stored])
 
-    def statistics_specs(self, site: str | Site) -> dict[str, ArraySpec]:
-        """The arrays of a site's moments and norms; raises as `site`."""
+    def norms_spec(self, site: str | Site) -> ArraySpec:
+        """How the norms of a site's rows are cut into files; raises as `site`."""
+        return self.schema.norms(self.site(site))
+
+    def stored_moments(self, site: str | Site) -> StoredMoments:
+        """The files of a site's moments; raises as `site`."""
         stored = self.site(site)
-        return self.schema.statistics(stored, self.ledger.schemas[stored])
+        schema = self.ledger.schemas[stored]
+        return StoredMoments(self.location, stored, schema, self.schema.splits)
 
     def norms(self, site: str | Site) -> RowArray:
         """The Euclidean norm of each row of a site, (rows,) float32, without reading rows.
@@ -260,7 +263,7 @@ class ActivationStore:
         stored = self.site(site)
         return RowArray(
             self.location,
-            self.schema.norms(stored),
+            self.norms_spec(stored),
             committed=partial(self._covered, stored),
             path=self._path,
         )
@@ -625,37 +628,22 @@ class ActivationStore:
         """
         stored = self.site(site)
         committed = self.ledger.covered[stored]
-        specs = self.schema.moments(stored, self.ledger.schemas[stored])
-        parts = {name: RowArray(self.location, spec) for name, spec in specs.items()}
+        asked = committed if units is None else _unit_set(units)
+        absent = UnitSet(asked.runs())
+        absent.difference_update(committed)
+        if absent:
+            raise RowsNotCommitted(
+                f"Unit {next(iter(absent))} of {stored} is not committed in {self.url}, and has no "
+                f"moments; {self.coverage(stored)}\n"
+                f"hint: go on with the harvest, or leave `units` out for all that are there"
+            )
         splits = range(len(self.schema.splits)) if split is None else [self.split_code(split)]
         kinds = [False, True] if excluded is None else [excluded]
-        threads = len(parts) if self.location.parallel > 1 else 1
+        groups = self.stored_moments(stored).of(asked)
         total = Moments.empty(self.schema_of(stored).dim)
-        for block in _blocks(committed if units is None else units):
-            if absent := [unit for unit in block.tolist() if unit not in committed]:
-                raise RowsNotCommitted(
-                    f"Unit {absent[0]} of {stored} is not committed in {self.url}, and has no "
-                    f"moments; {self.coverage(stored)}\n"
-                    f"hint: go on with the harvest, or leave `units` out for all that are there"
-                )
-            take = methodcaller("take", block)
-            taken = map_ahead(take, parts.values(), threads=threads)
-            table = dict(zip(parts, taken, strict=True))
-            groups = (
-                (unit, code, int(kind))
-                for unit in range(len(block))
-                for code in splits
-                for kind in kinds
-            )
-            for group in groups:
-                total = total.merge(
-                    Moments(
-                        int(table["count"][group]),
-                        table["mean"][group],
-                        table["m2"][group],
-                        float(table["norm_sum"][group]),
-                    )
-                )
+        for code in splits:
+            for kind in kinds:
+                total = total.merge(groups[2 * code + kind])
         return total
 
     # Text.
@@ -688,8 +676,5 @@ class ActivationStore:
         return str(self.tokenizer.decode(ids, skip_special_tokens=False))
 
 
-def _blocks(units: Iterable[int], *, at_once: int = 256) -> Iterator[Array]:
-    """The units in arrays of a bounded length, so that memory stays flat."""
-    remaining = iter(units)
-    while block := list(itertools.islice(remaining, at_once)):
-        yield np.array(block, np.int64)
+def _unit_set(units: Iterable[int]) -> UnitSet:
+    return units if isinstance(units, UnitSet) else UnitSet((unit, unit + 1) for unit in units)

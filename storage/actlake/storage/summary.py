@@ -2,6 +2,7 @@
 
 import html
 import io
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -18,14 +19,14 @@ from actlake.storage.provenance import shortened
 from actlake.storage.querying.labels import attached_names
 from actlake.storage.querying.parts import parts_of
 from actlake.storage.sites import Site
+from actlake.storage.stored_moments import largest_blocks
 
 if TYPE_CHECKING:  # both show summaries
     from actlake.storage.reading.many import ManyStores
     from actlake.storage.store import ActivationStore, Coverage
 
-# Five small files each: of more, they are not read unasked. Remote ones are a request each.
-_MOST_UNITS_TO_MERGE = 10_000
-_MOST_UNITS_TO_FETCH = 500
+# Of moments: more are not read unasked. 10⁶ units are some sixty, unless they are scattered.
+_MOST_FILES_TO_READ = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,13 +177,13 @@ def _line(
     store: "ActivationStore | ManyStores", stores: Sequence["ActivationStore"], site: Site
 ) -> SiteLine:
     coverage = store.coverage(site)
-    is_remote = any(one.location.local_path("") is None for one in stores)
-    few = 0 < coverage.units <= (_MOST_UNITS_TO_FETCH if is_remote else _MOST_UNITS_TO_MERGE)
+    files = (block for one in stores for block in largest_blocks(one.ledger.covered[site]))
+    num_files = sum(1 for _ in itertools.islice(files, _MOST_FILES_TO_READ + 1))
     return SiteLine(
         site,
         coverage,
         coverage.rows * stores[0].schema_of(site).row_bytes,
-        store.moments(site).mean_norm if few else None,
+        store.moments(site).mean_norm if 0 < num_files <= _MOST_FILES_TO_READ else None,
     )
 
 

@@ -21,11 +21,13 @@ from actlake.storage.layout import MANIFEST
 from actlake.storage.ledger import read_shards, read_state
 from actlake.storage.ledger_records import ShardRecord
 from actlake.storage.moments import moments_by_group
+from actlake.storage.moments_file import Block
 from actlake.storage.querying.document_table import document_batches
 from actlake.storage.sealed import crc32c, seal
 from actlake.storage.shards import combined_crc32c, decode_shard, shard_crc32c
 from actlake.storage.sites import Site
 from actlake.storage.store import ActivationStore
+from actlake.storage.stored_moments import Groups, blocks_of_size, total_keys
 
 Array = np.ndarray[Any, Any]
 _Files = Mapping[str, bytes | None]
@@ -48,9 +50,9 @@ class Problem:
     """One thing that is wrong, and where."""
 
     kind: Literal["corpus", "metadata", "shard", "contents", "ledger"]
-    """``metadata`` and ``shard`` (files are not what was committed) can be repaired; not
-    ``corpus``, ``ledger`` and ``contents`` (files are what was committed, and contradict each
-    other)."""
+    """``metadata`` (files that follow from others) and ``shard`` (files are not what was committed)
+    can be repaired; not ``corpus``, ``ledger`` and ``contents`` (files are what was committed, and
+    contradict each other)."""
     message: str
     site: Site | None = None
     unit: int | None = None
@@ -109,6 +111,7 @@ def verify(
         problems += _corpus_contents(store)
     corpus_is_whole = not problems
     problems += [problem for problem, *_ in metadata_problems(store)]
+    problems += [problem for problem, *_ in total_problems(store, counted)]
     shards, seen = 0, {site: UnitSet() for site in store.sites}
     try:
         for record, files in _fetched(store):
@@ -282,6 +285,31 @@ def metadata_problems(store: ActivationStore) -> Iterator[tuple[Problem, str, by
                 yield Problem("metadata", f"{key} {wrong}", site), key, expected
 
 
+def total_problems(
+    store: ActivationStore, counted: Callable[[int], None] = lambda num_bytes: None
+) -> Iterator[tuple[Problem, str, bytes]]:
+    """Every total of moments that is not what its units add up to: as `metadata_problems`.
+
+    Totals that are not there are no problem. Those of units that are damaged are not looked at.
+    """
+    for site in store.sites:
+        stored, committed = store.stored_moments(site), store.ledger.covered[site]
+        for size, keys in total_keys(store.location, site, committed):
+            for block in blocks_of_size(committed, size):
+                key = block.key(site)
+                if key not in keys:
+                    continue
+                found = _read(store, key) or b""
+                counted(len(found))
+                try:
+                    expected = stored.encoded_sum(block)
+                except StoreDamaged:  # its unit is named
+                    continue
+                if found != expected:
+                    wrong = "is not what its units add up to"
+                    yield Problem("metadata", f"{key} {wrong}", site), key, expected
+
+
 def _fetched(store: ActivationStore) -> Iterator[tuple[ShardRecord, _Files]]:
     """Every committed shard with its files; a few ahead where the store is remote."""
 
@@ -293,11 +321,11 @@ def _fetched(store: ActivationStore) -> Iterator[tuple[ShardRecord, _Files]]:
 
 
 def _files_of(store: ActivationStore, record: ShardRecord) -> _Files:
-    specs = list(store.statistics_specs(record.site).values())
+    specs = [store.norms_spec(record.site)]
     if record.unit not in store.ledger.released[record.site]:
         specs.append(store.spec(record.site))
     keys = [spec.shard_key(record.unit) for spec in specs]
-    return {key: _read(store, key) for key in keys}
+    return {key: _read(store, key) for key in (Block(1, record.unit).key(record.site), *keys)}
 
 
 def _read(store: ActivationStore, key: str) -> bytes | None:
@@ -322,7 +350,7 @@ def _shard(
             return
         rows = _checked_rows(store, record, files, counted)
         rows_are_whole = True
-        stored = _checked_moments(store, record, files, counted)
+        stored, norms = _checked_moments(store, record, files, counted)
     except (StoreDamaged, StoreNotFound) as error:
         damage = Damage(record, rows_are_whole)
         yield Problem("shard", str(error), record.site, record.unit, damage)
@@ -340,18 +368,19 @@ def _shard(
         return
     groups = store.groups_of(store.schema.unit_extent(record.unit))
     with np.errstate(invalid="ignore"):
-        again, norms = moments_by_group(rows, groups, num_groups=store.schema.num_groups)
-    for name, values in stored.items():
-        expected, rtol = norms, 1e-6
-        if name != "norms":
-            expected, rtol = np.array([getattr(group, name) for group in again]), 1e-9
-        if not np.allclose(values.reshape(expected.shape), expected, rtol=rtol, equal_nan=True):
-            yield Problem(
-                "contents",
-                f"its moments ({name}) are not those of its rows",
-                record.site,
-                record.unit,
-            )
+        again, norms_again = moments_by_group(rows, groups, num_groups=store.schema.num_groups)
+    wrong = [] if np.allclose(norms, norms_again, rtol=1e-6, equal_nan=True) else ["norms"]
+    for name in ("count", "m2", "mean", "norm_sum"):
+        found, expected = (np.array([getattr(g, name) for g in of]) for of in (stored, again))
+        if not np.allclose(found, expected, rtol=1e-9, equal_nan=True):
+            wrong.append(name)
+    for name in wrong:
+        yield Problem(
+            "contents",
+            f"its moments ({name}) are not those of its rows",
+            record.site,
+            record.unit,
+        )
 
 
 def _counted(store: ActivationStore, files: _Files, key: str, counted: _Counter) -> bytes:
@@ -378,19 +407,18 @@ def _checked_rows(
 
 def _checked_moments(
     store: ActivationStore, record: ShardRecord, files: _Files, counted: _Counter
-) -> dict[str, Array]:
-    values: dict[str, Array] = {}
-    checksums, num_bytes = [], 0
-    for name, spec in sorted(store.statistics_specs(record.site).items()):
-        key = spec.shard_key(record.unit)
-        data = _counted(store, files, key, counted)
-        values[name] = decode_shard(spec, record.unit, data, name=key)
-        checksums.append(shard_crc32c(spec, record.unit, data, name=key))
-        num_bytes += len(data)
-    found = (num_bytes, combined_crc32c(checksums))
+) -> tuple[Groups, Array]:
+    """The moments of its groups, and (n,) float32 the norms of its rows."""
+    block, spec = Block(1, record.unit), store.norms_spec(record.site)
+    keys = block.key(record.site), spec.shard_key(record.unit)
+    of_moments, of_norms = (_counted(store, files, key, counted) for key in keys)
+    moments = store.stored_moments(record.site).decode(block, of_moments)
+    norms = decode_shard(spec, record.unit, of_norms, name=keys[1])
+    number = shard_crc32c(spec, record.unit, of_norms, name=keys[1])
+    found = (len(of_moments) + len(of_norms), combined_crc32c([crc32c(of_moments), number]))
     if found != (record.moments_bytes, record.moments_crc32c):
         raise StoreDamaged("its moments are not the files that were committed")
-    return values
+    return moments, norms
 
 
 def _records_of_all(store: ActivationStore, seen: dict[Site, UnitSet]) -> Iterable[Problem]:

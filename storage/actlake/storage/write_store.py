@@ -26,6 +26,7 @@ from actlake.storage.schema import Geometry, Layout, plan_geometry
 from actlake.storage.site_schema import SiteSchema
 from actlake.storage.sites import Site
 from actlake.storage.store import ActivationStore, open_store
+from actlake.storage.stored_moments import sum_up
 from actlake.storage.writer import write_unit
 
 Array = np.ndarray[Any, Any]
@@ -144,6 +145,7 @@ def write_store(
             extent = store.schema.unit_extent(unit)
             part = {site: source.take(extent) for site, source in sources.items()}
             lease.ledger.commit(write_unit(store, unit, part, token=lease.token))
+        sum_up(lease, schemas)
         for source in sources.values():
             source.check_end(len(store))
     return store.refresh()

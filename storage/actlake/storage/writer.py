@@ -25,6 +25,8 @@ from actlake.storage.lease import Lease
 from actlake.storage.ledger import already_committed
 from actlake.storage.ledger_records import ShardRecord
 from actlake.storage.moments import Moments, moments_by_group
+from actlake.storage.moments_file import Block, encode_moments, moments_folders
+from actlake.storage.sealed import crc32c
 from actlake.storage.shards import combined_crc32c, encode_shard
 from actlake.storage.sites import Site
 from actlake.storage.store import ActivationStore
@@ -32,7 +34,7 @@ from actlake.storage.store import ActivationStore
 Array = np.ndarray[Any, Any]
 logger = logging.getLogger(__name__)
 _Files = list[tuple[str, Sequence[Any]]]
-_SHARD = re.compile(r"c\.(\d+)(\.0)*")
+_UNIT_FILE = re.compile(r"c\.(\d+)(?:\.0)*|(\d+)\.safetensors")
 
 
 def write_unit(
@@ -168,13 +170,16 @@ def free_missing(lease: Lease, store: ActivationStore, sites: Iterable[Site]) ->
     for site in sorted({site.stored for site in sites}):
         committed = lease.ledger.state.covered[site]
         released = lease.ledger.state.released[site]
-        for spec in (store.spec(site), *store.statistics_specs(site).values()):
-            for key in store.location.list(spec.folder):
-                shard = _SHARD.fullmatch(key.removeprefix(f"{spec.folder}/"))
-                if shard is None:
+        acts = store.spec(site).folder
+        folders = [acts, store.norms_spec(site).folder]
+        folders += moments_folders(site, 1, total_units=store.schema.num_units)
+        for folder in folders:
+            for key in store.location.list(folder):
+                unit = _UNIT_FILE.fullmatch(key.removeprefix(f"{folder}/"))
+                if unit is None:
                     continue
-                is_released = spec == store.spec(site) and int(shard[1]) in released
-                if int(shard[1]) not in committed or is_released:
+                number = int(unit[unit.lastindex or 0])
+                if number not in committed or (folder == acts and number in released):
                     doomed.append(key)
     _free(lease, doomed)
     return len(doomed)
@@ -185,8 +190,8 @@ def free_unit(lease: Lease, store: ActivationStore, unit: int, sites: Iterable[S
     doomed = []
     for site in sorted({site.stored for site in sites}):
         if unit not in lease.ledger.state.covered[site]:
-            specs = (store.spec(site), *store.statistics_specs(site).values())
-            doomed += [spec.shard_key(unit) for spec in specs]
+            shards = [spec.shard_key(unit) for spec in (store.spec(site), store.norms_spec(site))]
+            doomed += [Block(1, unit).key(site), *shards]
     _free(lease, doomed)
 
 
@@ -238,28 +243,23 @@ def _encode(
 ) -> tuple[ShardRecord, _Files]:
     """The files of one unit of one site, moments first, and what the ledger will say of them."""
     site = site_rows.site
-    files: _Files = []
-    moments_bytes, checksums = 0, []
-    for name, spec in sorted(store.statistics_specs(site).items()):
-        values = site_rows.norms
-        if name != "norms":
-            of_groups = [getattr(group, name) for group in site_rows.moments]
-            values = np.array(of_groups, spec.numpy_dtype).reshape(1, *spec.shape[1:])
-        shard = encode_shard(spec, unit, np.ascontiguousarray(values))
-        files.append((spec.shard_key(unit), shard.parts))
-        moments_bytes += shard.num_bytes
-        checksums.append(shard.crc32c)
-    spec = store.spec(site)
-    shard = encode_shard(spec, unit, site_rows.rows)
-    files.append((spec.shard_key(unit), shard.parts))
+    block = Block(1, unit)
+    moments = encode_moments(site, block, store.schema.splits, site_rows.moments)
+    norms = encode_shard(store.norms_spec(site), unit, site_rows.norms)
+    shard = encode_shard(store.spec(site), unit, site_rows.rows)
+    files: _Files = [
+        (block.key(site), [moments]),
+        (store.norms_spec(site).shard_key(unit), norms.parts),
+        (store.spec(site).shard_key(unit), shard.parts),
+    ]
     infinite, nan = site_rows.nonfinite
     record = ShardRecord(
         site=site,
         unit=unit,
         rows_bytes=shard.num_bytes,
         rows_crc32c=shard.crc32c,
-        moments_bytes=moments_bytes,
-        moments_crc32c=combined_crc32c(checksums),
+        moments_bytes=len(moments) + norms.num_bytes,
+        moments_crc32c=combined_crc32c([crc32c(moments), norms.crc32c]),
         infinite=infinite,
         nan=nan,
         numerics=numerics,

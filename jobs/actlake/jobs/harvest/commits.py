@@ -1,7 +1,7 @@
 """What the driver does for every unit: commit it, count it, show it, log it.
 
-All of it runs in the driver's only loop, so it reads nothing back: what is shown came with the
-receipts. benchmarks/scale.py measures it.
+All of it runs in the driver's only loop, so it reads nothing back but moments, where a block of
+units can be summed up: what is shown came with the receipts. benchmarks/scale.py measures it.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,6 +13,7 @@ from actlake.platform.cluster import UnitTiming
 from actlake.platform.tracking import Tracker
 from actlake.storage import Lease
 from actlake.storage.resume import use_numerics
+from actlake.storage.stored_moments import sum_up_around
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,13 +35,13 @@ class Commits:
         StoreMismatch
             A stage computes with other numerics than the store has. Nothing was committed.
         """
-        self.lease.ledger.commit(
-            [
-                record.computed_with(number)
-                for receipt, number in zip(receipts, self._numerics(receipts), strict=True)
-                for record in receipt.records
-            ]
-        )
+        records = [
+            record.computed_with(number)
+            for receipt, number in zip(receipts, self._numerics(receipts), strict=True)
+            for record in receipt.records
+        ]
+        self.lease.ledger.commit(records)
+        sum_up_around(self.lease, records)
         tally = self.progress.tally
         tally.count(self.rows_of(unit), receipts, replica=timing.replica)
         self.progress.update()

@@ -63,6 +63,7 @@ from actlake.storage.ledger_records import ShardRecord
 from actlake.storage.location import locate
 from actlake.storage.querying.index_file import cache_folder
 from actlake.storage.resume import use_numerics
+from actlake.storage.stored_moments import sum_up
 from actlake.storage.summary import summarize
 from actlake.storage.verify import undersized
 from actlake.storage.writer import free_missing, free_unit
@@ -157,6 +158,7 @@ def harvest(
         say(planned, console)
         if not lost and not any(_missing(store, config.sites).values()):
             logger.info("Nothing to do: all %d units are committed", store.schema.num_units)
+            sum_up(lease, config.sites)
             lease.ledger.merge_all()
             return HarvestResult(store.url, store.schema.rows, 0, {}, False, 0.0)
         if numerics := _numerics(config, model, prepared, workers):
@@ -229,6 +231,7 @@ class _Run:
         self._store.refresh()
         complete = all(result.complete for result in results)
         if complete:
+            sum_up(self._lease, self._config.sites)
             self._lease.ledger.merge_all()
         damaged = dict.fromkeys(lost, "the harvest was stopped before")
         if lost and not any(result.stopped for result in results):

@@ -1,0 +1,148 @@
+"""A reader of docs/store-format.md, written from that page: it knows nothing of actlake."""
+
+import json
+import struct
+from pathlib import Path
+
+import google_crc32c
+import numpy as np
+import pyarrow.parquet as pq
+
+KNOWN_DTYPES = {"float16": "<f2", "float32": "<f4"}  # and bfloat16, which NumPy lacks
+KNOWN_FIELDS = {"dim", "dtype", "compression"}
+KINDS = {"open", "corpus", "sites", "numerics", "units", "released", "merged"}
+
+
+def unsealed(path):
+    body = json.loads(path.read_bytes())
+    canonical = json.dumps(body["content"], sort_keys=True, separators=(",", ":")).encode()
+    assert body["crc32c"] == f"{google_crc32c.value(canonical):08x}", path
+    return body["content"]
+
+
+class PlainReader:
+    """A store in a folder, uncompressed."""
+
+    def __init__(self, folder):
+        self.folder = Path(folder)
+        self.sites, self.unknown, self.records = {}, [], {}
+        self.covered, self.released = {}, {}
+        for entry in self._chain():
+            self._apply(entry)
+
+    # The ledger.
+
+    def _chain(self):
+        paths = (self.folder / "ledger").glob("*.json")
+        entries = {int(path.stem): unsealed(path) for path in paths}
+        chain, number = [], max(entries)
+        while number:
+            assert entries[number]["number"] == number
+            chain.append(entries[number])
+            number = entries[number].get("first", number) - 1
+        return chain[::-1]
+
+    def _apply(self, entry):
+        assert entry["kind"] in KINDS, "a newer format"
+        for other in entry.get("others", ()):
+            self._apply(other)
+        if entry["kind"] == "corpus":
+            self.schema = entry["schema"]
+        for site in entry["sites"] if entry["kind"] == "sites" else ():
+            schema = site["schema"]
+            if set(schema) == KNOWN_FIELDS and schema["dtype"] in KNOWN_DTYPES:
+                self.sites[site["name"]] = schema
+            else:
+                self.unknown.append(site["name"])
+        for record in entry.get("shards", ()):
+            self._record(record)
+        if entry["kind"] == "merged":
+            name = f"{entry['number']:08d}-{entry['table']['crc32c']:08x}.parquet"
+            data = (self.folder / "ledger" / name).read_bytes()
+            assert {"bytes": len(data), "crc32c": google_crc32c.value(data)} == entry["table"]
+            for record in pq.read_table(self.folder / "ledger" / name).to_pylist():
+                self._record(record)
+        for site, runs in entry.get("released", {}).items():
+            units = [unit for run in runs for unit in range(*run)]
+            self.released.setdefault(site, set()).update(units)
+
+    def _record(self, record):
+        self.records[record["site"], record["unit"]] = record
+        self.covered.setdefault(record["site"], set()).add(record["unit"])
+
+    def coverage(self, site):
+        """How many units there are, are committed, and can be read."""
+        committed = self.covered.get(site, set())
+        total = -(-self.schema["rows"] // self.schema["geometry"]["unit_rows"])
+        return total, len(committed), len(committed - self.released.get(site, set()))
+
+    # Rows.
+
+    def index(self, name, dtype, length):
+        """One of the arrays ``tokens/*`` or ``contexts/*``."""
+        cut = self.schema["geometry"]
+        return self._array(name, dtype, (length,), cut["token_shard_rows"], cut["token_chunk_rows"])
+
+    def tokens(self, name, dtype="<i4"):
+        return self.index(f"tokens/{name}", dtype, self.schema["rows"])
+
+    def rows(self, site, unit):
+        """(n, dim): the rows of a unit, which must be committed and not released."""
+        assert unit in self.covered[site] - self.released.get(site, set())
+        cut, schema = self.schema["geometry"], self.sites[site]
+        assert schema["compression"] == "none"
+        shape = (self.schema["rows"], schema["dim"])
+        dtype = KNOWN_DTYPES[schema["dtype"]]
+        return self._shard(f"acts/{site}", dtype, shape, cut["unit_rows"], cut["chunk_rows"], unit)
+
+    def norms(self, site, unit):
+        """(n,) float32, also of released units."""
+        cut, rows = self.schema["geometry"]["unit_rows"], self.schema["rows"]
+        return self._shard(f"norms/{site}", "<f4", (rows,), cut, cut, unit)
+
+    def _array(self, name, dtype, shape, shard_rows, chunk_rows):
+        shards = range(-(-shape[0] // shard_rows))
+        parts = [self._shard(name, dtype, shape, shard_rows, chunk_rows, s) for s in shards]
+        return np.concatenate(parts)
+
+    def _shard(self, name, dtype, shape, shard_rows, chunk_rows, shard):
+        rows = min(shard_rows, shape[0] - shard * shard_rows)
+        row_bytes = np.dtype(dtype).itemsize * int(np.prod(shape[1:]))
+        chunks, chunk_bytes = -(-rows // chunk_rows), chunk_rows * row_bytes
+        key = f"c.{shard}" + ".0" * (len(shape) - 1)
+        data = (self.folder / "rows.zarr" / name / key).read_bytes()
+        assert len(data) == chunks * (chunk_bytes + 4) + 16 * (shard_rows // chunk_rows) + 4
+        content = b""
+        for chunk in range(chunks):
+            at = chunk * (chunk_bytes + 4)
+            payload = data[at : at + chunk_bytes]
+            (checksum,) = struct.unpack_from("<I", data, at + chunk_bytes)
+            assert google_crc32c.value(payload) == checksum
+            content += payload
+        return np.frombuffer(content, dtype).reshape(-1, *shape[1:])[:rows]
+
+    # Moments.
+
+    def moments(self, site, units, number):
+        """The arrays of one file of moments; None of a total that is not there."""
+        name = f"moments/{site}/{units}/{number // 1024}/{number}.safetensors"
+        path = self.folder / name
+        if units > 1 and not path.is_file():
+            return None
+        data = path.read_bytes()
+        (length,) = struct.unpack_from("<Q", data)
+        header, body = json.loads(data[8 : 8 + length]), data[8 + length :]
+        about = header.pop("__metadata__")
+        assert about == {
+            "crc32c": f"{google_crc32c.value(body):08x}",
+            "site": site,
+            "splits": json.dumps(self.schema["splits"]),
+            "units": f"{units * number}-{units * (number + 1)}",
+        }
+        types = {"I64": "<i8", "F64": "<f8"}
+        return {
+            name: np.frombuffer(body[slice(*of["data_offsets"])], types[of["dtype"]]).reshape(
+                of["shape"]
+            )
+            for name, of in header.items()
+        }
