@@ -58,7 +58,9 @@ def _harvest_is_done(config: Mapping[str, Any]) -> bool:
 def _transport_is_done(config: Mapping[str, Any]) -> bool:
     from actlake.jobs.transport.job import what_decides
 
-    return _result_is_done("transport", config, what_decides, _stores)
+    return _result_is_done(
+        "transport", config, what_decides, lambda w: _stores(w, where=w["rows"]["where"])
+    )
 
 
 def _sae_is_done(config: Mapping[str, Any]) -> bool:
@@ -66,17 +68,20 @@ def _sae_is_done(config: Mapping[str, Any]) -> bool:
     from actlake.jobs.sae.opening import identity
 
     def decides(written: Mapping[str, Any]) -> object:
-        return identity(from_dict(SAEConfig, written), fingerprint="")
+        return identity(from_dict(SAEConfig, written), {})
 
-    return _result_is_done("sae", config, decides, _stores)
+    return _result_is_done("sae", config, decides, lambda w: _stores(w, where=w["where"]))
 
 
 def _probe_is_done(config: Mapping[str, Any]) -> bool:
+    from actlake.jobs.chosen_rows import choose_rows
     from actlake.jobs.probe.config import ProbeConfig
     from actlake.jobs.probe.identity import NOT_THE_RESULT, inputs_of, what_decides
 
     def inputs(written: Mapping[str, Any]) -> dict[str, str | None]:
-        read = inputs_of(from_dict(ProbeConfig, written), open_store(written["store"]))
+        asked = from_dict(ProbeConfig, written)
+        store = open_store(asked.store)
+        read = inputs_of(asked, store, choose_rows(store, asked.rows.where))
         return {name: given.fingerprint for name, given in read.items()}
 
     return _result_is_done("probe", config, lambda w: what_decides(w, NOT_THE_RESULT), inputs)
@@ -108,9 +113,16 @@ def _result_is_done(
     return {name: given.fingerprint for name, given in record.inputs.items()} == inputs(config)
 
 
-def _stores(config: Mapping[str, Any]) -> dict[str, str | None]:
-    keys = ("store", "target_store")
-    return {key: open_store(config[key]).fingerprint for key in keys if config.get(key)}
+def _stores(config: Mapping[str, Any], *, where: str | None) -> dict[str, str | None]:
+    """Fingerprints of the stores of a config, and of the rows of the first that are chosen."""
+    from actlake.jobs.chosen_rows import choose_rows, inputs_of_rows
+
+    stores = {key: open_store(config[key]) for key in ("store", "target_store") if config.get(key)}
+    rows = inputs_of_rows(choose_rows(stores["store"], where))
+    return {
+        **{key: store.fingerprint for key, store in stores.items()},
+        **{key: given.fingerprint for key, given in rows.items()},
+    }
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from actlake.jobs.chosen_rows import ChosenRows
 from actlake.storage import ActivationStore, Extent
 
 Exclude = Literal["default", "special", "nothing"]
@@ -25,15 +26,22 @@ class WholeContext:
     ids: Tensor
     """(L,) int64."""
     allowed: Tensor
-    """(L,) bool: not excluded."""
+    """(L,) bool: chosen, and not excluded."""
     documents: Tensor
     """(L,) int64, the document of each token; several where documents were packed."""
 
 
 def contexts_of_split(
-    store: ActivationStore, split: str, number: int, *, exclude: Exclude = "default"
+    store: ActivationStore,
+    split: str,
+    number: int,
+    *,
+    exclude: Exclude = "default",
+    chosen: ChosenRows | None = None,
 ) -> list[WholeContext]:
     """Whole contexts, spread evenly over a split, at most `number`.
+
+    Of `chosen` rows only those with one of them are taken, and no other row of them counts.
 
     Raises
     ------
@@ -41,24 +49,31 @@ def contexts_of_split(
         The store has no such split.
     """
     code = store.lookup.split_code(split)
-    found = np.flatnonzero(store.lookup.context_splits == code)
+    of_split = store.lookup.context_splits == code
+    if chosen is not None:
+        of_split &= np.diff(chosen.rows.rank(store.lookup.context_starts)) > 0
+    found = np.flatnonzero(of_split)
     if not len(found):
         return []
-    chosen = found[np.unique(np.linspace(0, len(found) - 1, number).astype(int))]
+    spread = found[np.unique(np.linspace(0, len(found) - 1, number).astype(int))]
     contexts = []
-    for context in chosen.tolist():
+    for context in spread.tolist():
         start, stop = store.contexts["start"].read(context, context + 2).tolist()
         if stop - start > 1:
-            contexts.append(_read(store, Extent(start, stop), exclude))
+            contexts.append(_read(store, Extent(start, stop), exclude, chosen))
     return contexts
 
 
-def _read(store: ActivationStore, rows: Extent, exclude: Exclude) -> WholeContext:
+def _read(
+    store: ActivationStore, rows: Extent, exclude: Exclude, chosen: ChosenRows | None
+) -> WholeContext:
     ids = store.tokens["id"][rows.slice()]
     if exclude == "default":
         excluded = store.excluded(rows)
     else:
         excluded = np.isin(ids, store.schema.special_ids if exclude == "special" else ())
+    if chosen is not None:
+        excluded |= ~chosen.mask(rows)
     return WholeContext(
         torch.from_numpy(ids.astype(np.int64)),
         torch.from_numpy(~excluded),

@@ -73,7 +73,7 @@ def test_the_strongest_contexts_are_those_found_by_looking_at_every_row(spoken, 
         assert [c.value for c in page.contexts] == pytest.approx(mine.max(1)[best].tolist())
         rows = [int(here[c]) * 24 + int(mine[c].argmax()) for c in best]
         assert [c.row for c in page.contexts] == rows
-        assert page.density == pytest.approx((mine > 0).mean())
+        assert page.density == pytest.approx((mine > 0)[spoken.allowed[here]].mean())
         assert page.counts.sum() == (mine > 0).sum()
         assert page.max_active == pytest.approx(mine.max())
         assert page.mean_active == pytest.approx(mine[mine > 0].mean())

@@ -13,6 +13,8 @@ _EXAMPLES = (
     "actlake probe --store runs/smollm2 --out runs/probes --tasks '[{labels: topic}]'",
     "actlake probe --store runs/smollm2 --out runs/places --tasks '[{labels: places, "
     "column: continent}]' --pooling last --sites resid_post.3,resid_post.9 --workers 2",
+    "actlake probe --store runs/chat --out runs/replies --tasks '[{labels: mood}]' "
+    "--rows.where \"segment = 'assistant'\"",
 )
 
 

@@ -111,6 +111,10 @@ class RowsConfig:
     """Use also position 0 of each context and special tokens. Position 0 has huge norms in many
     models, and says nothing of its own."""
 
+    where: str | None = None
+    """Use only activations of rows of which this is true, to train, validate and test: SQL on
+    tokens, documents and attached labels, such as ``segment = 'assistant'``; null: all."""
+
     per_split: int | None = None
     """Examples of each split at most, drawn at random; null: all."""
 

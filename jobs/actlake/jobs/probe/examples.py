@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from actlake.jobs.chosen_rows import ChosenRows
 from actlake.jobs.probe.config import Pooling, ProbeConfig, RowsConfig, TaskConfig, TaskKind
 from actlake.jobs.probe.errors import InvalidLabels, NotEnoughRows
 from actlake.jobs.probe.labelling import Labelled, check_classes, tokens_of
@@ -116,8 +117,9 @@ def build_examples(
     config: ProbeConfig,
     pooling: Pooling,
     offset: int,
+    chosen: ChosenRows | None = None,
 ) -> Examples:
-    """Pool labelled rows into examples.
+    """Pool labelled rows into examples; of `chosen` rows only their activations are used.
 
     Raises
     ------
@@ -127,11 +129,12 @@ def build_examples(
         One class is left.
     """
     rows = labelled.rows - offset
-    kept, reasons = _kept(store, labelled.rows, rows, offset, split, config.rows)
+    kept, reasons = _kept(store, labelled.rows, rows, offset, split, config.rows, chosen)
     if not kept.any():
         raise NotEnoughRows(
             f"All {len(rows):,} rows labelled by {labelled.task.called!r} were filtered out: "
             f"{_listed(reasons)}\nhint: rows.excluded: true keeps position 0 and special tokens; "
+            "rows.where chooses activations, not labels; "
             "offsets reach no further than the context; splits are named in splits"
         )
     begins = np.ones(int(kept.sum()), bool)
@@ -167,7 +170,13 @@ def build_examples(
 
 
 def _kept(
-    store: ActivationStore, labelled: Array, rows: Array, offset: int, split: Array, how: RowsConfig
+    store: ActivationStore,
+    labelled: Array,
+    rows: Array,
+    offset: int,
+    split: Array,
+    how: RowsConfig,
+    chosen: ChosenRows | None,
 ) -> tuple[Array, dict[str, int]]:
     """Which labelled rows have usable activations, and how many do not, for what reason."""
     inside = (rows >= 0) & (rows < store.schema.rows)
@@ -183,12 +192,15 @@ def _kept(
     if not how.excluded:
         ids = store.tokens["id"].take(at)
         counted = ~is_excluded(position, ids, special_ids=store.schema.special_ids)
+    usable = in_split & inside & counted
+    is_chosen = np.ones(len(rows), bool) if chosen is None else chosen.holds(at)
     reasons = {
         "in none of the splits": int((~in_split).sum()),
         "without a token at that offset": int((in_split & ~inside).sum()),
         "at position 0 or special tokens": int((in_split & inside & ~counted).sum()),
+        f"not where {how.where}": int((usable & ~is_chosen).sum()),
     }
-    return in_split & inside & counted, reasons
+    return usable & is_chosen, reasons
 
 
 def _listed(reasons: dict[str, int]) -> str:

@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
+from actlake.jobs.chosen_rows import ChosenRows, inputs_of_rows
 from actlake.jobs.probe.config import DOCUMENTS, ProbeConfig
 from actlake.jobs.probe.opening import Opened
 from actlake.platform.config import to_dict
@@ -29,18 +30,20 @@ def labels_digest(config: ProbeConfig, store: ActivationStore) -> str:
     return digest.hexdigest()[:16]
 
 
-def inputs_of(config: ProbeConfig, store: ActivationStore) -> dict[str, Input]:
+def inputs_of(
+    config: ProbeConfig, store: ActivationStore, chosen: ChosenRows | None
+) -> dict[str, Input]:
     """What is read, with its identity."""
     return {
         "store": Input(config.store, store.fingerprint),
         "labels": Input("labels", labels_digest(config, store)),
+        **inputs_of_rows(chosen),
     }
 
 
 def parts_folder(config: ProbeConfig, opened: Opened) -> Path:
     """Where finished sites wait for the others: beside `out`, by what they depend on."""
-    decides = what_decides(to_dict(config), _NOT_OF_A_SITE)
-    payload = json_text([decides, opened.store.fingerprint, labels_digest(config, opened.store)])
+    payload = json_text(_identity(config, opened, but=_NOT_OF_A_SITE))
     out = Path(config.out).expanduser()
     key = hashlib.sha256(payload.encode()).hexdigest()[:12]
     return out.with_name(f".{out.name}.sites") / key
@@ -48,5 +51,9 @@ def parts_folder(config: ProbeConfig, opened: Opened) -> Path:
 
 def identity_of(config: ProbeConfig, opened: Opened) -> list[object]:
     """What a run's numbers depend on, JSON-able."""
-    decides = what_decides(to_dict(config), NOT_THE_RESULT)
-    return [decides, opened.store.fingerprint, labels_digest(config, opened.store)]
+    return _identity(config, opened, but=NOT_THE_RESULT)
+
+
+def _identity(config: ProbeConfig, opened: Opened, *, but: tuple[str, ...]) -> list[object]:
+    read = inputs_of(config, opened.store, opened.chosen)
+    return [what_decides(to_dict(config), but), *(given.fingerprint for given in read.values())]

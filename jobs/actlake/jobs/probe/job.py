@@ -172,7 +172,10 @@ def train_probes(config: ProbeConfig, *, console: Console | None = None) -> Prob
     check_wandb(config.tracking)
     out = Path(config.out).expanduser()
     record = RunRecord.start(
-        JOB, to_dict(config), inputs=inputs_of(config, opened.store), seed=config.seed
+        JOB,
+        to_dict(config),
+        inputs=inputs_of(config, opened.store, opened.chosen),
+        seed=config.seed,
     )
     with ExitStack() as stack:
         stack.enter_context(stops_at_once())
@@ -305,10 +308,12 @@ def _facts(config: ProbeConfig, opened: Opened) -> dict[str, str]:
         + ", ".join(f"{one.count(code):,} to {name}" for code, name in enumerate(SPLITS))
         for one in opened.sets
     )
+    chosen = {} if opened.chosen is None else {"Rows where": str(opened.chosen)}
     return {
         "Store": f"{Path(config.store).name} ({shortened(opened.store.fingerprint)})",
         "Sites": f"{len(opened.sites)}: {opened.sites[0]} to {opened.sites[-1]}",
         "Examples": sets,
+        **chosen,
         "Logistic penalties": ", ".join(f"{one:g}" for one in config.penalties),
         "Ridge penalties": ", ".join(f"{one:g}" for one in config.alphas),
         "Standardised": "yes" if config.standardize else "no",
@@ -359,7 +364,8 @@ def _result_that_is_there(config: ProbeConfig, opened: Opened) -> ProbeResult | 
     asked = what_decides(to_dict(config), NOT_THE_RESULT)
     had = what_decides(record.config, NOT_THE_RESULT)
     same = {name: given.fingerprint for name, given in record.inputs.items()} == {
-        name: given.fingerprint for name, given in inputs_of(config, opened.store).items()
+        name: given.fingerprint
+        for name, given in inputs_of(config, opened.store, opened.chosen).items()
     }
     if record.job != JOB or asked != had or not same:
         return None  # `whole_folder` refuses to write there

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 import torch
 
-from actlake.jobs.probe.config import ProbeConfig
+from actlake.jobs.chosen_rows import ChosenRows, choose_rows
+from actlake.jobs.probe.config import ProbeConfig, StoreSplits
 from actlake.jobs.probe.errors import InvalidProbe
 from actlake.jobs.probe.examples import Examples, build_examples
 from actlake.jobs.probe.gathering import CHUNK, rows_needed
@@ -43,6 +44,8 @@ class Opened:
     """Of this process: the CPU for a driver whose workers are on a cluster."""
     joins: bool
     """Whether the work goes to a running cluster; then no site is probed in this process."""
+    chosen: ChosenRows | None
+    """The rows of which `RowsConfig.where` is true; None: all."""
 
 
 def open_config(config: ProbeConfig, *, plan: WorkerPlan | None = None) -> Opened:
@@ -63,12 +66,15 @@ def open_config(config: ProbeConfig, *, plan: WorkerPlan | None = None) -> Opene
         check_device_of_workers(config.device)
     store = open_store(config.store)
     sites = _sites(store, config)
+    chosen = choose_rows(
+        store, config.rows.where, splits=_named_splits(config), excluded=config.rows.excluded
+    )
     sets: list[Examples] = []
     for task in config.tasks:
         labelled = read_labels(store, task, config.rows)
         split = split_rows(store, labelled, config.splits, Seeds(config.seed))
         sets += [
-            build_examples(store, labelled, split, config, pooling, offset)
+            build_examples(store, labelled, split, config, pooling, offset, chosen)
             for pooling in config.pooling
             for offset in config.offsets
         ]
@@ -91,6 +97,7 @@ def open_config(config: ProbeConfig, *, plan: WorkerPlan | None = None) -> Opene
         threads // at_once,
         device,
         joins,
+        chosen,
     )
     if config.dictionary is not None:
         from actlake.jobs.probe.dictionary import check_dictionary
@@ -101,6 +108,18 @@ def open_config(config: ProbeConfig, *, plan: WorkerPlan | None = None) -> Opene
 
         check_transfer(config, opened.sets)
     return opened
+
+
+def _named_splits(config: ProbeConfig) -> dict[str, str | None]:
+    """The store's splits that are used, by their keys; none where splits are drawn anew."""
+    splits = config.splits
+    if not isinstance(splits, StoreSplits):
+        return {}
+    return {
+        "splits.train": splits.train,
+        "splits.validate": splits.validate,
+        "splits.test": splits.test,
+    }
 
 
 def _sites(store: ActivationStore, config: ProbeConfig) -> tuple[Site, ...]:

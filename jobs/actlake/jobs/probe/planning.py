@@ -44,6 +44,8 @@ class ProbePlan:
     """At all sites together."""
     held: bool
     warnings: tuple[str, ...]
+    chosen: str | None = None
+    """Of which rows, in words, and how many of each split; None where all take part."""
 
     def __str__(self) -> str:
         sites = ", ".join(map(str, self.sites[:4])) + (", …" if len(self.sites) > 4 else "")
@@ -56,6 +58,8 @@ class ProbePlan:
             stream = "; streamed in every pass" if one.streamed else ""
             lines.append(f"task      {one.name}: {one.kind}{classes}, {rows}{stream}")
         lines.append(f"rows      {self.rows:,} ({human_bytes(self.bytes_read)}), read {how}")
+        if self.chosen:
+            lines.append(f"where     {self.chosen}")
         return "\n".join([*lines, *(f"warning   {warning}" for warning in self.warnings)])
 
 
@@ -84,4 +88,5 @@ def plan_of(config: ProbeConfig, opened: Opened) -> ProbePlan:
         bytes_read=rows * row_bytes * len(opened.sites),
         held=opened.held,
         warnings=opened.warnings,
+        chosen=None if opened.chosen is None else str(opened.chosen),
     )

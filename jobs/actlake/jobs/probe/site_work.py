@@ -102,6 +102,7 @@ def _about(
         "pooling": examples.pooling,
         "offset": examples.offset,
         "store": {"fingerprint": opened.store.fingerprint},
+        "rows_where": None if opened.chosen is None else opened.chosen.where,
         "model": dict(opened.store.provenance.model),
         "penalty": None
         if fit.chosen is None

@@ -16,6 +16,8 @@ _EXAMPLES = (
     "actlake sae --config examples/sae_sweep.yaml --workers 2 --spread saes",
     "actlake sae --store runs/smollm2 --out runs/jump --sae.site resid_post.9 "
     "--sae.architecture jumprelu --sae.options '{l0_coefficient: 2.0}'",
+    "actlake sae --store runs/chat --out runs/replies --sae.site resid_post.9 "
+    "--where \"segment = 'assistant'\"",
     "actlake sae encode runs/sae/resid_post.9-topk-4608 runs/smollm2 --out runs/latents",
 )
 

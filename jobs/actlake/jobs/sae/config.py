@@ -283,6 +283,10 @@ class SAEConfig:
     excluded: bool = False
     """Train also on position 0 of each context and on special tokens."""
 
+    where: str | None = None
+    """Train and test only on rows of which this is true: SQL on tokens, documents and attached
+    labels, as in queries, such as ``segment = 'assistant'``; null: all rows."""
+
     shuffle: Literal["auto", "exact", "pool", "none"] = "auto"
     """How rows are mixed; see the guide on reading."""
 

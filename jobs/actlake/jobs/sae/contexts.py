@@ -4,9 +4,9 @@
     pages = latent_pages(sae, store, ["resid_post.9"], latents, split="test", head=head)
 
 Whole contexts of a split are searched, spread evenly, up to a number of rows; a context counts
-once, by the row in which the latent is strongest. Position 0 and special ids are left out, as
-in training. Text is decoded with the store's own tokenizer; tokens that share a character are
-shown as one.
+once, by the row in which the latent is strongest. Position 0, special ids and rows that are not
+chosen are left out, as in training. Text is decoded with the store's own tokenizer; tokens that
+share a character are shown as one.
 
 Shapes:  N rows   S sites   D width   F latents   K latents that are looked at   C contexts
 """
@@ -19,10 +19,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from actlake.jobs.chosen_rows import ChosenRows
 from actlake.jobs.sae.evaluation import Coder
 from actlake.jobs.sae.promoted import Promoted, promoted_tokens
 from actlake.platform.models import ModelHead
 from actlake.storage import ActivationStore, Extent, Site
+from actlake.storage.moments import is_excluded
 
 Array = np.ndarray[Any, Any]
 _ROWS_AT_ONCE = 4096
@@ -58,7 +60,7 @@ class LatentPage:
 
     latent: int
     density: float
-    """Share of the searched rows in which it is active."""
+    """Share of the searched rows that count in which it is active."""
     max_active: float
     mean_active: float
     """Mean of its values where it is active."""
@@ -101,6 +103,7 @@ def latent_pages(
     after: int = 8,
     directions: Tensor | None = None,
     head: ModelHead | None = None,
+    chosen: ChosenRows | None = None,
     device: torch.device | str = "cpu",
     on_rows: Callable[[int], None] = lambda rows: None,
 ) -> list[LatentPage]:
@@ -124,6 +127,8 @@ def latent_pages(
         (F, D) what each latent adds to the residual stream; needed with `head`.
     head
         Of the model, for the promoted tokens.
+    chosen
+        Rows that count, of the contexts that are searched; None: all.
     device
         Where `sae` computes.
     on_rows
@@ -138,10 +143,13 @@ def latent_pages(
     """
     if not latents:
         return []
-    reader = _Reader(sae, store, [store.site(site) for site in sites], list(latents), device)
+    reader = _Reader(
+        sae, store, [store.site(site) for site in sites], list(latents), device, chosen
+    )
     search = _Search(len(latents), contexts)
-    for block in _blocks(store, split, rows):
+    for block in _blocks(store, split, rows, chosen):
         search.add(reader.active(block.rows), block.rows, block.starts)
+        search.num_rows += int(reader.counts(block.rows).sum())
         on_rows(len(block.rows))
     spoken = (
         promoted_tokens(head, store.lookup.vocabulary, directions[list(latents)])
@@ -162,9 +170,13 @@ class _Block:
     """(C,) where in `rows` each context begins."""
 
 
-def _blocks(store: ActivationStore, split: str, rows: int) -> Iterator[_Block]:
-    """Contexts of a split, spread evenly, until there are `rows` rows."""
+def _blocks(
+    store: ActivationStore, split: str, rows: int, chosen_rows: ChosenRows | None
+) -> Iterator[_Block]:
+    """Contexts of a split with a row that is chosen, spread evenly, until there are `rows` rows."""
     of_split = store.lookup.context_splits == store.lookup.split_code(split)
+    if chosen_rows is not None:
+        of_split &= np.diff(chosen_rows.rows.rank(store.lookup.context_starts)) > 0
     found = np.flatnonzero(of_split)
     if not len(found):
         return
@@ -192,9 +204,10 @@ class _Reader:
     sites: list[Site]
     latents: list[int]
     device: torch.device | str
+    chosen: ChosenRows | None
 
     def active(self, rows: Array) -> Array:
-        """(N, K) float32; 0 in excluded rows."""
+        """(N, K) float32; 0 in rows that do not count."""
         parts = [self._tensor(site, rows) for site in self.sites]
         x = parts[0] if len(parts) == 1 else torch.stack(parts, dim=1)
         with torch.inference_mode():
@@ -203,18 +216,18 @@ class _Reader:
                 for start in range(0, len(x), _ENCODED_AT_ONCE)
             ]
         values: Array = torch.cat(parts).float().cpu().numpy()
-        values[self._excluded(rows)] = 0
+        values[~self.counts(rows)] = 0
         return values
 
     def _tensor(self, site: Site, rows: Array) -> Tensor:
         acts = self.store[site].take(rows).astype(np.float32)
         return torch.from_numpy(acts).to(self.device)
 
-    def _excluded(self, rows: Array) -> Array:
-        ids = self.store.tokens["id"].take(rows)
-        special = np.isin(ids, self.store.schema.special_ids)
-        excluded: Array = special | (self.store.tokens["position"].take(rows) == 0)
-        return excluded
+    def counts(self, rows: Array) -> Array:
+        """(N,) bool: chosen, and not excluded by default."""
+        ids, positions = (self.store.tokens[name].take(rows) for name in ("id", "position"))
+        counts = ~is_excluded(positions, ids, special_ids=self.store.schema.special_ids)
+        return counts if self.chosen is None else counts & self.chosen.holds(rows)
 
 
 @dataclass
@@ -227,6 +240,7 @@ class _Search:
     """Of each latent, (≤ most, 2) float64: magnitude and row, the strongest first."""
     values: list[list[Array]] = field(default_factory=list)
     num_rows: int = 0
+    """Rows that count."""
 
     def __post_init__(self) -> None:
         self.peaks = [np.zeros((0, 2)) for _ in range(self.num_latents)]
@@ -236,7 +250,6 @@ class _Search:
         strength = np.abs(active_NK)
         highest_CK = np.maximum.reduceat(strength, starts, axis=0)
         lengths = np.diff(np.append(starts, len(rows)))
-        self.num_rows += len(rows)
         for k in range(self.num_latents):
             self.values[k].append(active_NK[active_NK[:, k] != 0, k])
             fires = np.flatnonzero(highest_CK[:, k] > 0)

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from actlake.jobs.chosen_rows import ChosenRows, moments_of_rows
 from actlake.jobs.sae.config import SAEConfig, SAESpec
 from actlake.jobs.sae.scaling import Scaling
 from actlake.platform.torch_batches import TorchBatch, TorchBatches
@@ -26,7 +27,7 @@ Example = tuple[Tensor, Tensor | None]
 
 @dataclass(frozen=True, eq=False)
 class SiteFacts:
-    """What is known of a site's training rows without reading one."""
+    """What is known of a site's training rows before the training."""
 
     scale: float
     """By which rows are multiplied: sqrt(D) / mean norm, or 1."""
@@ -40,12 +41,17 @@ def site_facts(batches: Batches, *, normalise: bool) -> dict[Site, SiteFacts]:
     """Of every site that `batches` reads, over the rows of an epoch.
 
     The scale is SAELens' ``expected_average_only_in`` with the mean norm of all training rows
-    in place of an estimate; after it the mean norm is sqrt(D).
+    in place of an estimate; after it the mean norm is sqrt(D). No row is read for it, unless rows
+    are chosen by a predicate, for which no statistics are kept: see `moments_of_rows`.
     """
     facts = {}
     for name in batches.order.sites:
         site = Site.parse(name)
-        moments = batches.moments(site)
+        if batches.order.where is None:
+            moments = batches.moments(site)
+        else:
+            (store,) = batches.stores.stores
+            moments = moments_of_rows(store, site, batches.selected)
         usable = normalise and moments.mean_norm > 0
         scale = len(moments.mean) ** 0.5 / moments.mean_norm if usable else 1.0
         facts[site] = SiteFacts(scale, float(moments.variance.sum()), moments.mean)
@@ -66,6 +72,7 @@ def training_batches(
     state: Mapping[str, Any] | None = None,
     rank: int = 0,
     world_size: int = 1,
+    chosen: ChosenRows | None = None,
 ) -> Batches:
     """The stream of the training: endless, shuffled, this rank's share of each batch."""
     return store.batches(
@@ -73,6 +80,7 @@ def training_batches(
         rows_per_batch or config.batch_rows,
         split=config.split,
         exclude=None if config.excluded else "default",
+        where=None if chosen is None else chosen.predicate,
         shuffle=config.shuffle,
         seed=config.seed,
         epochs=None,
@@ -88,6 +96,7 @@ def held_out_batches(
     config: SAEConfig,
     *,
     state: Mapping[str, Any] | None = None,
+    chosen: ChosenRows | None = None,
 ) -> Batches:
     """Held-out rows, all of them, in an order of their own."""
     return store.batches(
@@ -95,6 +104,7 @@ def held_out_batches(
         config.batch_rows,
         split=config.evaluation.split,
         exclude=None if config.excluded else "default",
+        where=None if chosen is None else chosen.predicate,
         shuffle=config.shuffle,
         seed=config.seed,
         epochs=1,

@@ -36,7 +36,7 @@ from actlake.jobs.sae.training import Training, prefixed
 from actlake.jobs.whole_contexts import contexts_of_split
 from actlake.platform.config import to_dict
 from actlake.platform.models.points import sae_lens_hook
-from actlake.platform.runs import FILE, Input, RunRecord, code_version
+from actlake.platform.runs import FILE, RunRecord, code_version
 from actlake.platform.tracking import TrackedRun, Tracker, read_metrics
 from actlake.storage import ActivationStore, Site
 from actlake.storage.errors import ActlakeError
@@ -72,7 +72,7 @@ def finish(
         )
     sae = read_sae(str(folder)).to(opened.device)
     rows = evaluate_rows(sae, training.held_out_rows(trainee.spec))
-    in_model = _in_model(opened, trainee.spec, sae)
+    in_model = _in_model(opened, training, trainee.spec, sae)
     latents = _latents(opened, trainee.spec, sae, rows)
     metrics = prefixed(rows.as_metrics())
     for spliced, scores in in_model.items():
@@ -95,6 +95,8 @@ def report(opened: Opened, facts: Sequence[RunFacts], tracker: Tracker) -> Path:
         "rows": f"{opened.steps * config.batch_rows:,} of split {config.split}",
         "held out": f"{opened.held_out_rows:,} rows of split {config.evaluation.split}",
     }
+    if opened.chosen is not None:
+        about["rows where"] = str(opened.chosen)
     title = "Sparse autoencoders" if len(facts) > 1 else f"SAE {facts[0].name}"
     return write_report(
         opened.out, title, facts,
@@ -107,7 +109,7 @@ def record_of(opened: Opened, spec: SAESpec) -> RunRecord:
     return RunRecord.start(
         JOB,
         {**to_dict(opened.config), "sae": to_dict(spec), "saes": [], "grid": {}},
-        inputs={"store": Input(opened.config.store, opened.store.fingerprint)},
+        inputs=opened.inputs,
         seed=spec.seed,
     )
 
@@ -128,6 +130,7 @@ def lineage(opened: Opened, trainee: Trainee) -> dict[str, Any]:
         "target": None if spec.target is None else str(spec.target),
         "context_size": store.schema.context_length,
         "exclude_special_tokens": not opened.config.excluded,
+        "rows_where": opened.config.where,
         "store_fingerprint": store.fingerprint,
         "dead_after_rows": trainee.dead_after_rows,
         "rows_trained": _rows_trained(opened, trainee),
@@ -155,7 +158,9 @@ def _publish(folder: Path, write: Any) -> None:
     shutil.rmtree(partial)
 
 
-def _in_model(opened: Opened, spec: SAESpec, sae: TrainedSAE) -> Mapping[str, ModelScores]:
+def _in_model(
+    opened: Opened, training: Training, spec: SAESpec, sae: TrainedSAE
+) -> Mapping[str, ModelScores]:
     """By the site that is replaced; empty where it is not asked for."""
     asked, store = opened.config.evaluation.in_model, opened.store
     if asked is None:
@@ -168,11 +173,9 @@ def _in_model(opened: Opened, spec: SAESpec, sae: TrainedSAE) -> Mapping[str, Mo
         opened.config.evaluation.split,
         asked.contexts,
         exclude=asked.exclude or ("nothing" if opened.config.excluded else "default"),
+        chosen=opened.chosen,
     )
-    means = {
-        site: torch.from_numpy(store.moments(site, split=opened.config.split).mean)
-        for site in writes or reads
-    }
+    means = {site: torch.from_numpy(training.facts[site].mean) for site in writes or reads}
     return evaluate_sites(
         sae, chain, contexts, reads, writes, means=means if asked.mean else None,
         ablate=asked.ablate, device=opened.device,
@@ -204,6 +207,7 @@ def _latents(
         contexts=report.contexts,
         directions=directions,
         head=head,
+        chosen=opened.chosen,
         device=opened.device,
     )
 

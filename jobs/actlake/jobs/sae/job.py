@@ -47,7 +47,7 @@ from actlake.platform.cluster import (
 )
 from actlake.platform.cluster.interrupts import current_handlers, stop_flag, stops_at_once
 from actlake.platform.config import from_dict, to_dict
-from actlake.platform.runs import FILE, Input, ResultExists, RunRecord
+from actlake.platform.runs import FILE, ResultExists, RunRecord
 from actlake.platform.tracking import TrackedRun, check_wandb, open_tracker
 from actlake.platform.writable import check_writable
 from actlake.storage.provenance import differences
@@ -157,7 +157,7 @@ def _begun(opened: Opened) -> RunRecord | None:
     record = RunRecord.load(out)
     if record.job != JOB:
         raise ResultExists(f"{out} is a result of actlake {record.job}\nhint: name another folder")
-    had = identity(from_dict(SAEConfig, record.config), str(record.inputs["store"].fingerprint))
+    had = identity(from_dict(SAEConfig, record.config), record.inputs)
     if lines := differences(had, opened.identity):
         state = "holds the result" if record.finished else "holds a part"
         raise ConfigChanged(
@@ -170,10 +170,7 @@ def _begun(opened: Opened) -> RunRecord | None:
 
 def _begin(opened: Opened) -> RunRecord:
     record = RunRecord.start(
-        JOB,
-        to_dict(opened.config),
-        inputs={"store": Input(opened.config.store, opened.store.fingerprint)},
-        seed=opened.config.seed,
+        JOB, to_dict(opened.config), inputs=opened.inputs, seed=opened.config.seed
     )
     record.save(opened.out)
     return record

@@ -1,11 +1,13 @@
 """Open what a configuration refers to, and refuse what cannot be before a row is read."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from actlake.jobs.chosen_rows import INPUT, ChosenRows, choose_rows, inputs_of_rows
 from actlake.jobs.sae.architectures import check_across_sites, check_architecture
 from actlake.jobs.sae.config import SAEConfig, SAESpec
 from actlake.jobs.sae.data import held_out_batches, sites_of, training_batches
@@ -21,6 +23,7 @@ from actlake.platform.cluster import (
 )
 from actlake.platform.config import to_dict
 from actlake.platform.models.numerics import resolve_device
+from actlake.platform.runs import Input
 from actlake.storage import ActivationStore, open_store
 from actlake.storage.errors import ActlakeError, UnknownSplit, nearest
 
@@ -45,6 +48,8 @@ class Opened:
     """Compute threads of each worker; those on a running cluster get theirs from `plan_workers`."""
     joins: bool
     """Whether the work goes to a running cluster; then nothing is trained in this process."""
+    chosen: ChosenRows | None
+    """The rows of which `SAEConfig.where` is true; None: all."""
 
     @property
     def out(self) -> Path:
@@ -71,7 +76,13 @@ class Opened:
     @property
     def identity(self) -> dict[str, Any]:
         """What the weights and the logged numbers depend on, as plain JSON."""
-        return identity(self.config, self.store.fingerprint)
+        return identity(self.config, self.inputs)
+
+    @property
+    def inputs(self) -> dict[str, Input]:
+        """What is read, with its identity."""
+        store = Input(self.config.store, self.store.fingerprint)
+        return {"store": store, **inputs_of_rows(self.chosen)}
 
 
 def open_config(config: SAEConfig, *, plan: WorkerPlan | None = None) -> Opened:
@@ -86,7 +97,7 @@ def open_config(config: SAEConfig, *, plan: WorkerPlan | None = None) -> Opened:
     ------
     InvalidSAE
         An SAE that cannot be.
-    SiteNotStored, UnknownSplit, EmptySelection
+    SiteNotStored, UnknownSplit, EmptySelection, InvalidQuery, MissingExtra
         As their names say.
     NotEnoughRows
         Fewer rows than a batch, or than `config.rows` within `config.epochs`.
@@ -105,10 +116,16 @@ def open_config(config: SAEConfig, *, plan: WorkerPlan | None = None) -> Opened:
     for site in sites_of(specs):
         store.site(site)
     _check_splits(store, config)
-    with training_batches(store, specs, config, rows_per_batch=1) as rows:
+    chosen = choose_rows(
+        store,
+        config.where,
+        splits={"split": config.split, "evaluation.split": config.evaluation.split},
+        excluded=config.excluded,
+    )
+    with training_batches(store, specs, config, rows_per_batch=1, chosen=chosen) as rows:
         num_rows = rows.num_rows
     steps = _steps(config, num_rows)
-    with held_out_batches(store, specs, config) as rows:
+    with held_out_batches(store, specs, config, chosen=chosen) as rows:
         held_out_rows = rows.num_rows
     device = plan.device if plan else config.device
     return Opened(
@@ -121,6 +138,7 @@ def open_config(config: SAEConfig, *, plan: WorkerPlan | None = None) -> Opened:
         device=torch.device("cpu" if joins else resolve_device(device).value),
         threads=plan.threads if plan else threads_here(config.threads, config.workers),
         joins=joins,
+        chosen=chosen,
     )
 
 
@@ -131,7 +149,7 @@ _NOT_THE_RESULT = (
 """Fields that may be others when a run goes on. The store is known by its fingerprint."""
 
 
-def identity(config: SAEConfig, fingerprint: str) -> dict[str, Any]:
+def identity(config: SAEConfig, inputs: Mapping[str, Input]) -> dict[str, Any]:
     """What a result depends on: a run goes on, or is there already, only where it is the same.
 
     How many workers share the rows of a step is no part of it, for losses then agree but for
@@ -140,7 +158,8 @@ def identity(config: SAEConfig, fingerprint: str) -> dict[str, Any]:
     decisive = {k: v for k, v in to_dict(config).items() if k not in _NOT_THE_RESULT}
     if config.spread == "rows":
         del decisive["workers"]
-    return {"store": fingerprint, **decisive}
+    read = {name: inputs[name].fingerprint for name in ("store", INPUT) if name in inputs}
+    return {**read, **decisive}
 
 
 def _check(spec: SAESpec, config: SAEConfig) -> None:
@@ -186,7 +205,8 @@ def _steps(config: SAEConfig, num_rows: int) -> int:
     if num_rows < config.batch_rows:
         raise NotEnoughRows(
             f"A batch of {config.batch_rows:,} rows cannot be filled: {num_rows:,} rows of "
-            f"{config.store} are in the split {config.split!r} and not excluded\n"
+            f"{config.store} are in the split {config.split!r} and not excluded"
+            f"{f', where {config.where}' if config.where else ''}\n"
             f"hint: --batch_rows {max(num_rows // 8, 1)}, or harvest more"
         )
     most = config.epochs * (num_rows // config.batch_rows)

@@ -51,6 +51,8 @@ class SAEPlan:
     seconds: float | None
     """A guess, from a product measured now; None where other machines compute."""
     warnings: tuple[str, ...] = ()
+    chosen: str | None = None
+    """Of which rows, in words, and how many of each split; None where all take part."""
 
     def __str__(self) -> str:
         names = [str(spec.name) for spec in self.specs]
@@ -66,6 +68,7 @@ class SAEPlan:
                 f"SAEs      {shown}: {self.parameters:,} parameters",
                 f"rows      {self.rows:,} of {self.rows_of_epoch:,} in the split "
                 f"({epochs:.2f} epochs), {self.held_out_rows:,} held out",
+                *([f"where     {self.chosen}"] if self.chosen else []),
                 f"steps     {self.steps:,} of {self.batch_rows:,} rows on "
                 f"{self.device}{sharing}{done}",
                 f"memory    about {human_bytes(self.memory_bytes)} a worker",
@@ -100,6 +103,7 @@ def plan_opened(opened: Opened) -> SAEPlan:
         checkpoint_bytes=12 * parameters * (config.checkpoint.keep + 1),
         seconds=None if opened.joins else left * _seconds(opened),
         warnings=tuple(opened.warnings),
+        chosen=None if opened.chosen is None else str(opened.chosen),
     )
 
 

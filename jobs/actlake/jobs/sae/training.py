@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from actlake.jobs.chosen_rows import ChosenRows
 from actlake.jobs.sae import means as named
 from actlake.jobs.sae.checkpoint import Checkpoints, State
 from actlake.jobs.sae.communicator import Communicator
@@ -124,6 +125,8 @@ class Training:
         Where it computes.
     share
         Whether the members share the rows of each batch; else each works alone.
+    chosen
+        The rows that are trained and tested on; None: all.
     """
 
     def __init__(
@@ -138,8 +141,10 @@ class Training:
         member: Member,
         device: torch.device,
         share: bool,
+        chosen: ChosenRows | None = None,
     ) -> None:
         self._store, self._config, self._specs = store, config, specs
+        self._chosen = chosen
         self._steps, self._identity = steps, identity
         self._member, self._device = member, device
         self._comm: Communicator = communicator(member.size if share else 1)
@@ -148,7 +153,7 @@ class Training:
         readers = self._state.readers if self._state else {}
         self._stream = training_batches(
             store, specs, config, state=readers.get("training"),
-            rank=self._comm.rank, world_size=self._comm.size,
+            rank=self._comm.rank, world_size=self._comm.size, chosen=chosen,
         )  # fmt: skip
         self._held_out_state: Mapping[str, Any] | None = readers.get("held_out")
         if self._held_out_state is None:
@@ -319,7 +324,13 @@ class Training:
         return trainee
 
     def _held_out(self) -> Batches:
-        return held_out_batches(self._store, self._specs, self._config, state=self._held_out_state)
+        return held_out_batches(
+            self._store,
+            self._specs,
+            self._config,
+            state=self._held_out_state,
+            chosen=self._chosen,
+        )
 
     def held_out_rows(self, spec: SAESpec) -> Iterator[Tensor | tuple[Tensor, Tensor]]:
         """What an SAE is tested on, unscaled; the same rows at every test."""
@@ -346,7 +357,14 @@ class Training:
     def _calibration_rows(self, spec: SAESpec) -> Iterator[Tensor]:
         """The first rows of the training's order, scaled, in blocks of thousands."""
         beginning = {**self._stream.state_dict(), "epoch": 0, "step": 0}
-        batches = partial(training_batches, self._store, self._specs, self._config, state=beginning)
+        batches = partial(
+            training_batches,
+            self._store,
+            self._specs,
+            self._config,
+            state=beginning,
+            chosen=self._chosen,
+        )
         rows = min(CALIBRATION_ROWS, self._stream.num_rows)
         block: list[Tensor] = []
         for read, _ in examples(

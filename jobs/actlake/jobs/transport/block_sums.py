@@ -15,6 +15,7 @@ from actlake.jobs.transport.blocks import Alignment, Column, Design
 from actlake.jobs.transport.errors import TransportError
 from actlake.jobs.transport.parts import Part, rows_of_part
 from actlake.storage import ActivationStore
+from actlake.storage.reading.selection import RowSet
 
 Array = np.ndarray[Any, Any]
 Precision = Literal["float32", "float64"]
@@ -110,6 +111,7 @@ def sum_part(
     part: Part,
     *,
     excluded: bool,
+    chosen: RowSet | None = None,
     precision: Precision = "float32",
 ) -> BlockSums:
     """Sum one part's rows.
@@ -122,7 +124,9 @@ def sum_part(
     total = BlockSums([])
     with np.errstate(invalid="ignore", over="ignore"):
         for alignment in design.alignments:
-            rows = rows_of_part(stores[0], of_document, part, alignment.offset, excluded=excluded)
+            rows = rows_of_part(
+                stores[0], of_document, part, alignment.offset, excluded=excluded, chosen=chosen
+            )
             total.alignments.append(_sum_alignment(stores, alignment, origin, rows, precision))
     return total
 

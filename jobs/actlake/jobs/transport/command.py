@@ -12,6 +12,7 @@ _EXAMPLES = (
     "actlake transport --config examples/transport_smollm2.yaml",
     "actlake transport --store runs/smollm2 --out runs/near "
     "--pairs '{layers: [2, 4, 8], k: [1, 2]}' --offsets 0,1 --moments.workers 2",
+    "actlake transport --store runs/chat --out runs/replies --rows.where \"segment = 'assistant'\"",
 )
 
 

@@ -30,6 +30,11 @@ class RowsConfig:
     """Use also position 0 of each context and special tokens. Position 0 has huge norms in many
     models, and is most of the second moment."""
 
+    where: str | None = None
+    """Use only rows of which this is true, to fit, validate and test, as source and as target: SQL
+    on tokens, documents and labels of the source's store, such as ``segment = 'assistant'``;
+    null: all."""
+
     groups: int = 20
     """Groups of test documents for confidence intervals."""
 

@@ -196,6 +196,8 @@ def rows_to_test(
     """The test rows, some at a time, ascending within each group of documents."""
     for part in shares.parts:
         if shares.names[part.share].startswith(TEST):
-            rows = rows_of_part(store, shares.of_document, part, offset, excluded=excluded)
+            rows = rows_of_part(
+                store, shares.of_document, part, offset, excluded=excluded, chosen=shares.chosen
+            )
             for start in range(0, len(rows), at_once):
                 yield rows[start : start + at_once]

@@ -24,6 +24,7 @@ from typing import Any
 
 from rich.console import Console
 
+from actlake.jobs.chosen_rows import inputs_of_rows
 from actlake.jobs.progress_bar import progress
 from actlake.jobs.saying import say
 from actlake.jobs.transport.config import Kind, TransportConfig
@@ -80,6 +81,8 @@ class TransportPlan:
     found: Path | None
     """Moments that are there already."""
     warnings: tuple[str, ...]
+    chosen: str | None = None
+    """Of which rows, in words, and how many of each split; None where all take part."""
 
     def __str__(self) -> str:
         shown = ", ".join(map(str, self.pairs[:4])) + (", …" if len(self.pairs) > 4 else "")
@@ -87,6 +90,7 @@ class TransportPlan:
         lines = [
             f"pairs     {len(self.pairs):,}: {shown}",
             f"rows      {rows} (in {self.groups} groups of documents), before exclusion",
+            *([f"where     {self.chosen}"] if self.chosen else []),
             f"moments   found in {self.found}" if self.found else str(self.moments),
             *(f"warning   {warning}" for warning in self.warnings),
         ]
@@ -170,6 +174,7 @@ def _plan(opened: Opened) -> TransportPlan:
         moments=plan_moments(opened.stores, opened.request, shares, threads=opened.threads),
         found=found.folder if found else None,
         warnings=(few,) if few else (),
+        chosen=None if opened.chosen is None else str(opened.chosen),
     )
 
 
@@ -177,7 +182,7 @@ def _inputs(config: TransportConfig, opened: Opened) -> dict[str, Input]:
     inputs = {"store": Input(config.store, opened.stores[0].fingerprint)}
     if config.target_store is not None:
         inputs["target_store"] = Input(config.target_store, opened.stores[1].fingerprint)
-    return inputs
+    return {**inputs, **inputs_of_rows(opened.chosen)}
 
 
 _NOT_THE_RESULT = ("out", "resources", "cluster", "tracking", "moments")

@@ -2,7 +2,8 @@
 
     <folder>/<key>/
         request.json          which stores, columns, blocks, shares and options; the key is its hash
-        shares.safetensors    the share of every document; the origin of every column
+        shares.safetensors    the share of every document; the origin of every column; the rows
+                              that are chosen, a bit each, where not all are
         fit, validate, test   .safetensors  sums of a share, float64
         test-00, …            .safetensors  sums of a jackknife group, float32
         running.safetensors   sums of a share that is being computed: what a resume goes on from
@@ -33,10 +34,11 @@ from actlake.jobs.transport.parts import FIT, TEST, VALIDATE
 from actlake.platform.safetensors_files import readable, written
 from actlake.storage import ActivationStore
 from actlake.storage.provenance import shortened
+from actlake.storage.reading.selection import Bitmap
 
 Array = np.ndarray[Any, Any]
 
-FORMAT = 1
+FORMAT = 2
 REQUEST, COMPLETE, SHARES, RUNNING = (
     "request.json", "moments.json", "shares.safetensors", "running.safetensors",
 )  # fmt: skip
@@ -58,6 +60,8 @@ class MomentsRequest:
     test: str
     groups: int
     excluded: bool
+    chosen: str | None
+    """Fingerprint of the rows that are chosen; None: all are."""
     precision: Precision
     part_rows: int
 
@@ -83,6 +87,7 @@ class MomentsRequest:
             "test": self.test,
             "groups": self.groups,
             "excluded": self.excluded,
+            "chosen": self.chosen,
             "precision": self.precision,
             "part_rows": self.part_rows,
         }
@@ -298,17 +303,22 @@ class StoredMoments:
 # Writing.
 
 
-def write_shares(folder: Path, of_document: Array, origins: Mapping[str, Array]) -> None:
-    """Keep the share of every document and the origins."""
+def write_shares(
+    folder: Path, of_document: Array, origins: Mapping[str, Array], chosen: Bitmap | None
+) -> None:
+    """Keep the share of every document, the origins, and the rows that are chosen."""
     tensors = {"of_document": of_document} | {f"origin/{c}": o for c, o in origins.items()}
+    if chosen is not None:
+        tensors["chosen"] = chosen.words
     _write(folder / SHARES, tensors, {})
 
 
-def read_shares(folder: Path) -> tuple[Array, dict[str, Array]]:
+def read_shares(folder: Path) -> tuple[Array, dict[str, Array], Bitmap | None]:
     """What `write_shares` wrote."""
     tensors = load_file(folder / SHARES)
-    of_document = tensors.pop("of_document")
-    return of_document, {name.removeprefix("origin/"): value for name, value in tensors.items()}
+    of_document, words = tensors.pop("of_document"), tensors.pop("chosen", None)
+    origins = {name.removeprefix("origin/"): value for name, value in tensors.items()}
+    return of_document, origins, None if words is None else Bitmap(words)
 
 
 def write_sums(

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from filelock import FileLock
 
+from actlake.jobs.chosen_rows import ChosenRows
 from actlake.jobs.transport.block_sums import (
     CHUNK_ROWS,
     BlockSums,
@@ -45,6 +46,7 @@ from actlake.jobs.widths import one_width
 from actlake.platform.cluster import ARITY, Resources, Session, map_reduce
 from actlake.platform.safetensors_files import plain_mode
 from actlake.storage import ActivationStore, open_store
+from actlake.storage.reading.selection import Bitmap
 from actlake.storage.summary import human_bytes
 
 logger = logging.getLogger(__name__)
@@ -120,6 +122,7 @@ def request_moments(
     test: str = "test",
     groups: int = 20,
     excluded: bool = False,
+    chosen: ChosenRows | None = None,
     precision: Precision = "float32",
     part_rows: int = PART_ROWS,
 ) -> MomentsRequest:
@@ -135,19 +138,24 @@ def request_moments(
         test=test,
         groups=groups,
         excluded=excluded,
+        chosen=None if chosen is None else chosen.fingerprint,
         precision=precision,
         part_rows=part_rows,
     )
 
 
-def shares_of(stores: Sequence[ActivationStore], request: MomentsRequest) -> Shares:
-    """Which rows of the first store are for what."""
+def shares_of(
+    stores: Sequence[ActivationStore], request: MomentsRequest, chosen: ChosenRows | None = None
+) -> Shares:
+    """Which rows of the first store are for what; `chosen` are those of the request."""
+    assert request.chosen == (None if chosen is None else chosen.fingerprint), request
     return divide(
         stores[0],
         fit=request.fit,
         validate=request.validate,
         test=request.test,
         groups=request.groups,
+        chosen=None if chosen is None else chosen.rows,
         part_rows=request.part_rows,
     )
 
@@ -170,6 +178,8 @@ def compute_moments(
     ----------
     stores
         One; or the source's and the target's.
+    shares
+        From `shares_of`; must be given where rows are chosen.
     root
         Folder of all moments; see `moments_file`.
     session, workers, threads, resources
@@ -213,7 +223,7 @@ def _write_origins(
         for number, store in enumerate(stores)
         for column, origin in origins(store, request.design, number, request.fit).items()
     }
-    write_shares(folder, shares.of_document, found)
+    write_shares(folder, shares.of_document, found, shares.chosen)
 
 
 @dataclass
@@ -332,6 +342,7 @@ def sum_part_of(folder: str, urls: tuple[str, ...], part: Part) -> BlockSums:
         task.of_document,
         part,
         excluded=task.request.excluded,
+        chosen=task.chosen,
         precision=task.request.precision,
     )
 
@@ -342,6 +353,7 @@ class _Task:
     request: MomentsRequest
     of_document: np.ndarray
     origins: dict[str, np.ndarray]
+    chosen: Bitmap | None
 
 
 @lru_cache(maxsize=2)
@@ -351,5 +363,5 @@ def _opened(folder: str, urls: tuple[str, ...]) -> _Task:
     request = MomentsRequest.from_json(
         json.loads((Path(folder) / REQUEST).read_text(encoding="utf-8"))
     )
-    of_document, found = read_shares(Path(folder))
-    return _Task(tuple(map(open_store, urls)), request, of_document, found)
+    of_document, found, chosen = read_shares(Path(folder))
+    return _Task(tuple(map(open_store, urls)), request, of_document, found, chosen)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from actlake.jobs.chosen_rows import ChosenRows, choose_rows
 from actlake.jobs.model_of_store import model_of_store
 from actlake.jobs.sae.errors import DictionaryMismatch
 from actlake.jobs.sae.trained import TrainedSAE, read_sae
@@ -31,6 +32,8 @@ class Opened:
     """Compute threads of each worker; those on a running cluster get theirs from `plan_workers`."""
     joins: bool
     """Whether the pass over the rows is made on a running cluster, and not in this process."""
+    chosen: ChosenRows | None
+    """The rows of which `RowsConfig.where` is true; None: all."""
 
 
 def open_config(config: TransportConfig) -> Opened:
@@ -57,14 +60,22 @@ def open_config(config: TransportConfig) -> Opened:
         one_store=len(stores) == 1,
     )
     _require_whole(stores, pairs)
+    rows = config.rows
+    chosen = choose_rows(
+        stores[0],
+        rows.where,
+        splits={"rows.fit": rows.fit, "rows.validate": rows.validate, "rows.test": rows.test},
+        excluded=rows.excluded,
+    )
     request = request_moments(
         stores,
         pairs,
-        fit=config.rows.fit,
-        validate=config.rows.validate,
-        test=config.rows.test,
-        groups=config.rows.groups,
-        excluded=config.rows.excluded,
+        fit=rows.fit,
+        validate=rows.validate,
+        test=rows.test,
+        groups=rows.groups,
+        excluded=rows.excluded,
+        chosen=chosen,
         precision=config.moments.precision,
     )
     dictionary = None
@@ -83,10 +94,9 @@ def open_config(config: TransportConfig) -> Opened:
     out = Path(config.out).expanduser()
     root = Path(config.moments.folder or out.parent / "moments").expanduser()
     threads = threads_here(config.moments.threads, config.moments.workers)
-    shares = shares_of(stores, request)
-    return Opened(
-        stores, pairs, request, shares, dictionary, root, threads, joins_cluster(config.cluster)
-    )
+    shares = shares_of(stores, request, chosen)
+    joins = joins_cluster(config.cluster)
+    return Opened(stores, pairs, request, shares, dictionary, root, threads, joins, chosen)
 
 
 def _pairs_into(

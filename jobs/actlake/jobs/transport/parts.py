@@ -15,10 +15,12 @@ from typing import Any
 
 import numpy as np
 
+from actlake.jobs.chosen_rows import mask_of
 from actlake.jobs.transport.errors import NotEnoughRows
 from actlake.storage import ActivationStore, Extent
 from actlake.storage.errors import nearest
 from actlake.storage.extents import block_extent, num_blocks
+from actlake.storage.reading.selection import Bitmap, RowSet
 
 Array = np.ndarray[Any, Any]
 
@@ -39,7 +41,7 @@ class Part:
     rows: Extent
     """Whole units."""
     num_rows: int
-    """How many of those rows are the share's, excluded ones included."""
+    """How many of those rows are chosen and the share's, excluded ones included."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,8 @@ class Shares:
     """Whether ``validate`` was taken from the training split."""
     parts: tuple[Part, ...]
     """Sorted by share, then by row."""
+    chosen: Bitmap | None = None
+    """The rows that count, at both ends of a pair; None: all."""
 
     def parts_of(self, share: str) -> list[Part]:
         """The parts of one share, in order."""
@@ -76,6 +80,7 @@ def divide(
     validate: str | None,
     test: str,
     groups: int,
+    chosen: Bitmap | None = None,
     part_rows: int = PART_ROWS,
 ) -> Shares:
     """Give every document its share; reads a few bytes a row, and no activation.
@@ -86,13 +91,15 @@ def divide(
         Names of splits; without one for validation some training documents are held out.
     groups
         Jackknife groups of test documents; fewer where there are fewer documents.
+    chosen
+        Rows that count; None: all. A document without one has no share.
 
     Raises
     ------
     NotEnoughRows
         A split is unknown or has no rows.
     """
-    rows_of_document = _rows_of_documents(store)
+    rows_of_document = _rows_of_documents(store, chosen)
     split_of_document = np.array(store.documents(["split"])["split"].to_pylist())
     occupied = rows_of_document > 0
     of_document = np.full(len(occupied), -1, np.int16)
@@ -116,7 +123,8 @@ def divide(
         names,
         of_document,
         validate is None,
-        tuple(_parts(store, of_document, len(names), part_rows)),
+        tuple(_parts(store, of_document, len(names), part_rows, chosen)),
+        chosen,
     )
 
 
@@ -128,10 +136,12 @@ def _groups(rows: Array, wanted: int) -> tuple[Array, int]:
     return compact.astype(np.int16), len(used)
 
 
-def _rows_of_documents(store: ActivationStore) -> Array:
+def _rows_of_documents(store: ActivationStore, chosen: RowSet | None) -> Array:
     count = np.zeros(store.schema.documents, np.int64)
     for rows in _blocks(store.schema.rows, _ROWS_AT_ONCE):
-        documents = store.tokens["document"][rows.slice()]
+        documents = _documents(store, rows, chosen)
+        if not len(documents):
+            continue
         first = int(documents.min())
         found = np.bincount(documents - first)
         count[first : first + len(found)] += found
@@ -139,18 +149,28 @@ def _rows_of_documents(store: ActivationStore) -> Array:
 
 
 def _parts(
-    store: ActivationStore, of_document: Array, num_shares: int, part_rows: int
+    store: ActivationStore,
+    of_document: Array,
+    num_shares: int,
+    part_rows: int,
+    chosen: RowSet | None,
 ) -> Iterator[Part]:
     unit_rows = store.schema.geometry.unit_rows
     length = unit_rows * max(1, -(-part_rows // unit_rows))
     extents = list(_blocks(store.schema.rows, length))
     counts = np.zeros((num_shares, len(extents)), np.int64)
     for number, rows in enumerate(extents):
-        share = of_document[store.tokens["document"][rows.slice()]]
+        share = of_document[_documents(store, rows, chosen)]
         counts[:, number] = np.bincount(share[share >= 0], minlength=num_shares)
     for share_number in range(num_shares):
         for number in np.flatnonzero(counts[share_number]).tolist():
             yield Part(share_number, extents[number], int(counts[share_number, number]))
+
+
+def _documents(store: ActivationStore, rows: Extent, chosen: RowSet | None) -> Array:
+    """The document of each row that counts."""
+    documents: Array = store.tokens["document"][rows.slice()]
+    return documents if chosen is None else documents[mask_of(chosen, rows)]
 
 
 def _blocks(total: int, length: int) -> Iterator[Extent]:
@@ -172,23 +192,32 @@ def _require_rows(store: ActivationStore, split: str, has_rows: bool) -> None:
 
 
 def rows_of_part(
-    store: ActivationStore, of_document: Array, part: Part, offset: int, *, excluded: bool
+    store: ActivationStore,
+    of_document: Array,
+    part: Part,
+    offset: int,
+    *,
+    excluded: bool,
+    chosen: RowSet | None = None,
 ) -> Array:
     """The rows i of a part for which row i and row i + offset count, (n,) int64, ascending.
 
     Row i + offset must be in the same context and document. Position 0 and special ids are
-    left out on both sides unless `excluded`.
+    left out on both sides unless `excluded`, and so are rows that are not `chosen`.
     """
     rows = part.rows
     here = _Tokens.of(store, rows)
     count = of_document[here.document] == part.share
     if not excluded:
         count &= ~here.excluded
+    if chosen is not None:
+        count &= mask_of(chosen, rows)
     if offset:
         there = np.arange(rows.start, rows.stop) + offset
         inside = (there >= 0) & (there < store.schema.rows)
         low, high = np.clip([rows.start + offset, rows.stop + offset], 0, store.schema.rows)
-        other = _Tokens.of(store, Extent(int(low), int(max(low, high))))
+        others = Extent(int(low), int(max(low, high)))
+        other = _Tokens.of(store, others)
         at = np.clip(there - low, 0, max(0, len(other.document) - 1))
         count &= inside
         if len(other.document):
@@ -197,6 +226,8 @@ def rows_of_part(
             count &= other.document[at] == here.document
             if not excluded:
                 count &= ~other.excluded[at]
+            if chosen is not None:
+                count &= mask_of(chosen, others)[at]
     return rows.start + np.flatnonzero(count)
 
 

@@ -117,6 +117,7 @@ class ResultWriter:
             "store": {"fingerprint": self.opened.stores[0].fingerprint},
             "model": dict(self.opened.stores[0].provenance.model),
             "moments": self.moments.request.key,
+            "rows_where": self.config.rows.where,
             "alpha": fit.ridge.fitted.alpha,
             "train_rows": fit.train_rows,
             "test_r2": asdict(fit.ridge.test),
@@ -195,7 +196,9 @@ class ResultWriter:
         pairs = [list(self.maps)[place] for place in chosen]
         sites = {site for pair in pairs for site in (pair.source, pair.target)}
         chain = chain_of_store(store, self.config.model, sites)
-        contexts = contexts_of_split(store, self.config.rows.test, config.contexts)
+        contexts = contexts_of_split(
+            store, self.config.rows.test, config.contexts, chosen=self.opened.chosen
+        )
         total = len(contexts) * len(pairs) * len(CONDITIONS)
         with progress(self.console, "replaced", total) as advance:
             scores = score_causally(
@@ -256,8 +259,8 @@ class ResultWriter:
         return Site(model.num_layers - 1)
 
     def _facts(self) -> dict[str, str]:
-        stores, moments = self.opened.stores, self.moments
-        return {
+        stores, moments, chosen = self.opened.stores, self.moments, self.opened.chosen
+        facts = {
             "model": " → ".join(str(store.provenance.model.get("name", "")) for store in stores),
             "store": " → ".join(shortened(store.fingerprint) for store in stores),
             "rows": f"{moments.count('fit'):,} to fit, {moments.count('validate'):,} to choose α"
@@ -269,6 +272,7 @@ class ResultWriter:
             "intervals": f"95 %, jackknife over {len(moments.groups)} groups of test documents, "
             "maps as fitted",
         }
+        return facts if chosen is None else {**facts, "rows where": str(chosen)}
 
     def _write_report(self, findings: report.Findings, metrics: Mapping[str, float]) -> None:
         drawn = report.draw(findings)

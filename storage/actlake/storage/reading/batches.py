@@ -149,7 +149,8 @@ def read_batches(
         None: with them.
     where
         A predicate: SQL over the token and document tables (``"position >= 4"``), a pyarrow
-        expression, a function of the columns, or row numbers; see `Predicate`.
+        expression, a function of the columns, or row numbers; see `Predicate`. A `Predicate`
+        itself remembers its answers, for batches that are opened again.
     epochs
         How often all rows are read; None: endlessly.
     last
@@ -184,7 +185,7 @@ def read_batches(
     stores.refresh()
     written = [sites] if isinstance(sites, str | Site) else list(sites)
     asked = {site: stores.site(site) for site in _sites(written)}
-    predicate = None if where is None else Predicate(where)
+    predicate = where if where is None or isinstance(where, Predicate) else Predicate(where)
     for name, value, known in (("shuffle", shuffle, Shuffle), ("last", last, Last)):
         _check_name(name, value, get_args(known))
     _check_name("exclude", exclude, ("default", None))

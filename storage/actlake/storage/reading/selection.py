@@ -117,6 +117,11 @@ class Bitmap:
     def __len__(self) -> int:
         return int(self._before[-1])
 
+    @property
+    def words(self) -> Array:
+        """The bits, uint64: what another `Bitmap` of the same rows is made of."""
+        return self._words
+
     def select(self, places: Array) -> Array:
         """See `RowSet.select`."""
         block = self._blocks(places)
@@ -259,6 +264,20 @@ def select_rows(stores: ManyStores, committed: Sequence[UnitSet], row_filter: Ro
             + ("ask for less" if rows else "wait for the harvest to commit its first unit")
         )
     return selected
+
+
+def rows_where(stores: ManyStores, predicate: Predicate) -> Bitmap:
+    """All rows, committed or not, of which a predicate is true; none is an answer, too.
+
+    Raises
+    ------
+    InvalidQuery
+        The predicate cannot be worked out.
+    RowsOutOfRange
+        It names rows that there are not.
+    """
+    predicate.prepare(stores)
+    return _bitmap(stores, [(0, len(stores))], RowFilter(None, None, predicate))
 
 
 def _row_runs(stores: ManyStores, committed: Sequence[UnitSet]) -> Iterator[tuple[int, int]]:
