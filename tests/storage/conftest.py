@@ -22,7 +22,6 @@ from actlake.storage import (
     write_store,
     write_unit,
 )
-from actlake.storage.dtypes import numpy_dtype
 from actlake.storage.ledger_records import TABLE
 from actlake.storage.location import locate
 from actlake.storage.release import release_units
@@ -64,8 +63,9 @@ class Known:
         self.split = np.repeat([c.split for c in self.contexts], [len(c) for c in self.contexts])
         self.document = np.concatenate([c.documents for c in self.contexts])
         self.excluded = (self.positions == 0) | np.isin(self.ids, [7, 8])
+        values = {site: rng.normal(size=(rows, dim)) for site in SITES}
         self.acts = {
-            site: rng.normal(size=(rows, dim)).astype(numpy_dtype(dtype)) for site in SITES
+            site: self.rows_are.decode(self.rows_are.encode(rows)) for site, rows in values.items()
         }
 
     @property

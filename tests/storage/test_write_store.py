@@ -85,6 +85,7 @@ def test_documents_tell_text_splits_and_columns(folder):
         ("float32", "float16", "float16"),
         ("int32", "float32", "float32"),
         (ml_dtypes.bfloat16, None, ml_dtypes.bfloat16),
+        ("int8", "float16", "float16"),
     ],
 )
 def test_rows_are_stored_as_they_are_or_as_it_is_said(folder, given, dtype, stored):

@@ -25,6 +25,7 @@ from actlake.storage.querying.rows import Rows
 from actlake.storage.reading.batches import Batch, Batches
 from actlake.storage.reading.many import ManyStores, open_stores
 from actlake.storage.reading.shuffle_quality import ShuffleQuality, shuffle_quality
+from actlake.storage.scaled_rows import ScaledRows
 from actlake.storage.schema import Geometry, StoreSchema, plan_geometry
 from actlake.storage.site_schema import SiteSchema
 from actlake.storage.sites import Site
@@ -45,6 +46,7 @@ __all__ = [
     "shuffle_quality",
     "Coverage",
     "RowArray",
+    "ScaledRows",
     "Moments",
     "Site",
     # asking

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, Self
 
+from actlake.storage.block_scales import BLOCK_COLUMNS, num_column_blocks
 from actlake.storage.errors import FormatTooNew, InvalidSchema
 from actlake.storage.extents import Extent, block_extent, num_blocks
 from actlake.storage.layout import (
@@ -16,7 +17,7 @@ from actlake.storage.layout import (
     group_metadata,
     metadata_json,
 )
-from actlake.storage.site_schema import SiteSchema
+from actlake.storage.site_schema import SCALE_DTYPE, SiteSchema
 from actlake.storage.sites import Site
 
 FORMAT = 2
@@ -107,8 +108,14 @@ class StoreSchema:
 
     # The arrays, one after the other.
 
+    def row_arrays(self, site: Site, rows: SiteSchema) -> tuple[ArraySpec, ...]:
+        """All that a site's rows are read from: the activations, and their scales where int8."""
+        activations = self.activations(site, rows)
+        return (activations, self.scales(site, rows)) if rows.has_scales else (activations,)
+
     def activations(self, site: Site, rows: SiteSchema) -> ArraySpec:
-        """``acts/<site>``: (row, dim), the site's activations."""
+        """``acts/<site>``: (row, dim), the site's activations, or their codes."""
+        scaled = {"scales": f"scales/{site}", "columns_per_scale": BLOCK_COLUMNS}
         return ArraySpec(
             name=f"acts/{site}",
             shape=(self.rows, rows.dim),
@@ -116,6 +123,20 @@ class StoreSchema:
             shard_length=self.geometry.unit_rows,
             chunk_length=self.geometry.chunk_rows,
             dimension_names=("row", "dim"),
+            fill_value=0 if rows.has_scales else "NaN",
+            compression=rows.compression,
+            attributes=scaled if rows.has_scales else {},
+        )
+
+    def scales(self, site: Site, rows: SiteSchema) -> ArraySpec:
+        """``scales/<site>``: (row, block), what the codes of 64 columns are multiplied with."""
+        return ArraySpec(
+            name=f"scales/{site}",
+            shape=(self.rows, num_column_blocks(rows.dim)),
+            dtype=SCALE_DTYPE,
+            shard_length=self.geometry.unit_rows,
+            chunk_length=self.geometry.chunk_rows,
+            dimension_names=("row", "block"),
             fill_value="NaN",
             compression=rows.compression,
         )
@@ -157,7 +178,8 @@ class StoreSchema:
 
     def site_metadata(self, site: Site, rows: SiteSchema) -> dict[str, bytes]:
         """Every ``zarr.json`` of one site, by its key."""
-        return _metadata((), [self.activations(site, rows), self.norms(site)])
+        groups = ("scales",) if rows.has_scales else ()
+        return _metadata(groups, [*self.row_arrays(site, rows), self.norms(site)])
 
     def _index_array(self, name: str, dtype: str, length: int, dimension: str) -> ArraySpec:
         return ArraySpec(

@@ -34,6 +34,7 @@ from actlake.storage.ledger import read_state
 from actlake.storage.ledger_state import LedgerState
 from actlake.storage.location import Location, locate
 from actlake.storage.moments import Moments, is_excluded, row_groups
+from actlake.storage.scaled_rows import ScaledRows, SiteRows
 from actlake.storage.sealed import unseal
 from actlake.storage.site_schema import SiteSchema
 from actlake.storage.sites import Site
@@ -73,7 +74,8 @@ def open_store(
     Returns
     -------
     ActivationStore
-        ``store[site]`` is a lazy array of shape (rows, dim).
+        ``store[site]`` is a lazy array of shape (rows, dim), of the site's element type; of
+        int8 the values as float32.
 
     Raises
     ------
@@ -183,7 +185,7 @@ class ActivationStore:
         self.contexts = {
             n: RowArray(location, s, path=path) for n, s in schema.context_arrays().items()
         }
-        self._arrays: dict[Site, RowArray] = {}
+        self._arrays: dict[Site, SiteRows] = {}
 
     @property
     def url(self) -> str:
@@ -237,8 +239,12 @@ class ActivationStore:
 
     def spec(self, site: str | Site) -> ArraySpec:
         """How the rows of a site are cut into files; raises as `site`."""
+        return self.row_specs(site)[0]
+
+    def row_specs(self, site: str | Site) -> tuple[ArraySpec, ...]:
+        """The arrays that a site's rows are read from; raises as `site`."""
         stored = self.site(site)
-        return self.schema.activations(stored, self.ledger.schemas[stored])
+        return self.schema.row_arrays(stored, self.ledger.schemas[stored])
 
     def norms_spec(self, site: str | Site) -> ArraySpec:
         """How the norms of a site's rows are cut into files; raises as `site`."""
@@ -288,16 +294,20 @@ class ActivationStore:
             raise site_not_stored(written, site, self.sites, url=self.url)
         return site
 
-    def __getitem__(self, site: str | Site) -> RowArray:
+    def __getitem__(self, site: str | Site) -> SiteRows:
         stored = self.site(site)
         if stored not in self._arrays:
-            self._arrays[stored] = RowArray(
-                self.location,
-                self.spec(stored),
-                committed=partial(self._covered, stored),
-                released=partial(self._released, stored),
-                path=self._path,
-            )
+            arrays = [
+                RowArray(
+                    self.location,
+                    spec,
+                    committed=partial(self._covered, stored),
+                    released=partial(self._released, stored),
+                    path=self._path,
+                )
+                for spec in self.row_specs(stored)
+            ]
+            self._arrays[stored] = arrays[0] if len(arrays) == 1 else ScaledRows(*arrays)
         return self._arrays[stored]
 
     def __contains__(self, site: object) -> bool:

@@ -119,7 +119,7 @@ def test_a_predicate_keeps_rows_out(known, store, shuffle):
     np.testing.assert_array_equal(np.sort(rows), np.flatnonzero(expected))
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "int8"])
 @pytest.mark.parametrize("shuffle", SHUFFLES)
 def test_elements_are_as_stored_unless_another_type_is_asked_for(
     make_known, folder, dtype, shuffle
@@ -133,6 +133,7 @@ def test_elements_are_as_stored_unless_another_type_is_asked_for(
     as_float = next(store.batches(SITE, 8, shuffle=shuffle, dtype="float32"))
 
     assert stored.acts.dtype == store[SITE].dtype
+    np.testing.assert_array_equal(stored.acts, known.acts[SITE][stored.rows])
     assert as_float.acts.dtype == np.float32
     np.testing.assert_array_equal(as_float.acts, stored.acts.astype(np.float32))
 

@@ -157,8 +157,9 @@ def _what_fits(
 
     And for how many sites at once that is so; at least one.
     """
-    widest = max(map(store.schema_of, sites), key=lambda schema: schema.row_bytes)
-    width, element = widest.dim, widest.row_bytes // widest.dim
+    schemas = [store.schema_of(site) for site in sites]
+    width = max(schema.dim for schema in schemas)
+    element = max(schema.value_dtype.itemsize for schema in schemas)
     # Rows as float32, and as much again for what is made of them on the way.
     sizes = [len(one) * width * 4 * 2 for one in sets]
     every = len(rows_needed(sets)) * width * element + max(sizes)

@@ -30,14 +30,13 @@ from typing import Any
 
 import numpy as np
 
-from actlake.storage.arrays import RowArray
-from actlake.storage.dtypes import numpy_dtype
 from actlake.storage.extents import Extent
 from actlake.storage.reading.kept import Kept
 from actlake.storage.reading.many import ManyStores
 from actlake.storage.reading.order import Permutation
-from actlake.storage.reading.recycled_memory import RecycledMemory
 from actlake.storage.reading.selection import RowSet
+from actlake.storage.recycled_memory import RecycledMemory
+from actlake.storage.scaled_rows import SiteRows
 from actlake.storage.sites import Site
 
 Array = np.ndarray[Any, Any]
@@ -184,12 +183,12 @@ class ChunkMap:
         """The first row of a chunk."""
         return int(self._edges[chunk])
 
-    def read(self, arrays: Sequence[RowArray], chunk: int) -> Array:
-        """The chunk's rows of one site; `arrays` are those of the stores."""
+    def read(self, arrays: Sequence[SiteRows], chunk: int) -> Array:
+        """(n,) items, the chunk's rows of one site as stored; `arrays` are those of the stores."""
         store, number = self._locate(chunk)
-        return arrays[store].chunk(number)
+        return arrays[store].packed_chunk(number)
 
-    def expect(self, arrays: Sequence[RowArray], chunk: int) -> None:
+    def expect(self, arrays: Sequence[SiteRows], chunk: int) -> None:
         """Say that the chunk will be read soon; see `RowArray.expect`."""
         store, number = self._locate(chunk)
         arrays[store].expect(number)
@@ -415,8 +414,7 @@ class PoolReader:
         """Copy the rows of a chunk that take part into the pool; in one of many threads."""
         local = taken - self._map.start(chunk)
         for site, pool in self._pool.items():
-            values = np.ascontiguousarray(self._map.read(self._arrays[site], chunk))
-            raw = values.view(np.uint8).reshape(-1).view(pool.dtype)
+            raw = self._map.read(self._arrays[site], chunk)
             into = pool[at : at + len(taken)]
             if len(taken) == len(raw):
                 into[:] = raw
@@ -440,9 +438,7 @@ class PoolReader:
         return taken
 
     def _as_rows(self, site: Site, raw: Array) -> Array:
-        schema = self._schemas[site]
-        rows: Array = raw.view(numpy_dtype(schema.dtype)).reshape(len(raw), schema.dim)
-        return rows
+        return self._arrays[site][0].unpacked(raw)
 
     @staticmethod
     def _wait(loads: Sequence[Future[None]]) -> None:
