@@ -21,6 +21,7 @@ from actlake.storage.lease import Lease
 from actlake.storage.moments import Moments
 from actlake.storage.provenance import Provenance
 from actlake.storage.querying.labels import Alignment, Labels
+from actlake.storage.querying.paired import Paired, paired_stores
 from actlake.storage.querying.rows import Rows
 from actlake.storage.reading.batches import Batch, Batches
 from actlake.storage.reading.many import ManyStores, open_stores
@@ -51,6 +52,8 @@ __all__ = [
     "Site",
     # asking
     "Rows",
+    "Paired",
+    "paired_stores",
     "Labels",
     "Alignment",
     # writing

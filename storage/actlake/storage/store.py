@@ -45,6 +45,7 @@ if TYPE_CHECKING:  # these read stores
 
     from actlake.storage.querying.labels import Key, Labels, Misaligned
     from actlake.storage.querying.lookup import Lookup
+    from actlake.storage.querying.paired import Paired, Pairing
     from actlake.storage.querying.query import DocumentId, DocumentNumber, TokenName
     from actlake.storage.querying.rows import Rows
     from actlake.storage.querying.sql import SqlResult
@@ -517,6 +518,43 @@ class ActivationStore:
             where=where,
             at=at,
         )
+
+    def paired(self, **how: "Unpack[Pairing]") -> "Paired":
+        """The rows that belong together, of documents that differ in a condition.
+
+        ``store.paired(on="pair", column="condition", of=("clean", "noisy"))``
+
+        Parameters
+        ----------
+        on
+            Column of the documents whose value the members of a pair share.
+        column
+            Column that says which condition a document is of.
+        of
+            The conditions, two or more; each pair has one document of each. Others are passed over.
+        at
+            Which rows of each document: its ``"last"`` token; each ``"token"``, of which all
+            members have as many; or the last one with a label of the table of that name. Special
+            tokens, beginnings and separators among them, are never meant.
+        where
+            Of rows of which this is true only, as in `find`.
+        incomplete
+            What becomes of a pair that lacks a member, or a member that has no such row: it is
+            ``"refuse"``d, or ``"drop"``ped and counted in `Paired.left_out`.
+
+        Raises
+        ------
+        InvalidQuery
+            No such column or condition, a pair with two documents of one condition, one that lacks
+            a member, or members of different length at ``"token"``.
+        EmptySelection
+            No row is left.
+        LabelsNotAttached, MissingExtra
+            As their names say.
+        """
+        from actlake.storage.querying.paired import paired
+
+        return paired(self, **how)
 
     def sql(self, query: str) -> "SqlResult":
         """Ask in SQL; tables are streamed, files and the network are out of reach.

@@ -23,6 +23,7 @@ from actlake.storage.sites import Site
 from actlake.storage.store import ActivationStore, Coverage, open_store
 
 if TYPE_CHECKING:
+    from actlake.storage.querying.paired import Paired, Pairing
     from actlake.storage.querying.query import Criteria
     from actlake.storage.querying.rows import Rows
     from actlake.storage.querying.sql import SqlResult
@@ -247,6 +248,16 @@ class ManyStores:
         from actlake.storage.querying.query import find
 
         return find(self, **criteria)
+
+    def paired(self, **how: "Unpack[Pairing]") -> "Paired":
+        """The rows that belong together, numbered through; see `ActivationStore.paired`.
+
+        A pair's documents may be in different stores. For stores of different models, or of the
+        same documents in each, see `paired_stores`.
+        """
+        from actlake.storage.querying.paired import paired
+
+        return paired(self, **how)
 
     def sql(self, query: str) -> "SqlResult":
         """Ask all stores in SQL; see `ActivationStore.sql`.
