@@ -71,7 +71,7 @@ def build(folder, *, lengths=LENGTHS):
                     "train",
                 )
             )
-        builder.finish(lambda rows: Geometry(unit_rows=24, chunk_bytes=8 * 4 * 32))
+        builder.finish(lambda rows: Geometry(chunk_rows=8, unit_rows=24))
 
 
 def fill(
@@ -168,6 +168,24 @@ def test_chains_of_one_two_and_three_stages_write_the_same_bytes(tmp_path, tiny_
     one, two, three = (tree(tmp_path / name) for name in layouts)
     assert one == two == three
     assert len(one) > 50
+
+
+@pytest.mark.parametrize("stages", [[range(0, 4)], [range(0, 2), range(2, 4)]])
+@pytest.mark.parametrize("computed", ["float32", "bfloat16"])
+def test_int8_rows_are_what_the_model_computes_to_half_a_scale(
+    tmp_path, tiny_llama, computed, stages
+):
+    model = resolve_model(ModelConfig(name=str(tiny_llama), dtype=computed))
+    for dtype in ("float32", "int8"):
+        build(tmp_path / dtype)
+    exact = fill(tmp_path / "float32", model, stages=[range(0, 4)], dtype="float32")
+
+    store = fill(tmp_path / "int8", model, stages=stages, dtype="int8")
+
+    for site in SITES:
+        off = np.abs(store[site][:] - exact[site][:])
+        assert (off <= store[site].scales[:].astype(np.float32) / 2).all()
+        assert off.any()
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])

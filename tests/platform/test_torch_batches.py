@@ -21,7 +21,6 @@ from actlake.storage import (
     open_store,
     write_store,
 )
-from actlake.storage.dtypes import numpy_dtype
 from actlake.storage.errors import InvalidBatches, StoreDamaged
 
 SITES = (Site(0), Site(3))
@@ -32,21 +31,19 @@ ON_ONE_CORE = pytest.mark.filterwarnings("ignore:This DataLoader will create:Use
 
 def make_store(folder, dtype, dim=DIM):
     rng = np.random.default_rng(0)
-    acts = {site: rng.normal(size=(ROWS, dim)).astype(numpy_dtype(dtype)) for site in SITES}
+    acts = {site: rng.normal(size=(ROWS, dim)) for site in SITES}
     document = Document("a", "made", "train")
     contexts = [
         Context(rng.integers(0, 50, 12), np.zeros(12, np.int64), np.arange(12), "train")
         for _ in range(ROWS // 12)
     ]
-    row_bytes = dim * numpy_dtype(dtype).itemsize
-    cut = Geometry(
-        unit_rows=24, chunk_bytes=12 * row_bytes, token_chunk_rows=32, token_shard_rows=64
-    )
-    write_store(folder, [document, *contexts], acts, provenance=Provenance(), geometry=cut)
+    cut = Geometry(chunk_rows=12, unit_rows=24, token_chunk_rows=32, token_shard_rows=64)
+    corpus, how = [document, *contexts], {"provenance": Provenance(), "geometry": cut}
+    write_store(folder, corpus, acts, dtype=dtype, **how)
     return folder
 
 
-@pytest.fixture(params=["float16", "bfloat16", "float32"])
+@pytest.fixture(params=["float16", "bfloat16", "float32", "int8"])
 def folder(request, tmp_path):
     return make_store(tmp_path / "store", request.param)
 
@@ -70,7 +67,7 @@ def test_tensors_are_the_arrays_in_the_same_order(folder, prefetch, dtype):
     assert len(given) == len(expected) > 20
     for one, two in zip(given, expected, strict=True):
         assert one.rows.tolist() == two.rows.tolist()
-        assert one.acts.dtype == (dtype or getattr(torch, store.schema_of(SITES[0]).dtype))
+        assert one.acts.dtype == (dtype or getattr(torch, store[SITES[0]].dtype.name))
         np.testing.assert_array_equal(one.acts.float().numpy(), two.acts.astype(np.float32))
         assert (one.epoch, one.step) == (two.epoch, two.step)
 

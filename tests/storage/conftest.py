@@ -22,7 +22,6 @@ from actlake.storage import (
     write_store,
     write_unit,
 )
-from actlake.storage.dtypes import numpy_dtype
 from actlake.storage.ledger_records import TABLE
 from actlake.storage.location import locate
 from actlake.storage.release import release_units
@@ -64,8 +63,9 @@ class Known:
         self.split = np.repeat([c.split for c in self.contexts], [len(c) for c in self.contexts])
         self.document = np.concatenate([c.documents for c in self.contexts])
         self.excluded = (self.positions == 0) | np.isin(self.ids, [7, 8])
+        values = {site: rng.normal(size=(rows, dim)) for site in SITES}
         self.acts = {
-            site: rng.normal(size=(rows, dim)).astype(numpy_dtype(dtype)) for site in SITES
+            site: self.rows_are.decode(self.rows_are.encode(rows)) for site, rows in values.items()
         }
 
     @property
@@ -99,9 +99,7 @@ class Known:
                 builder.add_document(document)
             for context in self.contexts:
                 builder.add_context(context)
-            builder.finish(
-                lambda rows: Geometry(unit_rows=24, chunk_bytes=8 * self.rows_are.row_bytes)
-            )
+            builder.finish(lambda rows: Geometry(chunk_rows=8, unit_rows=24))
 
     def fill(
         self, folder: Path, sites: tuple[Site, ...] = SITES, *, skip: tuple[int, ...] = ()
@@ -198,7 +196,7 @@ def many_units(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("many_units") / "store"
     rows = np.random.default_rng(0).normal(size=(280, 5)) * 1e3
     contexts = [[7, 8, 9, 10 + n % 5] for n in range(70)]
-    cut = Geometry(unit_rows=4)
+    cut = Geometry(chunk_rows=4, unit_rows=4)
     write_store(
         folder, contexts, {Site(3): rows.astype(np.float32)}, geometry=cut, provenance="made"
     )

@@ -244,7 +244,7 @@ def test_rows_that_were_exchanged_with_valid_checksums_are_found(full):
         "resid_post.0, unit 1",
         "resid_post.0, unit 2",
     ]
-    assert "whole, but not the file that was committed" in problems(full)[0]
+    assert "whole, but not what was committed" in problems(full)[0]
 
 
 @pytest.mark.parametrize("path", ["mapped", "zarr"])

@@ -25,7 +25,7 @@ SITE = Site(6)
 CONTEXTS = [np.arange(1, n) for n in (5, 9, 2, 12, 7, 3)]
 TOKENS = sum(map(len, CONTEXTS))
 ACTS = np.random.default_rng(0).normal(size=(TOKENS, 4)).astype(np.float32)
-SMALL = Geometry(unit_rows=8, chunk_bytes=4 * 8 * 4, token_chunk_rows=8, token_shard_rows=16)
+SMALL = Geometry(chunk_rows=4, unit_rows=8, token_chunk_rows=8, token_shard_rows=16)
 
 
 @settings(max_examples=6, deadline=None)
@@ -85,6 +85,7 @@ def test_documents_tell_text_splits_and_columns(folder):
         ("float32", "float16", "float16"),
         ("int32", "float32", "float32"),
         (ml_dtypes.bfloat16, None, ml_dtypes.bfloat16),
+        ("int8", "float16", "float16"),
     ],
 )
 def test_rows_are_stored_as_they_are_or_as_it_is_said(folder, given, dtype, stored):

@@ -55,11 +55,32 @@ class ChosenRows:
     rows: Bitmap
     excluded: bool
     """Whether `shares` counts what the default exclusion leaves out."""
+    removed: Array | None = None
+    """(n,) int64, ascending: the rows that are not chosen, where they were named one by one; then
+    statistics of the chosen ones are those of the store less these few."""
+
+    @classmethod
+    def all_of(cls, store: ActivationStore, *, excluded: bool = False) -> "ChosenRows":
+        """All rows of a store, committed or not."""
+        predicate = Predicate(_everything)
+        rows = rows_where(ManyStores([store]), predicate)
+        return cls(store, predicate, rows, excluded, np.zeros(0, np.int64))
+
+    def without(self, rows: Array, *, named: str) -> "ChosenRows":
+        """The same rows less some, (n,) ascending; `named` says which, for people."""
+        words = self.rows.words.copy()
+        bits = words.view(np.uint8)
+        np.bitwise_and.at(bits, rows // 8, ~(np.uint8(1) << (rows % 8).astype(np.uint8)))
+        left = Bitmap(words)
+        removed = None if self.removed is None else np.union1d(self.removed, rows)
+        base = "all rows" if self.removed is not None else self.where
+        predicate = Predicate(_InSet(left, f"{base}, without {named}"))
+        return ChosenRows(self.store, predicate, left, self.excluded, removed)
 
     @property
     def where(self) -> str:
         """The predicate as it was written."""
-        return str(self.predicate)
+        return str(self.predicate).removeprefix("function ")
 
     @property
     def fingerprint(self) -> str:
@@ -151,6 +172,24 @@ def choose_rows(
                 "these splits has, or divide the corpus otherwise"
             )
     return chosen
+
+
+def _everything(block: Mapping[str, Array]) -> Array:
+    return np.ones(len(block["row"]), bool)
+
+
+class _InSet:
+    """A predicate that is true of the rows of a set."""
+
+    def __init__(self, rows: Bitmap, said: str) -> None:
+        self._rows = rows
+        self.__qualname__ = f"{said} ({rows.checksum():08x})"
+        """What the predicate is called in the state of a reader: other rows, another name."""
+
+    def __call__(self, block: Mapping[str, Array]) -> Array:
+        rows = block["row"]
+        first, last = (int(rows[0]), int(rows[-1]) + 1) if len(rows) else (0, 0)
+        return mask_of(self._rows, Extent(first, last))
 
 
 def inputs_of_rows(chosen: ChosenRows | None) -> dict[str, Input]:

@@ -29,7 +29,7 @@ from actlake.storage.ahead import check_threads_are_here
 from actlake.storage.errors import InvalidBatches
 from actlake.storage.reading.batches import Batch, Batches
 from actlake.storage.reading.many import open_stores
-from actlake.storage.reading.recycled_memory import RecycledMemory
+from actlake.storage.recycled_memory import RecycledMemory
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -21,10 +21,12 @@ from actlake.storage.lease import Lease
 from actlake.storage.moments import Moments
 from actlake.storage.provenance import Provenance
 from actlake.storage.querying.labels import Alignment, Labels
+from actlake.storage.querying.paired import Paired, paired_stores
 from actlake.storage.querying.rows import Rows
 from actlake.storage.reading.batches import Batch, Batches
 from actlake.storage.reading.many import ManyStores, open_stores
 from actlake.storage.reading.shuffle_quality import ShuffleQuality, shuffle_quality
+from actlake.storage.scaled_rows import ScaledRows
 from actlake.storage.schema import Geometry, StoreSchema, plan_geometry
 from actlake.storage.site_schema import SiteSchema
 from actlake.storage.sites import Site
@@ -45,10 +47,13 @@ __all__ = [
     "shuffle_quality",
     "Coverage",
     "RowArray",
+    "ScaledRows",
     "Moments",
     "Site",
     # asking
     "Rows",
+    "Paired",
+    "paired_stores",
     "Labels",
     "Alignment",
     # writing

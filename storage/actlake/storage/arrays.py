@@ -2,7 +2,6 @@
 
 import logging
 import mmap
-import operator
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
@@ -24,19 +23,17 @@ from actlake.storage.layout import ROWS, ArraySpec
 from actlake.storage.location import Location, open_zarr_array
 from actlake.storage.mapped import REPAIR_HINT, CannotMap, MappedShards, missing_shard
 from actlake.storage.ranged import RangedShards
+from actlake.storage.row_indexing import IndexedByRow, Missing
 
 Array = np.ndarray[Any, Any]
 Path = Literal["auto", "mapped", "zarr"]
-Missing = Literal["raise", "nan"]
 logger = logging.getLogger(__name__)
 
 
-class RowArray:
+class RowArray(IndexedByRow):
     """One array of a store, lazy: indexing reads, and returns NumPy.
 
-    ``array[i]``, ``array[a:b]``, ``array[rows]``, ``array[mask]`` and ``array[i, 3]`` give what
-    they give of a NumPy array, but that numbers of rows in an array count from 0 only. Whole rows
-    are read, whatever part of them is asked for. Element type as stored (bfloat16 is
+    See `IndexedByRow` for what an index gives. Element type as stored (bfloat16 is
     ``ml_dtypes.bfloat16``).
 
     Attributes
@@ -76,12 +73,9 @@ class RowArray:
         return self.spec.numpy_dtype
 
     @property
-    def ndim(self) -> int:
-        """Number of axes."""
-        return len(self.spec.shape)
-
-    def __len__(self) -> int:
-        return self.spec.shape[0]
+    def name(self) -> str:
+        """Path in the group, such as ``acts/resid_post.6``."""
+        return self.spec.name
 
     def __repr__(self) -> str:
         return f"RowArray({self.spec.name!r}, {self.shape}, {self.spec.dtype}, {self.path})"
@@ -108,46 +102,6 @@ class RowArray:
         return {name: value for name, value in vars(self).items() if name not in opened}
 
     # Reading.
-
-    def __getitem__(self, key: Any) -> Any:
-        which, *within = self._by_axis(key)
-        if isinstance(which, slice):
-            start, stop, step = which.indices(len(self))
-            if step == 1:
-                return self.read(start, max(start, stop))[(slice(None), *within)]
-            return self.take(np.arange(start, stop, step))[(slice(None), *within)]
-        if _is_number(which):
-            return self.take(np.array([_as_row(which, len(self))]))[(0, *within)]
-        rows = self.take(self._numbered(which))
-        return rows[(np.arange(len(rows)), *within)] if within else rows
-
-    def _by_axis(self, key: Any) -> tuple[Any, ...]:
-        """An index by axes, of which the first is given: what ``...`` in front stands for."""
-        parts = key if isinstance(key, tuple) else (key,)
-        num_axes = sum(part is not None and part is not Ellipsis for part in parts)
-        if num_axes > self.ndim:
-            raise RowsOutOfRange(
-                f"{self.spec.name} is of {self.ndim} axes, {self.shape}; {num_axes} were indexed"
-            )
-        if parts and parts[0] is not Ellipsis:
-            return parts
-        return (*[slice(None)] * (self.ndim - num_axes), *parts[1:])
-
-    def _numbered(self, which: Any) -> Array:
-        """Numbers of rows, as given or where a mask is true."""
-        rows = np.asarray(which)
-        if rows.dtype != bool:
-            return rows
-        if rows.shape != (len(self),):
-            raise RowsOutOfRange(
-                f"The mask is of shape {rows.shape}; {self.spec.name} has {len(self):,} rows\n"
-                "hint: give one boolean a row, or numbers of rows"
-            )
-        return np.flatnonzero(rows)
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
-        rows: Array = self[:]
-        return rows if dtype is None else rows.astype(dtype, copy=False)
 
     def read(self, start: int, stop: int, *, missing: Missing = "raise") -> Array:
         """Rows ``start <= i < stop``, (stop - start, …), copied chunk by chunk.
@@ -265,6 +219,16 @@ class RowArray:
         mapped = self._mapped
         if mapped is not None and self._touch(mapped, np.array([shard])):
             mapped.expect(shard, inner)
+
+    def packed_chunk(self, number: int) -> Array:
+        """(n,) items of ``spec.row_bytes`` bytes: the rows of a chunk as they are stored."""
+        rows = np.ascontiguousarray(self.chunk(number))
+        return rows.view(np.uint8).reshape(-1).view(np.dtype((np.void, self.spec.row_bytes)))
+
+    def unpacked(self, items: Array) -> Array:
+        """(n, …): the rows that such items are; the same memory."""
+        rows: Array = items.view(self.dtype).reshape(len(items), *self.shape[1:])
+        return rows
 
     @property
     def num_chunks(self) -> int:
@@ -464,18 +428,6 @@ def _check_missing(missing: str) -> None:
         raise InvalidQuery(
             f"There is no missing={missing!r}\n{nearest(missing, get_args(Missing))}"
         )
-
-
-def _is_number(key: Any) -> bool:
-    """Whether it is one whole number; not a boolean, which Python takes for one."""
-    if isinstance(key, np.ndarray):
-        return key.ndim == 0 and key.dtype.kind in "iu"
-    return isinstance(key, int | np.integer) and not isinstance(key, bool)
-
-
-def _as_row(key: Any, length: int) -> int:
-    row = operator.index(key)
-    return row + length if row < 0 else row
 
 
 def as_rows(given: Any, length: int, *, of: str) -> Array:

@@ -1,9 +1,10 @@
 """Element types: their names in Zarr, in NumPy, and how bfloat16 gets into both.
 
-The only file that knows encodings. zarr-python 3.1 has no bfloat16; `BFloat16` adds it under
-the name that tensorstore, the zarrs crate and the zarr-extensions registry use, so the files
-are the same. It is also announced as an entry point (group ``zarr.data_type``): a Python with
-actlake installed can open such an array with zarr alone.
+The only file that knows encodings, but for what int8 stands for (`actlake.storage.block_scales`).
+zarr-python 3.1 has no bfloat16; `BFloat16` adds it under the name that tensorstore, the zarrs
+crate and the zarr-extensions registry use, so the files are the same. It is also announced as an
+entry point (group ``zarr.data_type``): a Python with actlake installed can open such an array
+with zarr alone.
 """
 
 from dataclasses import dataclass
@@ -16,9 +17,13 @@ from zarr.core.dtype import data_type_registry
 from zarr.core.dtype.common import DataTypeValidationError
 from zarr.core.dtype.npy.float import BaseFloat
 
+from actlake.storage.block_scales import LARGEST_VALUE
 from actlake.storage.errors import InvalidSchema, nearest
 
-ActivationDtype = Literal["float16", "bfloat16", "float32"]
+FloatDtype = Literal["float16", "bfloat16", "float32"]
+FLOAT_DTYPES: tuple[FloatDtype, ...] = get_args(FloatDtype)
+ActivationDtype = Literal["float16", "bfloat16", "float32", "int8"]
+"""What a site's rows are stored as; int8 with scales, from which they come out as float32."""
 ACTIVATION_DTYPES: tuple[ActivationDtype, ...] = get_args(ActivationDtype)
 
 _NUMPY = {
@@ -30,10 +35,11 @@ _NUMPY = {
     "int32": np.dtype("<i4"),
     "int64": np.dtype("<i8"),
 }
-LARGEST_FINITE = {
+LARGEST_FINITE: dict[ActivationDtype, float] = {
     name: float(ml_dtypes.finfo(_NUMPY[name]).max)  # type: ignore[no-untyped-call]
-    for name in ACTIVATION_DTYPES
+    for name in FLOAT_DTYPES
 }
+LARGEST_FINITE["int8"] = LARGEST_VALUE
 
 
 def numpy_dtype(name: str) -> np.dtype[Any]:
@@ -48,7 +54,7 @@ def check_activation_dtype(name: str) -> None:
     Raises
     ------
     InvalidSchema
-        The name is not ``float16``, ``bfloat16`` or ``float32``.
+        The name is not one of `ACTIVATION_DTYPES`.
     """
     if name not in ACTIVATION_DTYPES:
         raise InvalidSchema(

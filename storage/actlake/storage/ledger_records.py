@@ -32,15 +32,16 @@ class ShardRecord:
     site: Site
     unit: int
     rows_bytes: int
-    """Size of the activation shard's file."""
+    """Size of the activation shard's file, and of the scales', where there are scales."""
     rows_crc32c: int
-    """Of that file, as `actlake.storage.shards.shard_crc32c` defines it."""
+    """Of that file, as `actlake.storage.shards.shard_crc32c` defines it; where there are scales
+    CRC32C of both files' numbers, as of the moments."""
     moments_bytes: int
     """Sizes of the unit's files of moments and of norms, added up."""
     moments_crc32c: int
     """`combined_crc32c` of the former's CRC32C and the latter's `shard_crc32c`."""
     infinite: int = 0
-    """How many stored values are infinite: overflow, or the model's own."""
+    """How many values are infinite when they are read: overflow, or the model's own."""
     nan: int = 0
     numerics: int = 0
     """Which of the ledger's `numerics` the unit was computed with."""

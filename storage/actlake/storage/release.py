@@ -37,6 +37,12 @@ def release_units(
         for unit in numbers:
             chosen.add(unit)
     lease.ledger.release(asked)
-    keys = [store.spec(site).shard_key(unit) for site, chosen in asked.items() for unit in chosen]
+    keys = [
+        spec.shard_key(unit)
+        for site, chosen in asked.items()
+        for spec in store.row_specs(site)
+        for unit in chosen
+    ]
     lease.writer.remove(keys)  # a released unit's key is never used again
-    logger.info("%s: the rows of %d units are released", lease.location.url, len(keys))
+    num_units = sum(map(len, asked.values()))
+    logger.info("%s: the rows of %d units are released", lease.location.url, num_units)

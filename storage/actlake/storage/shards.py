@@ -5,7 +5,7 @@ the whole file and the moment it reaches the disk are promises of the store; rea
 verify. Any Zarr v3 reader opens the result.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,6 +82,11 @@ def shard_crc32c(spec: ArraySpec, shard: int, data: Buffer, *, name: str) -> int
 def combined_crc32c(checksums: Iterable[int]) -> int:
     """One number for several files, from one of each."""
     return crc32c(*(checksum.to_bytes(4, "little") for checksum in checksums))
+
+
+def rows_crc32c(checksums: Sequence[int]) -> int:
+    """What the ledger says of a unit's rows: of one file its own number, of several theirs."""
+    return checksums[0] if len(checksums) == 1 else combined_crc32c(checksums)
 
 
 def decode_shard(spec: ArraySpec, shard: int, data: Buffer, *, name: str) -> np.ndarray[Any, Any]:

@@ -34,6 +34,7 @@ from actlake.storage.ledger import read_state
 from actlake.storage.ledger_state import LedgerState
 from actlake.storage.location import Location, locate
 from actlake.storage.moments import Moments, is_excluded, row_groups
+from actlake.storage.scaled_rows import ScaledRows, SiteRows
 from actlake.storage.sealed import unseal
 from actlake.storage.site_schema import SiteSchema
 from actlake.storage.sites import Site
@@ -44,6 +45,7 @@ if TYPE_CHECKING:  # these read stores
 
     from actlake.storage.querying.labels import Key, Labels, Misaligned
     from actlake.storage.querying.lookup import Lookup
+    from actlake.storage.querying.paired import Paired, Pairing
     from actlake.storage.querying.query import DocumentId, DocumentNumber, TokenName
     from actlake.storage.querying.rows import Rows
     from actlake.storage.querying.sql import SqlResult
@@ -73,7 +75,8 @@ def open_store(
     Returns
     -------
     ActivationStore
-        ``store[site]`` is a lazy array of shape (rows, dim).
+        ``store[site]`` is a lazy array of shape (rows, dim), of the site's element type; of
+        int8 the values as float32.
 
     Raises
     ------
@@ -183,7 +186,7 @@ class ActivationStore:
         self.contexts = {
             n: RowArray(location, s, path=path) for n, s in schema.context_arrays().items()
         }
-        self._arrays: dict[Site, RowArray] = {}
+        self._arrays: dict[Site, SiteRows] = {}
 
     @property
     def url(self) -> str:
@@ -237,12 +240,12 @@ class ActivationStore:
 
     def spec(self, site: str | Site) -> ArraySpec:
         """How the rows of a site are cut into files; raises as `site`."""
-        stored = self.site(site)
-        return self.schema.activations(stored, self.ledger.schemas[stored])
+        return self.row_specs(site)[0]
 
-    def chunk_rows(self, sites: Iterable[str | Site]) -> int:
-        """Rows of the smallest chunk that one of these sites has; raises as `site`."""
-        return min(self.spec(site).chunk_length for site in sites)
+    def row_specs(self, site: str | Site) -> tuple[ArraySpec, ...]:
+        """The arrays that a site's rows are read from; raises as `site`."""
+        stored = self.site(site)
+        return self.schema.row_arrays(stored, self.ledger.schemas[stored])
 
     def norms_spec(self, site: str | Site) -> ArraySpec:
         """How the norms of a site's rows are cut into files; raises as `site`."""
@@ -292,16 +295,20 @@ class ActivationStore:
             raise site_not_stored(written, site, self.sites, url=self.url)
         return site
 
-    def __getitem__(self, site: str | Site) -> RowArray:
+    def __getitem__(self, site: str | Site) -> SiteRows:
         stored = self.site(site)
         if stored not in self._arrays:
-            self._arrays[stored] = RowArray(
-                self.location,
-                self.spec(stored),
-                committed=partial(self._covered, stored),
-                released=partial(self._released, stored),
-                path=self._path,
-            )
+            arrays = [
+                RowArray(
+                    self.location,
+                    spec,
+                    committed=partial(self._covered, stored),
+                    released=partial(self._released, stored),
+                    path=self._path,
+                )
+                for spec in self.row_specs(stored)
+            ]
+            self._arrays[stored] = arrays[0] if len(arrays) == 1 else ScaledRows(*arrays)
         return self._arrays[stored]
 
     def __contains__(self, site: object) -> bool:
@@ -511,6 +518,43 @@ class ActivationStore:
             where=where,
             at=at,
         )
+
+    def paired(self, **how: "Unpack[Pairing]") -> "Paired":
+        """The rows that belong together, of documents that differ in a condition.
+
+        ``store.paired(on="pair", column="condition", of=("clean", "noisy"))``
+
+        Parameters
+        ----------
+        on
+            Column of the documents whose value the members of a pair share.
+        column
+            Column that says which condition a document is of.
+        of
+            The conditions, two or more; each pair has one document of each. Others are passed over.
+        at
+            Which rows of each document: its ``"last"`` token; each ``"token"``, of which all
+            members have as many; or the last one with a label of the table of that name. Special
+            tokens, beginnings and separators among them, are never meant.
+        where
+            Of rows of which this is true only, as in `find`.
+        incomplete
+            What becomes of a pair that lacks a member, or a member that has no such row: it is
+            ``"refuse"``d, or ``"drop"``ped and counted in `Paired.left_out`.
+
+        Raises
+        ------
+        InvalidQuery
+            No such column or condition, a pair with two documents of one condition, one that lacks
+            a member, or members of different length at ``"token"``.
+        EmptySelection
+            No row is left.
+        LabelsNotAttached, MissingExtra
+            As their names say.
+        """
+        from actlake.storage.querying.paired import paired
+
+        return paired(self, **how)
 
     def sql(self, query: str) -> "SqlResult":
         """Ask in SQL; tables are streamed, files and the network are out of reach.

@@ -5,6 +5,7 @@ its files must have again: `actlake.storage.repair` says how they get them.
 """
 
 import hashlib
+import itertools
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -24,7 +25,7 @@ from actlake.storage.moments import moments_by_group
 from actlake.storage.moments_file import Block
 from actlake.storage.querying.document_table import document_batches
 from actlake.storage.sealed import crc32c, seal
-from actlake.storage.shards import combined_crc32c, decode_shard, shard_crc32c
+from actlake.storage.shards import combined_crc32c, decode_shard, rows_crc32c, shard_crc32c
 from actlake.storage.sites import Site
 from actlake.storage.store import ActivationStore
 from actlake.storage.stored_moments import Groups, blocks_of_size, total_keys
@@ -33,7 +34,6 @@ Array = np.ndarray[Any, Any]
 _Files = Mapping[str, bytes | None]
 _ROWS_AT_ONCE = 2**20
 _BYTES_AT_ONCE = 2**24
-_MOST_BYTES_AHEAD = 2**30
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,12 +151,14 @@ def undersized(store: ActivationStore, sites: Collection[Site]) -> Iterator[Shar
     """
     sizes: dict[Site, dict[str, int]] = {}
     for record in read_shards(store.location, sites):
-        spec = store.spec(record.site)
+        specs = store.row_specs(record.site)
         if record.site not in sizes:
-            sizes[record.site] = dict(store.location.sizes(spec.folder))
+            found = (store.location.sizes(spec.folder) for spec in specs)
+            sizes[record.site] = dict(itertools.chain.from_iterable(found))
         if record.unit in store.ledger.released[record.site]:
             continue
-        if sizes[record.site].get(spec.shard_key(record.unit)) != record.rows_bytes:
+        keys = (spec.shard_key(record.unit) for spec in specs)
+        if sum(sizes[record.site].get(key, 0) for key in keys) != record.rows_bytes:
             yield record
 
 
@@ -318,16 +320,13 @@ def _fetched(store: ActivationStore) -> Iterator[tuple[ShardRecord, _Files]]:
         return record, _files_of(store, record)
 
     records = read_shards(store.location, store.sites)
-    units_bytes = max((store.schema.geometry.unit_rows * store.schema_of(site).row_bytes
-                       for site in store.sites), default=1)  # fmt: skip
-    most = max(1, _MOST_BYTES_AHEAD // (2 * units_bytes))  # of each thread two are kept
-    yield from map_ahead(fetch, records, threads=min(most, store.location.parallel // 4))
+    yield from map_ahead(fetch, records, threads=store.location.parallel // 4)
 
 
 def _files_of(store: ActivationStore, record: ShardRecord) -> _Files:
     specs = [store.norms_spec(record.site)]
     if record.unit not in store.ledger.released[record.site]:
-        specs.append(store.spec(record.site))
+        specs += store.row_specs(record.site)
     keys = [spec.shard_key(record.unit) for spec in specs]
     return {key: _read(store, key) for key in (Block(1, record.unit).key(record.site), *keys)}
 
@@ -398,15 +397,19 @@ def _counted(store: ActivationStore, files: _Files, key: str, counted: _Counter)
 def _checked_rows(
     store: ActivationStore, record: ShardRecord, files: _Files, counted: _Counter
 ) -> Array:
-    spec = store.spec(record.site)
-    key = spec.shard_key(record.unit)
-    data = _counted(store, files, key, counted)
-    if len(data) != record.rows_bytes:
-        raise StoreDamaged(f"{key} has {len(data):,} bytes, not {record.rows_bytes:,}")
-    rows = decode_shard(spec, record.unit, data, name=key)
-    if shard_crc32c(spec, record.unit, data, name=key) != record.rows_crc32c:
-        raise StoreDamaged(f"{key} is whole, but not the file that was committed")
-    return rows
+    specs = store.row_specs(record.site)
+    keys = [spec.shard_key(record.unit) for spec in specs]
+    data = [_counted(store, files, key, counted) for key in keys]
+    num_bytes, of = sum(map(len, data)), " and ".join(keys)
+    if num_bytes != record.rows_bytes:
+        raise StoreDamaged(f"{of}: there are {num_bytes:,} bytes, not {record.rows_bytes:,}")
+    stored, checksums = [], []
+    for spec, key, file in zip(specs, keys, data, strict=True):
+        stored.append(decode_shard(spec, record.unit, file, name=key))
+        checksums.append(shard_crc32c(spec, record.unit, file, name=key))
+    if rows_crc32c(checksums) != record.rows_crc32c:
+        raise StoreDamaged(f"{of}: whole, but not what was committed")
+    return store.schema_of(record.site).decode(tuple(stored))
 
 
 def _checked_moments(

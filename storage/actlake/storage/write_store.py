@@ -15,7 +15,7 @@ import numpy as np
 from actlake.storage.add_sites import add_sites
 from actlake.storage.corpus import Context, Document
 from actlake.storage.create import StoreBuilder, StoreRequest
-from actlake.storage.dtypes import ACTIVATION_DTYPES, ActivationDtype
+from actlake.storage.dtypes import ACTIVATION_DTYPES, FLOAT_DTYPES, ActivationDtype
 from actlake.storage.errors import InvalidSchema
 from actlake.storage.extents import Extent
 from actlake.storage.layout import Compression
@@ -79,7 +79,8 @@ def write_store(
     tokenizer
         The text of its ``tokenizer.json``; without it tokens are known by their ids only.
     dtype
-        Element type on disk; by default as the rows are, float64 as float32.
+        Element type on disk; by default as the rows are, float64 as float32. ``int8`` stores
+        codes with a scale for each 64 columns, half as large as float16.
     nonfinite
         ``refuse`` infinities and NaNs, or ``count`` them.
     geometry
@@ -136,12 +137,7 @@ def write_store(
             builder.finish(
                 lambda total: (
                     geometry
-                    or plan_geometry(
-                        total,
-                        row_bytes=widest,
-                        context_length=context_length,
-                        num_sites=len(schemas),
-                    )
+                    or plan_geometry(total, row_bytes=widest, context_length=context_length)
                 )
             )
         store = open_store(location)
@@ -233,7 +229,7 @@ class _Source:
     def dtype(self) -> ActivationDtype:
         """Element type of the rows, as a store can have it."""
         wanted = "float32" if self._given_dtype == "float64" else self._given_dtype
-        for known in ACTIVATION_DTYPES:
+        for known in FLOAT_DTYPES:
             if wanted == known:
                 return known
         raise InvalidSchema(

@@ -27,7 +27,7 @@ from actlake.storage.ledger_records import ShardRecord
 from actlake.storage.moments import Moments, moments_by_group
 from actlake.storage.moments_file import Block, encode_moments, moments_folders
 from actlake.storage.sealed import crc32c
-from actlake.storage.shards import combined_crc32c, encode_shard
+from actlake.storage.shards import combined_crc32c, encode_shard, rows_crc32c
 from actlake.storage.sites import Site
 from actlake.storage.store import ActivationStore
 
@@ -53,8 +53,8 @@ def write_unit(
     Parameters
     ----------
     rows
-        Of each site (n, dim), n the rows of the unit, in the store's dtype; float32 and
-        float64 are rounded to it.
+        Of each site (n, dim), n the rows of the unit, in any float type; they are rounded to the
+        site's.
     token
         The driver's, for which it is written.
     on_moments
@@ -147,10 +147,10 @@ def restore_unit(
         record, files = _encode(store, unit, site_rows, expected.numerics)
         if record == expected:
             token.check(store.location)
-            rows_key = store.spec(site).shard_key(unit)
+            rows_keys = [spec.shard_key(unit) for spec in store.row_specs(site)]
             is_released = unit in store.ledger.released[site.stored]
             for key, parts in files:
-                if is_released and key == rows_key:
+                if is_released and key in rows_keys:
                     continue
                 if not _holds(store, key, parts):
                     writer.replace(key, parts)
@@ -170,8 +170,8 @@ def free_missing(lease: Lease, store: ActivationStore, sites: Iterable[Site]) ->
     for site in sorted({site.stored for site in sites}):
         committed = lease.ledger.state.covered[site]
         released = lease.ledger.state.released[site]
-        acts = store.spec(site).folder
-        folders = [acts, store.norms_spec(site).folder]
+        of_rows = [spec.folder for spec in store.row_specs(site)]
+        folders = [*of_rows, store.norms_spec(site).folder]
         folders += moments_folders(site, 1, total_units=store.schema.num_units)
         for folder in folders:
             for key in store.location.list(folder):
@@ -179,7 +179,7 @@ def free_missing(lease: Lease, store: ActivationStore, sites: Iterable[Site]) ->
                 if unit is None:
                     continue
                 number = int(unit[unit.lastindex or 0])
-                if number not in committed or (folder == acts and number in released):
+                if number not in committed or (folder in of_rows and number in released):
                     doomed.append(key)
     _free(lease, doomed)
     return len(doomed)
@@ -190,8 +190,8 @@ def free_unit(lease: Lease, store: ActivationStore, unit: int, sites: Iterable[S
     doomed = []
     for site in sorted({site.stored for site in sites}):
         if unit not in lease.ledger.state.covered[site]:
-            shards = [spec.shard_key(unit) for spec in (store.spec(site), store.norms_spec(site))]
-            doomed += [Block(1, unit).key(site), *shards]
+            specs = (*store.row_specs(site), store.norms_spec(site))
+            doomed += [Block(1, unit).key(site), *(spec.shard_key(unit) for spec in specs)]
     _free(lease, doomed)
 
 
@@ -215,12 +215,13 @@ class _SiteRows:
     """A unit's rows of one site as they are stored, with what is told of them."""
 
     site: Site
-    rows: Array
+    arrays: tuple[Array, ...]
+    """Of each of the site's `row_specs`."""
     moments: list[Moments]
     norms: Array
     """(n,) float32, of each row."""
     nonfinite: tuple[int, int]
-    """How many values are infinite, and how many NaN."""
+    """How many values are infinite, and how many NaN, when they are read again."""
 
 
 def _prepare(store: ActivationStore, unit: int, site: Site, values: Array) -> _SiteRows:
@@ -231,11 +232,12 @@ def _prepare(store: ActivationStore, unit: int, site: Site, values: Array) -> _S
             f"Unit {unit} of {site} has shape {shape}, and {values.shape} was given"
         )
     groups = store.groups_of(extent)
-    with np.errstate(over="ignore"):  # counted below
-        rows = np.ascontiguousarray(values, store.spec(site).numpy_dtype)
+    schema = store.schema_of(site)
+    arrays = schema.encode(values)
+    rows = schema.decode(arrays)
     with np.errstate(invalid="ignore"):
         moments, norms = moments_by_group(rows, groups, num_groups=store.schema.num_groups)
-    return _SiteRows(site, rows, moments, norms, _count_nonfinite(rows, moments))
+    return _SiteRows(site, arrays, moments, norms, _count_nonfinite(rows, moments))
 
 
 def _encode(
@@ -246,18 +248,22 @@ def _encode(
     block = Block(1, unit)
     moments = encode_moments(site, block, store.schema.splits, site_rows.moments)
     norms = encode_shard(store.norms_spec(site), unit, site_rows.norms)
-    shard = encode_shard(store.spec(site), unit, site_rows.rows)
+    specs = store.row_specs(site)
+    shards = [
+        encode_shard(spec, unit, stored)
+        for spec, stored in zip(specs, site_rows.arrays, strict=True)
+    ]
     files: _Files = [
         (block.key(site), [moments]),
         (store.norms_spec(site).shard_key(unit), norms.parts),
-        (store.spec(site).shard_key(unit), shard.parts),
+        *((spec.shard_key(unit), shard.parts) for spec, shard in zip(specs, shards, strict=True)),
     ]
     infinite, nan = site_rows.nonfinite
     record = ShardRecord(
         site=site,
         unit=unit,
-        rows_bytes=shard.num_bytes,
-        rows_crc32c=shard.crc32c,
+        rows_bytes=sum(shard.num_bytes for shard in shards),
+        rows_crc32c=rows_crc32c([shard.crc32c for shard in shards]),
         moments_bytes=len(moments) + norms.num_bytes,
         moments_crc32c=combined_crc32c([crc32c(moments), norms.crc32c]),
         infinite=infinite,
@@ -285,7 +291,9 @@ def _count_nonfinite(rows: Array, moments: list[Moments]) -> tuple[int, int]:
 def _nonfinite(store: ActivationStore, unit: int, site_rows: _SiteRows) -> NonFiniteActivations:
     infinite, nan = site_rows.nonfinite
     dtype = store.schema_of(site_rows.site).dtype
-    if nan:
+    if dtype == "int8" and infinite:  # which takes the others of its block along as NaN
+        hint = "store bfloat16 or float32, which hold numbers up to 3e38"
+    elif nan:
         hint = "NaN comes from the model: look at its weights, or compute in float32"
     elif dtype == "float16":
         hint = "store bfloat16 or float32, which hold numbers up to 3e38"

@@ -66,7 +66,7 @@ def with_words(full, upload, url):
     return open_store(full), open_store(url)
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "int8"])
 @pytest.mark.parametrize("compression", ["none", "zstd"])
 def test_rows_are_those_of_the_folder(dtype, compression, make_known, folder, upload, url):
     known = make_known(dtype=dtype, rows=120)

@@ -119,7 +119,7 @@ def test_a_predicate_keeps_rows_out(known, store, shuffle):
     np.testing.assert_array_equal(np.sort(rows), np.flatnonzero(expected))
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "int8"])
 @pytest.mark.parametrize("shuffle", SHUFFLES)
 def test_elements_are_as_stored_unless_another_type_is_asked_for(
     make_known, folder, dtype, shuffle
@@ -133,6 +133,7 @@ def test_elements_are_as_stored_unless_another_type_is_asked_for(
     as_float = next(store.batches(SITE, 8, shuffle=shuffle, dtype="float32"))
 
     assert stored.acts.dtype == store[SITE].dtype
+    np.testing.assert_array_equal(stored.acts, known.acts[SITE][stored.rows])
     assert as_float.acts.dtype == np.float32
     np.testing.assert_array_equal(as_float.acts, stored.acts.astype(np.float32))
 
@@ -603,7 +604,7 @@ def test_a_pool_of_its_own_is_as_large_as_asked_for_but_for_a_chunk_a_block(full
 
     (pool,) = batches._reader._pool.values()
     blocks = batches._reader._plan.num_parts + 2
-    assert 60 < len(pool) <= 100 + blocks * store.chunk_rows([SITE])
+    assert 60 < len(pool) <= 100 + blocks * store.schema.geometry.chunk_rows
 
 
 def test_a_mapped_store_needs_no_pool_of_its_own_and_hears_which_chunks_come(full, monkeypatch):
@@ -617,7 +618,7 @@ def test_a_mapped_store_needs_no_pool_of_its_own_and_hears_which_chunks_come(ful
 
     seen = set()
     for batch in batches:
-        seen |= set((batch.rows // store.chunk_rows([SITE])).tolist())
+        seen |= set((batch.rows // store.schema.geometry.chunk_rows).tolist())
         assert seen <= set(heard)
 
     assert len(heard) == len(set(heard)) == store[SITE].num_chunks

@@ -1,6 +1,7 @@
 """A unit's rows while they are being computed, on the model's device.
 
-Batches write where their rows belong, in the store's dtype. On a GPU nothing goes to the host
+Batches write where their rows belong, in the store's dtype; what is stored as int8, as the model
+computes it, and it is turned into codes where it is written. On a GPU nothing goes to the host
 until the unit is complete; then one copy a site runs on a stream of its own into pinned
 memory, while the model is busy with the next unit.
 """
@@ -19,21 +20,37 @@ from actlake.storage.dtypes import numpy_dtype
 Array = np.ndarray[Any, Any]
 
 
+def buffer_dtype(schema: SiteSchema, computed: torch.dtype) -> torch.dtype:
+    """Of rows in flight: the store's, or what the model computes in where they become codes."""
+    if schema.has_scales:
+        return computed
+    dtype: torch.dtype = getattr(torch, schema.dtype)
+    return dtype
+
+
 class UnitBuffers:
-    """One (rows, dim) tensor a site. Not for two threads at once."""
+    """One (rows, dim) tensor a site. Not for two threads at once.
+
+    Parameters
+    ----------
+    computed
+        What the model computes in.
+    """
 
     def __init__(
         self,
         sites: Mapping[Site, SiteSchema],
         *,
         num_rows: int,
+        computed: torch.dtype,
         device: torch.device,
     ) -> None:
-        self._schemas = dict(sites)
         self._device = device
         self._rows_ND: dict[Site, Tensor] = {
             site: torch.empty(
-                (num_rows, schema.dim), dtype=getattr(torch, schema.dtype), device=device
+                (num_rows, schema.dim),
+                dtype=buffer_dtype(schema, computed),
+                device=device,
             )
             for site, schema in sites.items()
         }
@@ -65,9 +82,9 @@ class UnitBuffers:
             self._computed.record(torch.cuda.current_stream(self._device))
 
     def to_host(self) -> dict[Site, Array]:
-        """All rows as NumPy arrays in the store's dtype, once `complete`; in any thread."""
+        """All rows as NumPy arrays, once `complete`; in any thread."""
         if self._computed is None:
-            return {site: self._as_numpy(site, rows) for site, rows in self._rows_ND.items()}
+            return {site: _as_numpy(rows_ND) for site, rows_ND in self._rows_ND.items()}
         copies = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
         copies.wait_event(self._computed)
         hosts = {
@@ -79,12 +96,12 @@ class UnitBuffers:
                 hosts[site].copy_(rows_ND, non_blocking=True)
                 rows_ND.record_stream(copies)
         copies.synchronize()
-        return {site: self._as_numpy(site, host_ND) for site, host_ND in hosts.items()}
+        return {site: _as_numpy(host_ND) for site, host_ND in hosts.items()}
 
-    def _as_numpy(self, site: Site, rows_ND: Tensor) -> Array:
-        dtype = self._schemas[site].dtype
-        if dtype == "bfloat16":  # NumPy's bfloat16 is not torch's
-            bits: Array = rows_ND.view(torch.int16).numpy()
-            return bits.view(numpy_dtype(dtype))
-        values: Array = rows_ND.numpy()
-        return values
+
+def _as_numpy(rows_ND: Tensor) -> Array:
+    if rows_ND.dtype == torch.bfloat16:  # NumPy's bfloat16 is not torch's
+        bits: Array = rows_ND.view(torch.int16).numpy()
+        return bits.view(numpy_dtype("bfloat16"))
+    values: Array = rows_ND.numpy()
+    return values

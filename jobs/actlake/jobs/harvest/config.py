@@ -25,7 +25,9 @@ class StorageConfig:
     dtype: ActivationDtype = "float16"
     """Element type on disk. float16 holds numbers up to 65,504; where the first contexts have
     larger ones the harvest is refused before the text is laid out, later ones cost their unit.
-    bfloat16 has float32's range and three digits; float32 twice the bytes."""
+    bfloat16 has float32's range and three digits; float32 twice the bytes. int8 takes half the
+    bytes of float16: a code for each value and a scale for each 64 of a row, for up to 8,319,008;
+    jobs read float32. Of SmolLM2's rows it loses 2e-4 to 5e-4 of the variance."""
 
     compression: Compression = "none"
     """``zstd`` saves about 7 % of float16 and 20 % of bfloat16, and the store can then not be
@@ -35,8 +37,8 @@ class StorageConfig:
     """What happens to infinities and NaNs: the harvest stops, or they are stored and counted."""
 
     unit_rows: int | None = None
-    """At most so many rows in a unit of work, a shard file; null: up to 128 MiB a site (1 GiB in
-    a store of more than 1 TiB a site), 30 seconds of work, and at least 16 units a store."""
+    """At most so many rows in a unit of work, a shard file; null: up to 128 MiB a site, 30
+    seconds of work, and at least 16 units a store."""
 
 
 @dataclass(frozen=True, kw_only=True)

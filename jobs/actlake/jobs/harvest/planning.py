@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 
+from actlake.jobs.harvest.buffers import buffer_dtype
 from actlake.jobs.harvest.config import HarvestConfig
 from actlake.platform.cluster.worker_plan import WorkerPlan
 from actlake.platform.models import (
@@ -63,6 +64,8 @@ class HarvestPlan:
     unit_rows: int
     num_bytes: int
     """Of activations, when all sites are complete."""
+    float16_bytes: int
+    """Of the same values in float16."""
 
     def __str__(self) -> str:
         """A few lines for a person."""
@@ -71,7 +74,8 @@ class HarvestPlan:
             f"text      {self.beginning}",
             f"          {self.special_tokens}",
             *(f"{subject:<10}{words}" for subject, words in self.tried.items()),
-            f"rows      {self.rows:,} tokens, {human_bytes(self.num_bytes)} of activations",
+            f"rows      {self.rows:,} tokens, {human_bytes(self.num_bytes)} of activations"
+            + self._saved(),
             f"splits    {', '.join(f'{split} {n:,}' for split, n in self.rows_per_split.items())}",
             f"units     {self.units:,} of {self.unit_rows:,} rows, {len(self.sites)} shard files "
             f"each; {self.pending_units:,} to do",
@@ -105,6 +109,15 @@ class HarvestPlan:
                 )
             )
         return "\n".join(lines)
+
+    def _saved(self) -> str:
+        saved = self.float16_bytes - self.num_bytes
+        if saved <= 0:
+            return ""
+        return (
+            f", {human_bytes(saved)} less than in float16 ({saved / self.float16_bytes:.0%}); "
+            "jobs read them as float32, so in memory they are not smaller"
+        )
 
 
 def plan_stages(model: ResolvedModel, config: HarvestConfig) -> list[range]:
@@ -159,7 +172,11 @@ def plan_harvest(
         stages=tuple(stages),
         stage_param_bytes=tuple(stage_bytes(model, layers) for layers in stages),
         stage_buffer_bytes=tuple(
-            sum(rows.row_bytes for site, rows in sites.items() if site.layer in layers)
+            sum(
+                rows.dim * buffer_dtype(rows, model.dtype.value).itemsize
+                for site, rows in sites.items()
+                if site.layer in layers
+            )
             * unit_rows
             * in_flight
             for layers in stages
@@ -184,6 +201,7 @@ def plan_harvest(
         pending_units=pending_units,
         unit_rows=schema.geometry.unit_rows,
         num_bytes=schema.rows * sum(rows.row_bytes for rows in sites.values()),
+        float16_bytes=schema.rows * sum(2 * rows.dim for rows in sites.values()),
     )
 
 

@@ -129,7 +129,7 @@ def check_range(largest: tuple[Site, float], storage: StorageConfig, model: Reso
     raise NonFiniteActivations(
         f"Values of {model.name} reach {_value(value)} at {site}, on the first contexts of the "
         f"corpus already, and {storage.dtype} holds {_value(LARGEST_FINITE[storage.dtype])}\n"
-        "hint: --storage.dtype bfloat16 (float32's range, three digits, the same bytes) or "
+        "hint: --storage.dtype bfloat16 (float32's range, three digits, two bytes) or "
         "float32; a store that is there keeps its dtype, so at another path"
     )
 

@@ -242,6 +242,7 @@ class TrialWorker:
         return UnitBuffers(
             dict.fromkeys(self._stage.sites, rows),
             num_rows=len(self._trial.unit),
+            computed=self._model.dtype.value,
             device=self._stage.device,
         )
 

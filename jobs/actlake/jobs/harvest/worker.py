@@ -150,6 +150,7 @@ class HarvestWorker:
         return UnitBuffers(
             {site: self._store.schema_of(site) for site in self._stage.sites},
             num_rows=len(extent),
+            computed=self._stage.model.dtype.value,
             device=self._stage.device,
         )
 

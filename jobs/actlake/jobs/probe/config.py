@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal
 
+from actlake.jobs.massive_rows import MAX_NORM, check_max_norm
 from actlake.jobs.probe.errors import InvalidProbe
 from actlake.platform.cluster.config import ClusterConfig, ResourcesConfig
 from actlake.platform.models.config import check_device
@@ -114,6 +115,11 @@ class RowsConfig:
     where: str | None = None
     """Use only activations of rows of which this is true, to train, validate and test: SQL on
     tokens, documents and attached labels, such as ``segment = 'assistant'``; null: all."""
+
+    max_norm: float | None = MAX_NORM
+    """Leave out rows whose norm at one of the probed sites is more than so many times the median
+    norm of the training rows there: few rows, such as the first of a text and line breaks, can
+    hold most of the variance. All sites are probed on the same rows. null: none."""
 
     per_split: int | None = None
     """Examples of each split at most, drawn at random; null: all."""
@@ -270,6 +276,8 @@ class ProbeConfig:
                 f"{list(self.learning_curve)}\nhint: such as learning_curve: [0.1, 0.3]; all of "
                 "the training rows is always a point of it"
             )
+        if why := check_max_norm(self.rows.max_norm, "rows.max_norm"):
+            raise InvalidProbe(why)
         check_device(self.device)
         sizes = {
             "rank": self.rank, "memory_mb": self.memory_mb, "workers": self.workers,

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from actlake.jobs.chosen_rows import ChosenRows
+from actlake.jobs.massive_rows import MassiveRows
 from actlake.jobs.probe.config import Pooling, ProbeConfig, RowsConfig, TaskConfig, TaskKind
 from actlake.jobs.probe.errors import InvalidLabels, NotEnoughRows
 from actlake.jobs.probe.labelling import Labelled, check_classes, tokens_of
@@ -118,8 +119,11 @@ def build_examples(
     pooling: Pooling,
     offset: int,
     chosen: ChosenRows | None = None,
+    massive: MassiveRows | None = None,
 ) -> Examples:
-    """Pool labelled rows into examples; of `chosen` rows only their activations are used.
+    """Pool labelled rows into examples.
+
+    Only the activations of `chosen` rows are used, and none of `massive` ones.
 
     Raises
     ------
@@ -129,7 +133,7 @@ def build_examples(
         One class is left.
     """
     rows = labelled.rows - offset
-    kept, reasons = _kept(store, labelled.rows, rows, offset, split, config.rows, chosen)
+    kept, reasons = _kept(store, labelled.rows, rows, offset, split, config.rows, chosen, massive)
     if not kept.any():
         raise NotEnoughRows(
             f"All {len(rows):,} rows labelled by {labelled.task.called!r} were filtered out: "
@@ -177,6 +181,7 @@ def _kept(
     split: Array,
     how: RowsConfig,
     chosen: ChosenRows | None,
+    massive: MassiveRows | None,
 ) -> tuple[Array, dict[str, int]]:
     """Which labelled rows have usable activations, and how many do not, for what reason."""
     inside = (rows >= 0) & (rows < store.schema.rows)
@@ -194,13 +199,17 @@ def _kept(
         counted = ~is_excluded(position, ids, special_ids=store.schema.special_ids)
     usable = in_split & inside & counted
     is_chosen = np.ones(len(rows), bool) if chosen is None else chosen.holds(at)
+    is_massive = np.zeros(len(rows), bool) if massive is None else np.isin(at, massive.anywhere)
     reasons = {
         "in none of the splits": int((~in_split).sum()),
         "without a token at that offset": int((in_split & ~inside).sum()),
         "at position 0 or special tokens": int((in_split & inside & ~counted).sum()),
         f"not where {how.where}": int((usable & ~is_chosen).sum()),
+        f"with a norm above {how.max_norm or 0:g} times the median": int(
+            (usable & is_chosen & is_massive).sum()
+        ),
     }
-    return usable & is_chosen, reasons
+    return usable & is_chosen & ~is_massive, reasons
 
 
 def _listed(reasons: dict[str, int]) -> str:

@@ -30,6 +30,7 @@ import numpy as np
 from filelock import FileLock
 from rich.console import Console
 
+from actlake.jobs.massive_rows import massive_facts
 from actlake.jobs.probe.config import ProbeConfig
 from actlake.jobs.probe.errors import ProbeNotFound
 from actlake.jobs.probe.examples import folder_of
@@ -41,7 +42,7 @@ from actlake.jobs.probe.identity import (
     parts_folder,
     what_decides,
 )
-from actlake.jobs.probe.opening import Opened, open_config
+from actlake.jobs.probe.opening import Opened, open_config, training_split
 from actlake.jobs.probe.planning import ProbePlan, SetPlan, plan_of
 from actlake.jobs.probe.site_work import (
     CONFIG,
@@ -314,6 +315,13 @@ def _facts(config: ProbeConfig, opened: Opened) -> dict[str, str]:
         "Sites": f"{len(opened.sites)}: {opened.sites[0]} to {opened.sites[-1]}",
         "Examples": sets,
         **chosen,
+        "Massive rows": massive_facts(
+            opened.store,
+            opened.massive,
+            opened.sites,
+            split=training_split(config),
+            excluded=config.rows.excluded,
+        ),
         "Logistic penalties": ", ".join(f"{one:g}" for one in config.penalties),
         "Ridge penalties": ", ".join(f"{one:g}" for one in config.alphas),
         "Standardised": "yes" if config.standardize else "no",

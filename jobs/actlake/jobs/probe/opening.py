@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from actlake.jobs.chosen_rows import ChosenRows, choose_rows
+from actlake.jobs.massive_rows import MassiveRows, find_massive
 from actlake.jobs.probe.config import ProbeConfig, StoreSplits
 from actlake.jobs.probe.errors import InvalidProbe
 from actlake.jobs.probe.examples import Examples, build_examples
@@ -46,6 +47,8 @@ class Opened:
     """Whether the work goes to a running cluster; then no site is probed in this process."""
     chosen: ChosenRows | None
     """The rows of which `RowsConfig.where` is true; None: all."""
+    massive: MassiveRows | None
+    """Rows that are massive at one of the sites, which are left out; None: `max_norm` is null."""
 
 
 def open_config(config: ProbeConfig, *, plan: WorkerPlan | None = None) -> Opened:
@@ -69,12 +72,16 @@ def open_config(config: ProbeConfig, *, plan: WorkerPlan | None = None) -> Opene
     chosen = choose_rows(
         store, config.rows.where, splits=_named_splits(config), excluded=config.rows.excluded
     )
+    massive = find_massive(
+        store, sites,
+        split=training_split(config), max_norm=config.rows.max_norm, excluded=config.rows.excluded,
+    )  # fmt: skip
     sets: list[Examples] = []
     for task in config.tasks:
         labelled = read_labels(store, task, config.rows)
         split = split_rows(store, labelled, config.splits, Seeds(config.seed))
         sets += [
-            build_examples(store, labelled, split, config, pooling, offset, chosen)
+            build_examples(store, labelled, split, config, pooling, offset, chosen, massive)
             for pooling in config.pooling
             for offset in config.offsets
         ]
@@ -98,6 +105,7 @@ def open_config(config: ProbeConfig, *, plan: WorkerPlan | None = None) -> Opene
         device,
         joins,
         chosen,
+        massive,
     )
     if config.dictionary is not None:
         from actlake.jobs.probe.dictionary import check_dictionary
@@ -108,6 +116,11 @@ def open_config(config: ProbeConfig, *, plan: WorkerPlan | None = None) -> Opene
 
         check_transfer(config, opened.sets)
     return opened
+
+
+def training_split(config: ProbeConfig) -> str | None:
+    """The store's split that is trained on; None where splits are drawn anew."""
+    return config.splits.train if isinstance(config.splits, StoreSplits) else None
 
 
 def _named_splits(config: ProbeConfig) -> dict[str, str | None]:
@@ -157,8 +170,9 @@ def _what_fits(
 
     And for how many sites at once that is so; at least one.
     """
-    widest = max(map(store.schema_of, sites), key=lambda schema: schema.row_bytes)
-    width, element = widest.dim, widest.row_bytes // widest.dim
+    schemas = [store.schema_of(site) for site in sites]
+    width = max(schema.dim for schema in schemas)
+    element = max(schema.value_dtype.itemsize for schema in schemas)
     # Rows as float32, and as much again for what is made of them on the way.
     sizes = [len(one) * width * 4 * 2 for one in sets]
     every = len(rows_needed(sets)) * width * element + max(sizes)

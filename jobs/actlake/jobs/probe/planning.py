@@ -46,6 +46,8 @@ class ProbePlan:
     warnings: tuple[str, ...]
     chosen: str | None = None
     """Of which rows, in words, and how many of each split; None where all take part."""
+    massive: str | None = None
+    """The massive rows that are left out."""
 
     def __str__(self) -> str:
         sites = ", ".join(map(str, self.sites[:4])) + (", …" if len(self.sites) > 4 else "")
@@ -60,6 +62,8 @@ class ProbePlan:
         lines.append(f"rows      {self.rows:,} ({human_bytes(self.bytes_read)}), read {how}")
         if self.chosen:
             lines.append(f"where     {self.chosen}")
+        if self.massive:
+            lines.append(f"massive   {self.massive}")
         return "\n".join([*lines, *(f"warning   {warning}" for warning in self.warnings)])
 
 
@@ -89,4 +93,5 @@ def plan_of(config: ProbeConfig, opened: Opened) -> ProbePlan:
         held=opened.held,
         warnings=opened.warnings,
         chosen=None if opened.chosen is None else str(opened.chosen),
+        massive=str(opened.massive) if opened.massive and len(opened.massive.anywhere) else None,
     )

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from actlake.jobs.massive_rows import MAX_NORM, check_max_norm
 from actlake.jobs.sae.errors import InvalidSAE, InvalidTraining
 from actlake.platform.cluster.config import ClusterConfig, ResourcesConfig
 from actlake.platform.models.config import ModelConfig, check_device
@@ -280,6 +281,11 @@ class SAEConfig:
     split: str = "train"
     """Split of the documents to train on."""
 
+    max_norm: float | None = MAX_NORM
+    """Leave out rows whose norm at a site that is read or predicted is more than so many times the
+    median norm of the training rows there, in training and in tests: few rows, such as the first
+    of a text and line breaks, can hold most of the variance. null: none."""
+
     excluded: bool = False
     """Train also on position 0 of each context and on special tokens."""
 
@@ -358,6 +364,8 @@ class SAEConfig:
                 f"hang_timeout_s must be above 0, and is {self.hang_timeout_s}\n"
                 "hint: leave it out for an hour"
             )
+        if why := check_max_norm(self.max_norm):
+            raise InvalidTraining(why)
         check_device(self.device)
         sharers = self.workers if self.spread == "rows" else 1
         if self.batch_rows % (sharers * self.micro_batches):

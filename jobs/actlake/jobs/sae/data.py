@@ -15,10 +15,12 @@ import torch
 from torch import Tensor
 
 from actlake.jobs.chosen_rows import ChosenRows, moments_of_rows
+from actlake.jobs.massive_rows import less
 from actlake.jobs.sae.config import SAEConfig, SAESpec
 from actlake.jobs.sae.scaling import Scaling
 from actlake.platform.torch_batches import TorchBatch, TorchBatches
 from actlake.storage import ActivationStore, Site
+from actlake.storage.moments import Moments, is_excluded
 from actlake.storage.reading.batches import Batches
 
 Example = tuple[Tensor, Tensor | None]
@@ -37,18 +39,23 @@ class SiteFacts:
     """(D,) mean of the unscaled rows, float64."""
 
 
-def site_facts(batches: Batches, *, normalise: bool) -> dict[Site, SiteFacts]:
+def site_facts(
+    batches: Batches, *, normalise: bool, chosen: ChosenRows | None = None
+) -> dict[Site, SiteFacts]:
     """Of every site that `batches` reads, over the rows of an epoch.
 
     The scale is SAELens' ``expected_average_only_in`` with the mean norm of all training rows
     in place of an estimate; after it the mean norm is sqrt(D). No row is read for it, unless rows
-    are chosen by a predicate, for which no statistics are kept: see `moments_of_rows`.
+    are chosen by a predicate, for which no statistics are kept: see `moments_of_rows`. Where few
+    are left out by name, these are read, and taken out of the stored statistics.
     """
     facts = {}
     for name in batches.order.sites:
         site = Site.parse(name)
         if batches.order.where is None:
             moments = batches.moments(site)
+        elif chosen is not None and chosen.removed is not None:
+            moments = _less_removed(batches, site, chosen.store, chosen.removed)
         else:
             (store,) = batches.stores.stores
             moments = moments_of_rows(store, site, batches.selected)
@@ -56,6 +63,24 @@ def site_facts(batches: Batches, *, normalise: bool) -> dict[Site, SiteFacts]:
         scale = len(moments.mean) ** 0.5 / moments.mean_norm if usable else 1.0
         facts[site] = SiteFacts(scale, float(moments.variance.sum()), moments.mean)
     return facts
+
+
+def _less_removed(
+    batches: Batches, site: Site, store: ActivationStore, removed: np.ndarray[Any, Any]
+) -> Moments:
+    """Of the rows of an epoch: the stored moments, less those of the rows that are left out."""
+    order, units = batches.order, store.readable(batches.order.sites)
+    counts = np.isin(removed // store.schema.geometry.unit_rows, list(units))
+    if order.exclude is not None:
+        ids, positions = (store.tokens[name].take(removed) for name in ("id", "position"))
+        counts &= ~is_excluded(positions, ids, special_ids=store.schema.special_ids)
+    if order.split is not None:
+        contexts = np.searchsorted(store.lookup.context_starts, removed, side="right") - 1
+        counts &= store.lookup.context_splits[contexts] == store.split_code(order.split)
+    whole = store.moments(
+        site, split=order.split, excluded=None if order.exclude is None else False, units=units
+    )
+    return less(whole, Moments.of(store[site].take(removed[counts]).astype(np.float64)))
 
 
 def sites_of(specs: Sequence[SAESpec]) -> list[Site]:

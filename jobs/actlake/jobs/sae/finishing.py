@@ -19,11 +19,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from actlake.jobs.massive_rows import massive_facts
 from actlake.jobs.model_of_store import chain_of_store, head_of_store
 from actlake.jobs.sae import means as named
 from actlake.jobs.sae.config import SAESpec
 from actlake.jobs.sae.contexts import LatentPage, choose_latents, latent_pages
-from actlake.jobs.sae.data import scaling_of
+from actlake.jobs.sae.data import scaling_of, sites_of
 from actlake.jobs.sae.dead_latents import dead_name
 from actlake.jobs.sae.evaluation import RowScores, evaluate_rows
 from actlake.jobs.sae.in_model import ModelScores, evaluate_sites
@@ -97,6 +98,10 @@ def report(opened: Opened, facts: Sequence[RunFacts], tracker: Tracker) -> Path:
     }
     if opened.chosen is not None:
         about["rows where"] = str(opened.chosen)
+    about["massive rows"] = massive_facts(
+        store, opened.massive, sites_of(opened.specs),
+        split=config.split, excluded=config.excluded,
+    )  # fmt: skip
     title = "Sparse autoencoders" if len(facts) > 1 else f"SAE {facts[0].name}"
     return write_report(
         opened.out, title, facts,
@@ -173,7 +178,7 @@ def _in_model(
         opened.config.evaluation.split,
         asked.contexts,
         exclude=asked.exclude or ("nothing" if opened.config.excluded else "default"),
-        chosen=opened.chosen,
+        chosen=opened.rows,
     )
     means = {site: torch.from_numpy(training.facts[site].mean) for site in writes or reads}
     return evaluate_sites(
@@ -207,7 +212,7 @@ def _latents(
         contexts=report.contexts,
         directions=directions,
         head=head,
-        chosen=opened.chosen,
+        chosen=opened.rows,
         device=opened.device,
     )
 

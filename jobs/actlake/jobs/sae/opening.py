@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from actlake.jobs.chosen_rows import INPUT, ChosenRows, choose_rows, inputs_of_rows
+from actlake.jobs.massive_rows import MassiveRows, find_massive, without_massive
 from actlake.jobs.sae.architectures import check_across_sites, check_architecture
 from actlake.jobs.sae.config import SAEConfig, SAESpec
 from actlake.jobs.sae.data import held_out_batches, sites_of, training_batches
@@ -50,6 +51,10 @@ class Opened:
     """Whether the work goes to a running cluster; then nothing is trained in this process."""
     chosen: ChosenRows | None
     """The rows of which `SAEConfig.where` is true; None: all."""
+    massive: MassiveRows | None
+    """Those that are left out; None: `SAEConfig.max_norm` is null."""
+    rows: ChosenRows | None
+    """The chosen rows less massive ones: what is trained and tested on; None: all."""
 
     @property
     def out(self) -> Path:
@@ -122,10 +127,15 @@ def open_config(config: SAEConfig, *, plan: WorkerPlan | None = None) -> Opened:
         splits={"split": config.split, "evaluation.split": config.evaluation.split},
         excluded=config.excluded,
     )
-    with training_batches(store, specs, config, rows_per_batch=1, chosen=chosen) as rows:
+    massive = find_massive(
+        store, sites_of(specs),
+        split=config.split, max_norm=config.max_norm, excluded=config.excluded,
+    )  # fmt: skip
+    kept = without_massive(store, chosen, massive, excluded=config.excluded)
+    with training_batches(store, specs, config, rows_per_batch=1, chosen=kept) as rows:
         num_rows = rows.num_rows
     steps = _steps(config, num_rows)
-    with held_out_batches(store, specs, config, chosen=chosen) as rows:
+    with held_out_batches(store, specs, config, chosen=kept) as rows:
         held_out_rows = rows.num_rows
     device = plan.device if plan else config.device
     return Opened(
@@ -139,6 +149,8 @@ def open_config(config: SAEConfig, *, plan: WorkerPlan | None = None) -> Opened:
         threads=plan.threads if plan else threads_here(config.threads, config.workers),
         joins=joins,
         chosen=chosen,
+        massive=massive,
+        rows=kept,
     )
 
 

@@ -53,6 +53,8 @@ class SAEPlan:
     warnings: tuple[str, ...] = ()
     chosen: str | None = None
     """Of which rows, in words, and how many of each split; None where all take part."""
+    massive: str | None = None
+    """The massive rows that are left out."""
 
     def __str__(self) -> str:
         names = [str(spec.name) for spec in self.specs]
@@ -69,6 +71,7 @@ class SAEPlan:
                 f"rows      {self.rows:,} of {self.rows_of_epoch:,} in the split "
                 f"({epochs:.2f} epochs), {self.held_out_rows:,} held out",
                 *([f"where     {self.chosen}"] if self.chosen else []),
+                *([f"massive   {self.massive}"] if self.massive else []),
                 f"steps     {self.steps:,} of {self.batch_rows:,} rows on "
                 f"{self.device}{sharing}{done}",
                 f"memory    about {human_bytes(self.memory_bytes)} a worker",
@@ -104,6 +107,7 @@ def plan_opened(opened: Opened) -> SAEPlan:
         seconds=None if opened.joins else left * _seconds(opened),
         warnings=tuple(opened.warnings),
         chosen=None if opened.chosen is None else str(opened.chosen),
+        massive=str(opened.massive) if opened.massive and len(opened.massive.anywhere) else None,
     )
 
 

@@ -158,7 +158,7 @@ class Training:
         self._held_out_state: Mapping[str, Any] | None = readers.get("held_out")
         if self._held_out_state is None:
             self._held_out_state = self._held_out().state_dict()
-        self.facts = site_facts(self._stream, normalise=config.normalise)
+        self.facts = site_facts(self._stream, normalise=config.normalise, chosen=chosen)
         self._feeder = Feeder({site: known.scale for site, known in self.facts.items()})
         self.trainees = [self._make(spec) for spec in specs]
         self._check_every = 1 if device.type == "cpu" else config.log_every

@@ -57,7 +57,7 @@ def work_on(opened: Opened, member: Member) -> Worked:
             member=member,
             device=opened.device,
             share=share,
-            chosen=opened.chosen,
+            chosen=opened.rows,
         )
         trackers: dict[str, TrackedRun] = {}
         if training.writes:

@@ -13,6 +13,7 @@ import numpy as np
 
 from actlake.jobs.transport.blocks import Alignment, Column, Design
 from actlake.jobs.transport.errors import TransportError
+from actlake.jobs.transport.massive_table import massive_at
 from actlake.jobs.transport.parts import Part, rows_of_part
 from actlake.storage import ActivationStore
 from actlake.storage.reading.selection import RowSet
@@ -112,9 +113,10 @@ def sum_part(
     *,
     excluded: bool,
     chosen: RowSet | None = None,
+    limits: Mapping[str, float] | None = None,
     precision: Precision = "float32",
 ) -> BlockSums:
-    """Sum one part's rows.
+    """Sum one part's rows, without those above the limit of a column (see `massive_table`).
 
     Raises
     ------
@@ -127,6 +129,8 @@ def sum_part(
             rows = rows_of_part(
                 stores[0], of_document, part, alignment.offset, excluded=excluded, chosen=chosen
             )
+            massive = massive_at(stores, alignment.columns, limits or {}, rows).any(axis=1)
+            rows = rows[~massive]
             total.alignments.append(_sum_alignment(stores, alignment, origin, rows, precision))
     return total
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from actlake.jobs.massive_rows import MAX_NORM, check_max_norm
 from actlake.jobs.transport.errors import InvalidTransport
 from actlake.jobs.transport.pairs import Grid, Listed, Pairs
 from actlake.platform.cluster.config import ClusterConfig, ResourcesConfig
@@ -34,6 +35,11 @@ class RowsConfig:
     """Use only rows of which this is true, to fit, validate and test, as source and as target: SQL
     on tokens, documents and labels of the source's store, such as ``segment = 'assistant'``;
     null: all."""
+
+    max_norm: float | None = MAX_NORM
+    """Leave out rows whose norm at the source or the target of a pair is more than so many times
+    the median norm of the training rows there: few rows, such as the first of a text and line
+    breaks, can hold most of the variance. null: none."""
 
     groups: int = 20
     """Groups of test documents for confidence intervals."""
@@ -189,6 +195,8 @@ class TransportConfig:
                 f"A value is given twice in alphas {list(self.alphas)} or offsets "
                 f"{list(self.offsets)}\nhint: give each once"
             )
+        if why := check_max_norm(self.rows.max_norm, "rows.max_norm"):
+            raise InvalidTransport(why)
         if not self.offsets:
             raise InvalidTransport("There is no offset\nhint: offsets: [0] is the same token")
         sizes = {

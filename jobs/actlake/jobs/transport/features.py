@@ -15,7 +15,7 @@ source holds linearly does not follow.
 Shapes:  N rows   F features   D width
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,8 @@ import numpy as np
 
 from actlake.jobs.sae.trained import TrainedSAE
 from actlake.jobs.transport.artefact import TransportOperator
+from actlake.jobs.transport.blocks import columns_of
+from actlake.jobs.transport.massive_table import massive_at
 from actlake.jobs.transport.operators import AffineMap
 from actlake.jobs.transport.pairs import Pair
 from actlake.jobs.transport.parts import TEST, Shares, rows_of_part
@@ -157,17 +159,21 @@ def score_features(
     dictionary: TrainedSAE,
     *,
     excluded: bool = False,
+    limits: Mapping[str, float] | None = None,
     threshold: float = 0.5,
     least_active: int = 20,
 ) -> FeatureScores:
-    """Read the test rows once and score every feature of the target's SAE."""
+    """Read the test rows once and score every feature of the target's SAE.
+
+    `limits` are those of `StoredMoments`: rows above them at either end are left out.
+    """
     decoder = dictionary.decoder.numpy()
     norms = np.linalg.norm(decoder, axis=1, keepdims=True)
     directions = (decoder / np.where(norms > 0, norms, 1)).astype(np.float32)
     sums = FeatureSums.zeros(dictionary.d_sae)
     # Projections are counted from that of a typical row, so that float32 keeps its digits.
     origin: Array | None = None
-    for source, target in read_pair(stores, shares, pair, excluded=excluded):
+    for source, target in read_pair(stores, shares, pair, excluded=excluded, limits=limits):
         active = (dictionary.encode(target) != 0).astype(np.float32)
         mapped = np.asarray(fitted(source), np.float32)
         origin = target.mean(axis=0) if origin is None else origin
@@ -181,10 +187,15 @@ def read_pair(
     pair: Pair,
     *,
     excluded: bool,
+    limits: Mapping[str, float] | None = None,
     at_once: int = _ROWS_AT_ONCE,
 ) -> Iterator[tuple[Array, Array]]:
     """The test rows of a pair, source and target, (N, D) float32 each, in order."""
     for rows in rows_to_test(stores[0], shares, pair.offset, excluded=excluded, at_once=at_once):
+        columns = columns_of(pair, two_stores=len(stores) == 2)
+        rows = rows[~massive_at(stores, columns, limits or {}, rows).any(axis=1)]
+        if not len(rows):
+            continue
         source = stores[0][pair.source].take(rows).astype(np.float32)
         target = stores[-1][pair.target].take(rows + pair.offset).astype(np.float32)
         yield source, target

@@ -69,6 +69,8 @@ class PairFit:
     train_spectrum: Spectrum | None
     train_rows: int
     test_rows: int
+    massive_rows: int
+    """Rows of all shares that are left out, as massive at the source or the target."""
     rank_x: int
     rank_y: int
     condition_x: float
@@ -96,11 +98,11 @@ def fit_pairs(
     on_pair: Callable[[Pair], None] = lambda pair: None,
 ) -> Iterator[PairFit]:
     """Fit and test all maps of all pairs, a pair at a time, those of one source together."""
-    basis: tuple[tuple[Any, int], SourceBasis, SourceBasis] | None = None
+    basis: tuple[tuple[Any, int, bytes], SourceBasis, SourceBasis] | None = None
     for pair in sorted(pairs, key=lambda pair: (pair.offset, pair.source, pair.target)):
         fit, validate = (moments.moments(pair, s, whitened=False) for s in (FIT, VALIDATE))
         train, test = (moments.moments(pair, share) for share in (TRAIN, TEST))
-        key = (pair.source, pair.offset)
+        key = (pair.source, pair.offset, moments.rows_of(pair))
         if basis is None or basis[0] != key:
             on_fit = Fit(fit, intercept=intercept).source
             basis = (key, on_fit, Fit(train, intercept=intercept).source)
@@ -110,7 +112,10 @@ def fit_pairs(
         assert chosen.alpha is not None
         final = Fit(train, intercept=intercept, source=basis[2])
         groups = [moments.sums(pair, group) for group in moments.groups]
-        yield _fit_pair(pair, final, test, groups, chosen.alpha, scores, curves=curves)
+        yield _fit_pair(
+            pair, final, test, groups, chosen.alpha, scores,
+            massive_rows=moments.left_out(pair), curves=curves,
+        )  # fmt: skip
         on_pair(pair)
 
 
@@ -122,6 +127,7 @@ def _fit_pair(
     alpha: float,
     scores: dict[float, float],
     *,
+    massive_rows: int,
     curves: bool,
 ) -> PairFit:
     train = fit.moments
@@ -149,6 +155,7 @@ def _fit_pair(
         train_spectrum=spectrum(train) if curves else None,
         train_rows=train.count,
         test_rows=test.count,
+        massive_rows=massive_rows,
         rank_x=train.whiten_x.rank,
         rank_y=train.whiten_y.rank,
         condition_x=train.whiten_x.condition,

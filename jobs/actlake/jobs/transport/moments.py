@@ -43,6 +43,15 @@ class PairSums:
     """(Y, X)."""
     yy: Array
 
+    @classmethod
+    def of_rows(cls, x: Array, y: Array, origin_x: Array, origin_y: Array) -> "PairSums":
+        """Of rows themselves, (n, X) and (n, Y), about an origin."""
+        dx, dy = x.astype(np.float64) - origin_x, y.astype(np.float64) - origin_y
+        return cls(
+            len(x), origin_x, origin_y, dx.sum(axis=0), dy.sum(axis=0), dx.T @ dx, dy.T @ dx,
+            dy.T @ dy,
+        )  # fmt: skip
+
     def __add__(self, other: "PairSums") -> "PairSums":
         return self._combined(other, 1)
 

@@ -4,8 +4,9 @@
         request.json          which stores, columns, blocks, shares and options; the key is its hash
         shares.safetensors    the share of every document; the origin of every column; the rows
                               that are chosen, a bit each, where not all are
-        fit, validate, test   .safetensors  sums of a share, float64
-        test-00, …            .safetensors  sums of a jackknife group, float32
+        massive.safetensors   rows that are massive at a column, as they are; see `massive_table`
+        fit, validate, test   .safetensors  sums of a share, float64, of rows massive at no column
+        test-00, …            .safetensors  sums of a jackknife group, float32, of the same
         running.safetensors   sums of a share that is being computed: what a resume goes on from
         moments.json          written last: with it the artefact is complete
 
@@ -28,6 +29,7 @@ from safetensors.numpy import load_file, save_file
 from actlake.jobs.transport.block_sums import AlignmentSums, BlockSums, Precision
 from actlake.jobs.transport.blocks import Design, columns_of
 from actlake.jobs.transport.errors import MomentsMismatch
+from actlake.jobs.transport.massive_table import MassiveTable
 from actlake.jobs.transport.moments import RELATIVE_NOISE, PairMoments, PairSums, Whitening
 from actlake.jobs.transport.pairs import Pair
 from actlake.jobs.transport.parts import FIT, TEST, VALIDATE
@@ -39,8 +41,9 @@ from actlake.storage.reading.selection import Bitmap
 Array = np.ndarray[Any, Any]
 
 FORMAT = 2
-REQUEST, COMPLETE, SHARES, RUNNING = (
+REQUEST, COMPLETE, SHARES, RUNNING, MASSIVE = (
     "request.json", "moments.json", "shares.safetensors", "running.safetensors",
+    "massive.safetensors",
 )  # fmt: skip
 _WHITENINGS_BYTES = 2**29
 TRAIN = "train"
@@ -62,6 +65,8 @@ class MomentsRequest:
     excluded: bool
     chosen: str | None
     """Fingerprint of the rows that are chosen; None: all are."""
+    max_norm: float | None
+    """Multiple of the median norm above which rows are massive; None: no row is."""
     precision: Precision
     part_rows: int
 
@@ -88,6 +93,7 @@ class MomentsRequest:
             "groups": self.groups,
             "excluded": self.excluded,
             "chosen": self.chosen,
+            "max_norm": self.max_norm,
             "precision": self.precision,
             "part_rows": self.part_rows,
         }
@@ -172,9 +178,24 @@ class StoredMoments:
         return tuple(self._complete["groups"])
 
     def count(self, share: str, offset: int = 0) -> int:
-        """Rows of a share that were summed."""
+        """Rows of a share that are massive at no column."""
         number = self._alignment(offset)
         return int(self._open(share).get_tensor(f"{number}/count")[0])
+
+    def left_out(self, pair: Pair) -> int:
+        """Rows of all shares that are massive at the source or the target of a pair."""
+        number, x, y = self._places(pair)
+        return int(self._massive[number].left_out(x, y).sum())
+
+    def rows_of(self, pair: Pair) -> bytes:
+        """Names the rows of a pair: pairs of one offset with equal names have the same rows."""
+        number, x, y = self._places(pair)
+        return np.packbits(self._massive[number].left_out(x, y)).tobytes()
+
+    @property
+    def limits(self) -> Mapping[str, float]:
+        """Of each column, by its name, the norm above which a row is massive; empty: none is."""
+        return self._shares.limits
 
     def check(self, stores: Sequence[ActivationStore]) -> None:
         """Refuse stores these moments are not of.
@@ -205,15 +226,11 @@ class StoredMoments:
             fit = self.sums(pair, FIT)
             return fit + self.sums(pair, VALIDATE) if self.held_out else fit
         source, target = columns_of(pair, two_stores=self.request.two_stores)
-        number = self._alignment(pair.offset)
-        columns = self.request.design.alignments[number].columns
-        if source not in columns or target not in columns:
-            raise self._no_such_pair(pair)
-        x, y = columns.index(source), columns.index(target)
+        number, x, y = self._places(pair)
         dim_x, dim_y = self.request.dims[0], self.request.dims[-1]
         file = self._open(share)
         sums = file.get_tensor(f"{number}/sums").astype(np.float64)
-        return PairSums(
+        ordinary = PairSums(
             count=int(file.get_tensor(f"{number}/count")[0]),
             origin_x=self._origins[str(source)].astype(np.float64),
             origin_y=self._origins[str(target)].astype(np.float64),
@@ -223,6 +240,28 @@ class StoredMoments:
             yx=self._block(file, pair, number, y, x)[:dim_y, :dim_x],
             yy=self._block(file, pair, number, y, y)[:dim_y, :dim_y],
         )
+        # Rows that are massive elsewhere count here, each as an exact update in float64.
+        acts_x, acts_y = self._massive[number].ordinary_at(x, y, self._number_of_shares(share))
+        if not len(acts_x):
+            return ordinary
+        return ordinary + PairSums.of_rows(
+            acts_x[:, :dim_x], acts_y[:, :dim_y], ordinary.origin_x, ordinary.origin_y
+        )
+
+    def _number_of_shares(self, share: str) -> tuple[int, ...]:
+        """The numbers that documents of a share have; those of all groups of the test rows."""
+        names = (FIT, VALIDATE, *self.groups)
+        wanted = self.groups if share == TEST else (share,)
+        return tuple(names.index(name) for name in wanted)
+
+    def _places(self, pair: Pair) -> tuple[int, int, int]:
+        """Number of the alignment, and places of source and target among its columns."""
+        source, target = columns_of(pair, two_stores=self.request.two_stores)
+        number = self._alignment(pair.offset)
+        columns = self.request.design.alignments[number].columns
+        if source not in columns or target not in columns:
+            raise self._no_such_pair(pair)
+        return number, columns.index(source), columns.index(target)
 
     def moments(self, pair: Pair, share: str, *, whitened: bool = True) -> PairMoments:
         """Means and covariances of a pair over the rows of a share.
@@ -230,19 +269,19 @@ class StoredMoments:
         Parameters
         ----------
         whitened
-            Compute the whitenings now, once for all pairs with the same site.
+            Compute the whitenings now, once for all pairs with the same site and rows.
         """
         centred = self.sums(pair, share).centred(self.noise)
         if not whitened:
             return centred
         columns = columns_of(pair, two_stores=self.request.two_stores)
         known = [
-            self._whitening((share, pair.offset, str(column)), covariance)
+            self._whitening((share, pair.offset, str(column), self.rows_of(pair)), covariance)
             for column, covariance in zip(columns, (centred.xx, centred.yy), strict=True)
         ]
         return replace(centred, known_x=known[0], known_y=known[1])
 
-    def _whitening(self, key: tuple[str, int, str], covariance: Array) -> Whitening:
+    def _whitening(self, key: tuple[str, int, str, bytes], covariance: Array) -> Whitening:
         if key not in self._whitenings:
             most = max(8, _WHITENINGS_BYTES // (3 * covariance.nbytes))
             while len(self._whitenings) >= most:  # the one that was made first goes first
@@ -251,7 +290,7 @@ class StoredMoments:
         return self._whitenings[key]
 
     @cached_property
-    def _whitenings(self) -> dict[tuple[str, int, str], Whitening]:
+    def _whitenings(self) -> dict[tuple[str, int, str, bytes], Whitening]:
         return {}
 
     def _alignment(self, offset: int) -> int:
@@ -295,30 +334,80 @@ class StoredMoments:
     def _files(self) -> dict[str, Any]:
         return {}
 
+    @property
+    def _origins(self) -> Mapping[str, Array]:
+        return self._shares.origins
+
     @cached_property
-    def _origins(self) -> dict[str, Array]:
-        return read_shares(self.folder)[1]
+    def _shares(self) -> "StoredShares":
+        return read_shares(self.folder)
+
+    @cached_property
+    def _massive(self) -> list[MassiveTable]:
+        return read_massive(self.folder, self.request.design)
 
 
 # Writing.
 
 
-def write_shares(
-    folder: Path, of_document: Array, origins: Mapping[str, Array], chosen: Bitmap | None
-) -> None:
-    """Keep the share of every document, the origins, and the rows that are chosen."""
-    tensors = {"of_document": of_document} | {f"origin/{c}": o for c, o in origins.items()}
-    if chosen is not None:
-        tensors["chosen"] = chosen.words
+@dataclass(frozen=True)
+class StoredShares:
+    """What is decided before a row is summed."""
+
+    of_document: Array
+    """(documents,) int16, the share of each."""
+    origins: Mapping[str, Array]
+    """Of each column, by its name."""
+    limits: Mapping[str, float]
+    """Of each column the norm above which a row is massive; empty: none is."""
+    chosen: Bitmap | None
+    """The rows that are chosen; None: all."""
+
+
+def write_shares(folder: Path, shares: StoredShares) -> None:
+    """Keep shares, origins, limits, and the rows that are chosen."""
+    tensors = {"of_document": shares.of_document}
+    tensors |= {f"origin/{column}": origin for column, origin in shares.origins.items()}
+    tensors |= {f"limit/{column}": np.array([limit]) for column, limit in shares.limits.items()}
+    if shares.chosen is not None:
+        tensors["chosen"] = shares.chosen.words
     _write(folder / SHARES, tensors, {})
 
 
-def read_shares(folder: Path) -> tuple[Array, dict[str, Array], Bitmap | None]:
+def read_shares(folder: Path) -> StoredShares:
     """What `write_shares` wrote."""
     tensors = load_file(folder / SHARES)
-    of_document, words = tensors.pop("of_document"), tensors.pop("chosen", None)
-    origins = {name.removeprefix("origin/"): value for name, value in tensors.items()}
-    return of_document, origins, None if words is None else Bitmap(words)
+    words = tensors.get("chosen")
+    return StoredShares(
+        tensors["of_document"],
+        _below(tensors, "origin/"),
+        {column: float(limit[0]) for column, limit in _below(tensors, "limit/").items()},
+        None if words is None else Bitmap(words),
+    )
+
+
+def write_massive(folder: Path, tables: Sequence[MassiveTable]) -> None:
+    """Keep the massive rows of every alignment."""
+    tensors = {
+        f"{number}/{name}": part
+        for number, table in enumerate(tables)
+        for name, part in table.as_tensors().items()
+    }
+    _write(folder / MASSIVE, tensors, {})
+
+
+def read_massive(folder: Path, design: Design) -> list[MassiveTable]:
+    """What `write_massive` wrote."""
+    tensors = load_file(folder / MASSIVE)
+    return [
+        MassiveTable(**_below(tensors, f"{number}/")) for number in range(len(design.alignments))
+    ]
+
+
+def _below(tensors: Mapping[str, Array], prefix: str) -> dict[str, Array]:
+    return {
+        name.removeprefix(prefix): part for name, part in tensors.items() if name.startswith(prefix)
+    }
 
 
 def write_sums(

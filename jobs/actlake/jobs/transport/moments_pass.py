@@ -16,6 +16,7 @@ import numpy as np
 from filelock import FileLock
 
 from actlake.jobs.chosen_rows import ChosenRows
+from actlake.jobs.massive_rows import norm_limits
 from actlake.jobs.transport.block_sums import (
     CHUNK_ROWS,
     BlockSums,
@@ -25,18 +26,21 @@ from actlake.jobs.transport.block_sums import (
     sum_part,
 )
 from actlake.jobs.transport.blocks import Design
+from actlake.jobs.transport.massive_table import massive_tables
 from actlake.jobs.transport.moments_file import (
     COMPLETE,
     REQUEST,
     RUNNING,
     MomentsRequest,
     StoredMoments,
+    StoredShares,
     find_moments,
     is_group,
     read_shares,
     read_sums,
     share_file,
     write_json,
+    write_massive,
     write_shares,
     write_sums,
 )
@@ -46,7 +50,6 @@ from actlake.jobs.widths import one_width
 from actlake.platform.cluster import ARITY, Resources, Session, map_reduce
 from actlake.platform.safetensors_files import plain_mode
 from actlake.storage import ActivationStore, open_store
-from actlake.storage.reading.selection import Bitmap
 from actlake.storage.summary import human_bytes
 
 logger = logging.getLogger(__name__)
@@ -123,6 +126,7 @@ def request_moments(
     groups: int = 20,
     excluded: bool = False,
     chosen: ChosenRows | None = None,
+    max_norm: float | None = None,
     precision: Precision = "float32",
     part_rows: int = PART_ROWS,
 ) -> MomentsRequest:
@@ -139,6 +143,7 @@ def request_moments(
         groups=groups,
         excluded=excluded,
         chosen=None if chosen is None else chosen.fingerprint,
+        max_norm=max_norm,
         precision=precision,
         part_rows=part_rows,
     )
@@ -207,7 +212,7 @@ def compute_moments(
         if not (folder / COMPLETE).is_file():
             shares = shares or shares_of(stores, request)
             write_json(folder / REQUEST, request.as_json())
-            _write_origins(folder, stores, request, shares)
+            _begin(folder, stores, request, shares)
             run = _Pass(
                 folder, stores, request, shares, session, workers, threads, resources, on_rows
             )
@@ -215,15 +220,38 @@ def compute_moments(
     return StoredMoments(folder)
 
 
-def _write_origins(
+def _begin(
     folder: Path, stores: Sequence[ActivationStore], request: MomentsRequest, shares: Shares
 ) -> None:
+    """Write down what is decided before the pass: shares, origins, limits and massive rows."""
     found = {
         column: origin
         for number, store in enumerate(stores)
         for column, origin in origins(store, request.design, number, request.fit).items()
     }
-    write_shares(folder, shares.of_document, found, shares.chosen)
+    limits = _limits(stores, request)
+    write_shares(folder, StoredShares(shares.of_document, found, limits, shares.chosen))
+    tables = massive_tables(
+        stores, request.design, shares, limits, excluded=request.excluded, width=request.width
+    )
+    write_massive(folder, tables)
+
+
+def _limits(stores: Sequence[ActivationStore], request: MomentsRequest) -> dict[str, float]:
+    """Of each column the norm above which a row is massive; empty where none is to be left out."""
+    if request.max_norm is None:
+        return {}
+    columns = {column for alignment in request.design.alignments for column in alignment.columns}
+    sites = sorted({(column.store, column.site) for column in columns})
+    limit_of = {
+        (number, site): norm_limits(
+            stores[number], [site],
+            split=request.fit, max_norm=request.max_norm, excluded=request.excluded,
+            tokens=stores[0],
+        )[site]
+        for number, site in sites
+    }  # fmt: skip
+    return {str(column): limit_of[column.store, column.site] for column in columns}
 
 
 @dataclass
@@ -338,11 +366,12 @@ def sum_part_of(folder: str, urls: tuple[str, ...], part: Part) -> BlockSums:
     return sum_part(
         task.stores,
         task.request.design,
-        task.origins,
-        task.of_document,
+        task.shares.origins,
+        task.shares.of_document,
         part,
         excluded=task.request.excluded,
-        chosen=task.chosen,
+        chosen=task.shares.chosen,
+        limits=task.shares.limits,
         precision=task.request.precision,
     )
 
@@ -351,9 +380,7 @@ def sum_part_of(folder: str, urls: tuple[str, ...], part: Part) -> BlockSums:
 class _Task:
     stores: tuple[ActivationStore, ...]
     request: MomentsRequest
-    of_document: np.ndarray
-    origins: dict[str, np.ndarray]
-    chosen: Bitmap | None
+    shares: StoredShares
 
 
 @lru_cache(maxsize=2)
@@ -363,5 +390,4 @@ def _opened(folder: str, urls: tuple[str, ...]) -> _Task:
     request = MomentsRequest.from_json(
         json.loads((Path(folder) / REQUEST).read_text(encoding="utf-8"))
     )
-    of_document, found, chosen = read_shares(Path(folder))
-    return _Task(tuple(map(open_store, urls)), request, of_document, found, chosen)
+    return _Task(tuple(map(open_store, urls)), request, read_shares(Path(folder)))

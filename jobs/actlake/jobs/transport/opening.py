@@ -76,6 +76,7 @@ def open_config(config: TransportConfig) -> Opened:
         groups=rows.groups,
         excluded=rows.excluded,
         chosen=chosen,
+        max_norm=rows.max_norm,
         precision=config.moments.precision,
     )
     dictionary = None

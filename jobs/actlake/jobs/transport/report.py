@@ -43,6 +43,7 @@ class PairSummary:
     whitened: Mapping[str, Array]
     ceiling: Array | None
     train_ceiling: Array | None
+    massive_rows: int
     pillai_trace: float
     """Σρ² of the test rows."""
     permuted_pillai_trace: float
@@ -69,6 +70,7 @@ class PairSummary:
             whitened={kind: curve.whitened for kind, curve in fit.curves.items()},
             ceiling=fit.spectrum.ceiling if fit.spectrum else None,
             train_ceiling=fit.train_spectrum.ceiling if fit.train_spectrum else None,
+            massive_rows=fit.massive_rows,
             pillai_trace=fit.spectrum.pillai_trace if fit.spectrum else float("nan"),
             permuted_pillai_trace=fit.spectrum.permuted_pillai_trace
             if fit.spectrum
@@ -284,6 +286,7 @@ def _pair_table(pairs: Sequence[PairSummary]) -> Html:
     head = (
         "source", "target", "k", "offset", "α", "R² ridge", "±", "in-sample", "R² ols",
         "R² identity", "R² weighted", "R² whitened", "Σρ²", "Σρ² of permuted rows",
+        "massive rows left out",
     )  # fmt: skip
     body = [
         (
@@ -301,6 +304,7 @@ def _pair_table(pairs: Sequence[PairSummary]) -> Html:
             number(one.r2["ridge"]["whitened"]),
             number(one.pillai_trace, 1),
             number(one.permuted_pillai_trace, 1),
+            f"{one.massive_rows:,}",
         )
         for one in pairs
     ]

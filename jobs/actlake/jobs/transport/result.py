@@ -1,6 +1,6 @@
 """What a fit leaves behind: from moments to tables, operators, pictures and a page."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
+from actlake.jobs.chosen_rows import ChosenRows
+from actlake.jobs.massive_rows import find_massive, massive_facts, without_massive
 from actlake.jobs.model_of_store import chain_of_store, head_of_store, model_of_store
 from actlake.jobs.progress_bar import progress
 from actlake.jobs.report_page import publish
@@ -178,6 +180,7 @@ class ResultWriter:
                 fitted,
                 dictionary,
                 excluded=self.config.rows.excluded,
+                limits=self.moments.limits,
                 threshold=config.threshold,
                 least_active=config.least_active,
             )
@@ -197,7 +200,7 @@ class ResultWriter:
         sites = {site for pair in pairs for site in (pair.source, pair.target)}
         chain = chain_of_store(store, self.config.model, sites)
         contexts = contexts_of_split(
-            store, self.config.rows.test, config.contexts, chosen=self.opened.chosen
+            store, self.config.rows.test, config.contexts, chosen=self._ordinary_at(sites)
         )
         total = len(contexts) * len(pairs) * len(CONDITIONS)
         with progress(self.console, "replaced", total) as advance:
@@ -211,6 +214,14 @@ class ResultWriter:
             )
         write_rows([causal_row(score) for score in scores], self._file("causal"))
         return scores
+
+    def _ordinary_at(self, sites: Iterable[Site]) -> ChosenRows | None:
+        """The chosen rows of the first store that are massive at none of some sites."""
+        rows, store = self.config.rows, self.opened.stores[0]
+        massive = find_massive(
+            store, sites, split=rows.fit, max_norm=rows.max_norm, excluded=rows.excluded
+        )
+        return without_massive(store, self.opened.chosen, massive, excluded=rows.excluded)
 
     def _shortcuts(self) -> tuple[list[ShortcutScore], list[EarlyExit]]:
         config = self.config.shortcut
@@ -227,7 +238,7 @@ class ResultWriter:
                 f"No pair ends at {last}, so there is no shortcut to the output\n"
                 f"hint: harvest {last}, and have pairs that end there"
             )
-        rows, groups = self._rows_to_predict(config.rows)
+        rows, groups = self._rows_to_predict(config.rows, {*maps, last})
         scores, exits = score_shortcuts(
             head_of_store(store, self.config.model),
             store,
@@ -242,13 +253,16 @@ class ResultWriter:
             write_rows([asdict(one) for one in exits], self._file("early_exit"))
         return scores, exits
 
-    def _rows_to_predict(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+    def _rows_to_predict(self, number: int, sites: Iterable[Site]) -> tuple[np.ndarray, np.ndarray]:
         """Test rows spread evenly, and the jackknife group of each."""
         store, shares = self.opened.stores[0], self.opened.shares
         excluded = self.config.rows.excluded
         found = np.sort(
             np.concatenate(list(rows_to_test(store, shares, 0, excluded=excluded, at_once=2**16)))
         )
+        ordinary = self._ordinary_at(sites)
+        if ordinary is not None:
+            found = found[ordinary.holds(found)]
         chosen = found[np.unique(np.linspace(0, len(found) - 1, number).astype(np.int64))]
         share = shares.of_document[store.tokens["document"].take(chosen)]
         return chosen, share.astype(np.int64) - shares.names.index(shares.test_groups[0])
@@ -260,6 +274,12 @@ class ResultWriter:
 
     def _facts(self) -> dict[str, str]:
         stores, moments, chosen = self.opened.stores, self.moments, self.opened.chosen
+        rows = self.config.rows
+        sites = sorted({pair.target for pair in self.opened.pairs})
+        massive = find_massive(
+            stores[-1], sites, split=self._split_of(stores[-1]), max_norm=rows.max_norm,
+            excluded=rows.excluded,
+        )  # fmt: skip
         facts = {
             "model": " → ".join(str(store.provenance.model.get("name", "")) for store in stores),
             "store": " → ".join(shortened(store.fingerprint) for store in stores),
@@ -269,10 +289,23 @@ class ResultWriter:
             "excluded": "nothing"
             if self.config.rows.excluded
             else "position 0 of each context and special tokens",
+            "massive rows": "at the targets "
+            + massive_facts(
+                stores[-1],
+                massive,
+                sites,
+                split=self._split_of(stores[-1]),
+                excluded=rows.excluded,
+            )
+            + "; a map leaves out those of its source and target",
             "intervals": f"95 %, jackknife over {len(moments.groups)} groups of test documents, "
             "maps as fitted",
         }
         return facts if chosen is None else {**facts, "rows where": str(chosen)}
+
+    def _split_of(self, store: ActivationStore) -> str | None:
+        """The training split; of a store that has none of its name, all rows."""
+        return self.config.rows.fit if self.config.rows.fit in store.schema.splits else None
 
     def _write_report(self, findings: report.Findings, metrics: Mapping[str, float]) -> None:
         drawn = report.draw(findings)

@@ -80,6 +80,7 @@ def pair_row(fit: PairFit) -> dict[str, Any]:
         "alpha": best,
         "train_rows": fit.train_rows,
         "test_rows": fit.test_rows,
+        "massive_rows": fit.massive_rows,
         "rank_source": fit.rank_x,
         "rank_target": fit.rank_y,
         "condition_source": fit.condition_x,

@@ -12,6 +12,7 @@ Asking:
 
 Answers:
 
+    paired           aligned rows of documents, or stores, that differ   `Paired`
     rows             a set of rows that reads, shows and combines itself `Rows`
     passages         rows as text, each with what stands around it       `Passages`
     labels           tables attached beside the rows                     `Labels`
@@ -27,7 +28,8 @@ What they look things up in:
     vocabulary       tokens by text                                      `Vocabulary`
     document_table   the documents, a batch at a time                    `document_batches`
 
-``store.find``, ``store.sql``, ``store.attach_labels`` and ``store.to_xarray`` are the ways in.
+``store.find``, ``store.paired``, ``store.sql``, ``store.attach_labels`` and ``store.to_xarray`` are
+the ways in.
 """
 
 from actlake.storage.querying.labels.alignment import Alignment

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from actlake.storage.arrays import Missing, as_rows
+from actlake.storage.arrays import as_rows
 from actlake.storage.errors import EmptySelection, InvalidQuery
 from actlake.storage.querying.arguments import check_choice
 from actlake.storage.querying.parts import Part, parts_of
 from actlake.storage.querying.passages import Passage, Passages, passages
+from actlake.storage.row_indexing import Missing
 from actlake.storage.sites import Site
 
 if TYPE_CHECKING:  # both hand them out

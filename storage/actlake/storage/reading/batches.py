@@ -500,7 +500,7 @@ def _resolve(
         mode, reason = state["order"]["shuffle"], state["reason"]
     elif others := [array for array in arrays if not array.can_be_mapped]:
         mode = "pool"
-        reason = f"{others[0].spec.name} is read {_HOW[others[0].path]}, chunk by chunk"
+        reason = f"{others[0].name} is read {_HOW[others[0].path]}, chunk by chunk"
     else:
         mode, reason = "exact", "the store is memory-mapped"
     if mode == "exact" and any(a.can_be_mapped and a.path != "mapped" for a in arrays):

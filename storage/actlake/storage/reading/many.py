@@ -11,17 +11,19 @@ from typing import TYPE_CHECKING, Any, Self, Unpack
 
 import numpy as np
 
-from actlake.storage.arrays import Path, RowArray, as_rows
+from actlake.storage.arrays import Path, as_rows
 from actlake.storage.errors import StoreMismatch, site_not_stored, unknown_split
 from actlake.storage.extents import UnitSet
 from actlake.storage.location import Location
 from actlake.storage.moments import Moments
 from actlake.storage.provenance import differences, shortened
+from actlake.storage.scaled_rows import SiteRows
 from actlake.storage.site_schema import SiteSchema
 from actlake.storage.sites import Site
 from actlake.storage.store import ActivationStore, Coverage, open_store
 
 if TYPE_CHECKING:
+    from actlake.storage.querying.paired import Paired, Pairing
     from actlake.storage.querying.query import Criteria
     from actlake.storage.querying.rows import Rows
     from actlake.storage.querying.sql import SqlResult
@@ -176,7 +178,7 @@ class ManyStores:
             return self._take(rows, self.site(sites), ahead=ahead)
         return {Site.parse(site): self._take(rows, self.site(site), ahead=ahead) for site in sites}
 
-    def arrays(self, site: str | Site) -> list[RowArray]:
+    def arrays(self, site: str | Site) -> list[SiteRows]:
         """The site's array of each store."""
         stored = self.site(site)
         return [store[stored] for store in self.stores]
@@ -247,6 +249,16 @@ class ManyStores:
 
         return find(self, **criteria)
 
+    def paired(self, **how: "Unpack[Pairing]") -> "Paired":
+        """The rows that belong together, numbered through; see `ActivationStore.paired`.
+
+        A pair's documents may be in different stores. For stores of different models, or of the
+        same documents in each, see `paired_stores`.
+        """
+        from actlake.storage.querying.paired import paired
+
+        return paired(self, **how)
+
     def sql(self, query: str) -> "SqlResult":
         """Ask all stores in SQL; see `ActivationStore.sql`.
 
@@ -283,8 +295,8 @@ class ManyStores:
         if len(self.stores) == 1:
             return self.stores[0][site].take(rows, ahead=ahead)
         which, local = self.locate(rows)
-        spec = self.stores[0].spec(site)
-        out = np.empty((len(local), *spec.shape[1:]), spec.numpy_dtype)
+        schema = self.schema_of(site)
+        out = np.empty((len(local), schema.dim), schema.value_dtype)
         for number, store in enumerate(self.stores):
             here = which == number
             if here.any():

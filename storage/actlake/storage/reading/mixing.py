@@ -30,14 +30,13 @@ from typing import Any
 
 import numpy as np
 
-from actlake.storage.arrays import RowArray
-from actlake.storage.dtypes import numpy_dtype
-from actlake.storage.extents import Extent, num_blocks
+from actlake.storage.extents import Extent
 from actlake.storage.reading.kept import Kept
 from actlake.storage.reading.many import ManyStores
 from actlake.storage.reading.order import Permutation
-from actlake.storage.reading.recycled_memory import RecycledMemory
 from actlake.storage.reading.selection import RowSet
+from actlake.storage.recycled_memory import RecycledMemory
+from actlake.storage.scaled_rows import SiteRows
 from actlake.storage.sites import Site
 
 Array = np.ndarray[Any, Any]
@@ -153,24 +152,18 @@ class MixingPlan:
 
 
 class ChunkMap:
-    """The chunks of several stores as one list, and the rows of each that take part.
+    """The chunks of several stores as one list, and the rows of each that take part."""
 
-    Of sites whose chunks differ, those of the widest rows: a piece of any of them is then no
-    larger than a chunk.
-    """
-
-    def __init__(self, stores: ManyStores, rows: RowSet, sites: Iterable[str | Site]) -> None:
-        sites = list(sites)
+    def __init__(self, stores: ManyStores, rows: RowSet) -> None:
         edges = [np.zeros(1, np.int64)]
         first = [0]
         for store, offset in zip(stores.stores, stores.offsets, strict=False):
-            length, total = store.chunk_rows(sites), len(store)
+            length, total = store.schema.geometry.chunk_rows, len(store)
             stops = np.minimum(np.arange(length, total + length, length), total)
             edges.append(offset + stops)
             first.append(first[-1] + len(stops))
         self._edges = np.concatenate(edges)
         self._first = np.array(first)
-        self._offsets = stores.offsets
         self._rows = rows
 
     @cached_property
@@ -190,27 +183,20 @@ class ChunkMap:
         """The first row of a chunk."""
         return int(self._edges[chunk])
 
-    def read(self, arrays: Sequence[RowArray], chunk: int) -> Array:
-        """The chunk's rows of one site; `arrays` are those of the stores."""
-        array, rows = self._locate(arrays, chunk)
-        number, inside = divmod(rows.start, array.spec.chunk_length)
-        if inside == 0 and len(rows) == min(array.spec.chunk_length, len(array) - rows.start):
-            return array.chunk(number)
-        return array.read(rows.start, rows.stop)
+    def read(self, arrays: Sequence[SiteRows], chunk: int) -> Array:
+        """(n,) items, the chunk's rows of one site as stored; `arrays` are those of the stores."""
+        store, number = self._locate(chunk)
+        return arrays[store].packed_chunk(number)
 
-    def expect(self, arrays: Sequence[RowArray], chunk: int) -> None:
+    def expect(self, arrays: Sequence[SiteRows], chunk: int) -> None:
         """Say that the chunk will be read soon; see `RowArray.expect`."""
-        array, rows = self._locate(arrays, chunk)
-        length = array.spec.chunk_length
-        for number in range(rows.start // length, num_blocks(block=length, total=rows.stop)):
-            array.expect(number)
+        store, number = self._locate(chunk)
+        arrays[store].expect(number)
 
-    def _locate(self, arrays: Sequence[RowArray], chunk: int) -> tuple[RowArray, Extent]:
-        """The array of the store that a chunk is of, and its rows there."""
+    def _locate(self, chunk: int) -> tuple[int, int]:
+        """The store of a chunk, and the chunk's number there."""
         store = int(np.searchsorted(self._first, chunk, side="right")) - 1
-        offset = int(self._offsets[store])
-        start, stop = (int(edge) - offset for edge in self._edges[chunk : chunk + 2])
-        return arrays[store], Extent(start, stop)
+        return store, chunk - int(self._first[store])
 
 
 class MixedEpoch:
@@ -286,9 +272,8 @@ class MixedOrder:
         pool_rows: int,
         seed: int,
     ) -> None:
-        sites = list(sites)
         self._arrays = [stores.arrays(site) for site in sites]
-        self._chunks = ChunkMap(stores, rows, sites)
+        self._chunks = ChunkMap(stores, rows)
         self._epoch = Kept(self._begin, 2)  # threads may be in two
         self._how = {"pool_rows": pool_rows, "seed": seed}
 
@@ -331,7 +316,7 @@ class PoolReader:
     ) -> None:
         self._arrays = {site: stores.arrays(stored) for site, stored in sites.items()}
         self._schemas = {site: stores.schema_of(stored) for site, stored in sites.items()}
-        self._map = ChunkMap(stores, rows, sites.values())
+        self._map = ChunkMap(stores, rows)
         self._how = {"pool_rows": pool_rows, "seed": seed}
         self._batch_rows = batch_rows
         self._executor = executor
@@ -429,8 +414,7 @@ class PoolReader:
         """Copy the rows of a chunk that take part into the pool; in one of many threads."""
         local = taken - self._map.start(chunk)
         for site, pool in self._pool.items():
-            values = np.ascontiguousarray(self._map.read(self._arrays[site], chunk))
-            raw = values.view(np.uint8).reshape(-1).view(pool.dtype)
+            raw = self._map.read(self._arrays[site], chunk)
             into = pool[at : at + len(taken)]
             if len(taken) == len(raw):
                 into[:] = raw
@@ -454,9 +438,7 @@ class PoolReader:
         return taken
 
     def _as_rows(self, site: Site, raw: Array) -> Array:
-        schema = self._schemas[site]
-        rows: Array = raw.view(numpy_dtype(schema.dtype)).reshape(len(raw), schema.dim)
-        return rows
+        return self._arrays[site][0].unpacked(raw)
 
     @staticmethod
     def _wait(loads: Sequence[Future[None]]) -> None:

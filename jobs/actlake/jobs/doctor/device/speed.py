@@ -250,7 +250,10 @@ class SpeedChecks:
     def _new_buffers(self, num_rows: int) -> UnitBuffers:
         rows = SiteSchema(dim=self._large.resolved.dim, dtype="bfloat16")
         return UnitBuffers(
-            dict.fromkeys(self._large.sites, rows), num_rows=num_rows, device=self._bench.device
+            dict.fromkeys(self._large.sites, rows),
+            num_rows=num_rows,
+            computed=torch.bfloat16,
+            device=self._bench.device,
         )
 
     def _wait(self) -> None:

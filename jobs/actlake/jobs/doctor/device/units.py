@@ -84,7 +84,7 @@ def _equal_units(bench: Bench) -> int:
     places = np.arange(rows // parts, dtype=np.int64)
 
     def compute(unit: int) -> UnitBuffers:
-        buffers = UnitBuffers(schemas, num_rows=rows, device=bench.device)
+        buffers = UnitBuffers(schemas, num_rows=rows, computed=torch.bfloat16, device=bench.device)
         for part in range(parts):
             ids = np.zeros((1, len(places)), np.int64)
             buffers.begin(Batch(ids, places, places + part * len(places), len(places)))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from actlake.storage.reading.recycled_memory import SMALLEST_BLOCK, RecycledMemory
+from actlake.storage.recycled_memory import SMALLEST_BLOCK, RecycledMemory
 
 
 def filled(memory, value, num_bytes=2 * SMALLEST_BLOCK):
