@@ -135,7 +135,7 @@ class StoreSchema:
             shape=(self.rows, num_column_blocks(rows.dim)),
             dtype=SCALE_DTYPE,
             shard_length=self.geometry.unit_rows,
-            chunk_length=self.geometry.chunk_rows,
+            chunk_length=self.activations(site, rows).chunk_length,  # a chunk of each are read
             dimension_names=("row", "block"),
             fill_value="NaN",
             compression=rows.compression,
