@@ -23,6 +23,7 @@ from actlake.storage import (
     StoreRequest,
     add_sites,
     open_store,
+    verify,
 )
 from actlake.storage.errors import NonFiniteActivations
 from actlake.storage.location import LocalFolder
@@ -186,6 +187,36 @@ def test_int8_rows_are_what_the_model_computes_to_half_a_scale(
         off = np.abs(store[site][:] - exact[site][:])
         assert (off <= store[site].scales[:].astype(np.float32) / 2).all()
         assert off.any()
+
+
+@pytest.mark.parametrize("kind", ["acts", "scales"])
+def test_damaged_codes_and_scales_are_computed_again_to_the_same_bytes(
+    tmp_path, tiny_llama, tree, kind
+):
+    model = resolve_model(ModelConfig(name=str(tiny_llama)))
+    build(tmp_path / "store")
+    store = fill(tmp_path / "store", model, stages=[range(0, 4)], dtype="int8")
+    before = tree(tmp_path / "store")
+    damaged = tmp_path / f"store/rows.zarr/{kind}/resid_post.3/c.1.0"
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    (damage,) = verify(store).damaged
+
+    with Lease.acquire(LocalFolder(tmp_path / "store")) as lease:
+        worker = HarvestWorker(
+            store_url=store.url,
+            token=lease.token,
+            model=model,
+            layers=range(0, 4),
+            sites=(Site(3),),
+            batch_tokens=48,
+            batching="padded",
+            threads=1,
+            damaged=(damage.record,),
+        )
+        (receipt,) = run_chain([worker], 1)
+
+    assert receipt.records == [damage.record]
+    assert tree(tmp_path / "store") == before
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])

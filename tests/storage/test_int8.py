@@ -230,6 +230,21 @@ def test_a_store_of_floats_is_written_again_as_int8_and_back(tmp_path):
     np.testing.assert_array_equal(wide[SITE][:], small[SITE][:])
 
 
+def test_an_int8_site_is_added_to_a_store_of_floats_and_leaves_its_bytes(make_known, folder, tree):
+    known = make_known(dtype="float16", dim=DIM)
+    known.build(folder)
+    known.fill(folder, (Site(0),))
+    before = tree(folder)
+
+    known.dtype = "int8"
+    known.fill(folder, (SITE,))
+
+    after, store = tree(folder), open_store(folder)
+    assert {name: after[name] for name in before} == before
+    assert [str(store.schema_of(site)) for site in store.sites] == ["float16 × 150", "int8 × 150"]
+    assert verify(store).is_whole
+
+
 @pytest.mark.parametrize(
     ("value", "words"),
     [
