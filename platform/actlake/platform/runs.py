@@ -8,6 +8,8 @@ traced. It holds
     code                  version of actlake; in a checkout also the commit and whether files
                           differed from it
     versions              Python, the kind of platform (``Linux x86_64``), packages that matter
+    computed_on           the device as resolved and its name, CUDA's version, threads, and the type
+                          in which a model was run, where one was
     seed                  the number from which all randomness followed
     started, finished     UTC, to the second
     metrics               the result in numbers
@@ -95,6 +97,8 @@ class RunRecord:
     inputs: Mapping[str, Input] = field(default_factory=dict)
     code: CodeVersion
     versions: Mapping[str, str]
+    computed_on: Mapping[str, Any] = field(default_factory=dict)
+    """As `actlake.platform.computed_on` gives it."""
     seed: int | None = None
     started: datetime
     finished: datetime | None = None
@@ -108,6 +112,7 @@ class RunRecord:
         *,
         inputs: Mapping[str, Input] | None = None,
         seed: int | None = None,
+        computed_on: Mapping[str, Any] | None = None,
         packages: Iterable[str] = PACKAGES,
     ) -> "RunRecord":
         """The record of a run that begins now, with the code and versions in use.
@@ -122,6 +127,8 @@ class RunRecord:
             What is read, by a name such as ``store``.
         seed
             The root of `actlake.platform.seeds.Seeds`.
+        computed_on
+            Device, threads and so on, as `actlake.platform.computed_on` gives it.
         packages
             Distributions whose versions are recorded; none of them is imported.
         """
@@ -131,6 +138,7 @@ class RunRecord:
             inputs=dict(inputs or {}),
             code=code_version(),
             versions=versions(packages),
+            computed_on=dict(computed_on or {}),
             seed=seed,
             started=_now(),
         )

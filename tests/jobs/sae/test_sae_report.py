@@ -94,6 +94,15 @@ def test_a_context_shows_the_text_around_the_row_and_the_value_of_each_token(spo
             assert shown.document == f"d{spoken.documents.reshape(-1)[shown.row]:03d}"
 
 
+def test_rows_that_were_trained_on_though_excluded_by_default_are_searched_too(spoken) -> None:
+    (page,) = latent_pages(Dimensions(), spoken.store(), [SITE], [3], contexts=1, excluded=True)
+
+    here = spoken.contexts("test")
+    f = spoken.acts[SITE].reshape(*spoken.ids.shape, 16)[here][..., 3] > 0.5
+    assert not spoken.allowed[here][f].all()
+    assert page.density == pytest.approx(f.mean())
+
+
 def test_a_latent_that_never_fires_has_a_page_without_contexts(pages) -> None:
     dead = pages[3]
 

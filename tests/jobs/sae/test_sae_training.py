@@ -29,6 +29,7 @@ from actlake.jobs.sae.opening import open_config
 from actlake.jobs.sae.trained import read_sae
 from actlake.jobs.sae.worker import work_on
 from actlake.platform.cluster import Member, WorkStopped
+from actlake.platform.runs import RunRecord
 from actlake.platform.tracking import TrackingConfig, read_metrics
 from actlake.storage import Site, open_store
 
@@ -168,6 +169,9 @@ def test_the_published_sae_is_the_one_that_was_tested(config, spoken):
     assert result.metrics[f"{folder.name}/held_out/fvu"] == pytest.approx(scores.fvu)
     assert result.metrics[f"{folder.name}/held_out/l0"] == 4
     assert np.isfinite(result.metrics[f"{folder.name}/in_model/ce_recovered"])
+    computed_on = RunRecord.load(folder).computed_on
+    assert computed_on["device"] == "cpu"
+    assert (computed_on["threads"], computed_on["in_model_dtype"]) == (1, "float32")
     assert "resid_post.1" in result.report.read_text()
 
 

@@ -19,9 +19,9 @@ from actlake.jobs.transport import (
 from actlake.jobs.transport.causal import score_causally
 from actlake.jobs.transport.operators import AffineMap
 from actlake.jobs.transport.pairs import Pair
-from actlake.jobs.transport.shortcut import early_exits, score_shortcuts
-from actlake.jobs.whole_contexts import contexts_of_split
-from actlake.platform.models import load_chain, load_head, resolve_model
+from actlake.jobs.transport.shortcut import early_exits, score_shortcuts, unembedding_in_layers
+from actlake.jobs.whole_contexts import WholeContext, contexts_of_split
+from actlake.platform.models import load_chain, load_head, replace_with, resolve_model
 from actlake.platform.models.config import ModelConfig
 from actlake.platform.seeds import Seeds
 from actlake.platform.tracking import TrackingConfig
@@ -136,6 +136,40 @@ def test_a_token_offset_replaces_the_token_ahead(chain, store_folder) -> None:
     assert moved.divergence.value > 0.01
 
 
+@pytest.mark.parametrize("offset", [-3, -1, 0, 1, 4])
+def test_only_positions_that_count_and_are_of_the_sources_document_are_replaced(
+    chain, offset, monkeypatch
+) -> None:
+    rng = np.random.default_rng(0)
+    length = 20
+    document = np.repeat([0, 1, 2], [7, 6, 7])
+    allowed = rng.random(length) < 0.7
+    context = WholeContext(
+        torch.from_numpy(rng.integers(1, 40, length)), torch.from_numpy(allowed),
+        torch.from_numpy(document),
+    )  # fmt: skip
+    seen = []
+    monkeypatch.setattr(
+        "actlake.jobs.transport.causal.replace_with",
+        lambda site, acts, where: seen.append(where.clone()) or replace_with(site, acts, where),
+    )
+
+    (score,) = score_causally(
+        chain, [context], {Pair(Site(1), Site(1), offset): (IDENTITY, MEAN)}, share=1.0,
+        seeds=Seeds(0), conditions=("mean",),
+    )  # fmt: skip
+
+    wanted = [
+        j
+        for j in range(length)
+        if 0 <= j - offset < length
+        and allowed[j] and allowed[j - offset] and document[j] == document[j - offset]
+    ]  # fmt: skip
+    (where,) = seen
+    assert where[0].nonzero().flatten().tolist() == wanted
+    assert score.replaced == len(wanted)
+
+
 def test_the_lens_at_the_last_layer_is_the_model_itself(model, store_folder) -> None:
     store = open_store(store_folder)
     rows = np.arange(1, 60)
@@ -163,10 +197,23 @@ def test_early_exit_stops_at_the_first_layer_that_is_sure() -> None:
     top = {Site(0): np.array([7, 7, 7]), Site(1): np.array([8, 1, 8])}
     sure = {Site(0): np.array([0.9, 0.1, 0.2]), Site(1): np.array([0.9, 0.8, 0.3])}
 
-    (found,) = early_exits(top, sure, np.array([7, 1, 5]), [0.5], num_layers=4)
+    (found,) = early_exits(top, sure, np.array([7, 1, 5]), [0.5], num_layers=4, look=3.0)
 
     assert found.kept == 1.0
     assert found.layers_saved == pytest.approx(1 - (1 + 2 + 4) / 12)
+    # One look, two looks, and two with the model's own at the end: of 4 layers and one look.
+    assert found.work_saved == pytest.approx(1 - (1 + 3 + 2 + 6 + 4 + 9) / 21)
+
+
+def test_the_embedding_is_asked_before_the_first_layer() -> None:
+    entry = Site(0, "resid_pre")
+    top = {Site(0): np.array([1]), entry: np.array([2])}
+    sure = {Site(0): np.array([0.9]), entry: np.array([0.9])}
+
+    (found,) = early_exits(top, sure, np.array([2]), [0.5], num_layers=4, look=0.0)
+
+    assert (found.kept, found.layers_saved) == (1.0, 1.0)
+    assert unembedding_in_layers(576, 49152) == pytest.approx(49152 * 576 / (12 * 576**2))
 
 
 def test_the_job_runs_both_tests_with_the_model_its_store_names(store_folder, tmp_path) -> None:

@@ -58,6 +58,7 @@ from actlake.jobs.saying import say
 from actlake.platform.cluster import WorkStopped, map_reduce, plan_workers, session, threads_here
 from actlake.platform.cluster.interrupts import stops_at_once
 from actlake.platform.compute_threads import compute_threads
+from actlake.platform.computed_on import computed_on
 from actlake.platform.config import to_dict
 from actlake.platform.plain_json import json_text
 from actlake.platform.runs import RunRecord, whole_folder
@@ -177,6 +178,9 @@ def train_probes(config: ProbeConfig, *, console: Console | None = None) -> Prob
         to_dict(config),
         inputs=inputs_of(config, opened.store, opened.chosen),
         seed=config.seed,
+        computed_on=computed_on(
+            None if opened.joins else opened.device, threads=opened.threads * opened.at_once
+        ),
     )
     with ExitStack() as stack:
         stack.enter_context(stops_at_once())

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 
 from actlake.jobs.jackknife import Interval, jackknife_mean
 from actlake.jobs.probe.artefact import Probe
@@ -29,6 +30,7 @@ from actlake.jobs.probe.metrics import ClassTest, NumberTest
 from actlake.jobs.probe.opening import Opened, open_config
 from actlake.jobs.probe.splits import TEST, TRAIN
 from actlake.jobs.saying import say
+from actlake.platform.computed_on import computed_on
 from actlake.platform.config import from_dict
 from actlake.platform.runs import Input, RunRecord, whole_folder
 from actlake.storage import Site
@@ -125,6 +127,7 @@ def transfer_results(results: Sequence[str | Path], out: str | Path) -> Path:
         "probe-transfer",
         {"results": [str(result) for result in results], "out": str(out)},
         inputs={t.name: Input(str(t.folder), t.opened.store.fingerprint) for t in trained},
+        computed_on=computed_on("cpu", threads=torch.get_num_threads()),
     )
     with whole_folder(Path(out).expanduser()) as folder:
         count = _write(trained, folder)

@@ -197,7 +197,7 @@ class InModelConfig:
 
     ablate: Literal["all", "spliced"] = "all"
     """Where zeros are put for CE recovered: at ``all`` positions, as SAELens does, or only where
-    reconstructions are, which is milder."""
+    reconstructions are, by which CE recovered is lower: the harsher score."""
 
     mean: bool = True
     """Put the mean row of the training split in place of the rows, too: one run more."""

@@ -104,6 +104,7 @@ def latent_pages(
     directions: Tensor | None = None,
     head: ModelHead | None = None,
     chosen: ChosenRows | None = None,
+    excluded: bool = False,
     device: torch.device | str = "cpu",
     on_rows: Callable[[int], None] = lambda rows: None,
 ) -> list[LatentPage]:
@@ -129,6 +130,8 @@ def latent_pages(
         Of the model, for the promoted tokens.
     chosen
         Rows that count, of the contexts that are searched; None: all.
+    excluded
+        Whether position 0 and special tokens count too, as where the SAE was trained on them.
     device
         Where `sae` computes.
     on_rows
@@ -144,7 +147,7 @@ def latent_pages(
     if not latents:
         return []
     reader = _Reader(
-        sae, store, [store.site(site) for site in sites], list(latents), device, chosen
+        sae, store, [store.site(site) for site in sites], list(latents), device, chosen, excluded
     )
     search = _Search(len(latents), contexts)
     for block in _blocks(store, split, rows, chosen):
@@ -205,6 +208,7 @@ class _Reader:
     latents: list[int]
     device: torch.device | str
     chosen: ChosenRows | None
+    excluded: bool
 
     def active(self, rows: Array) -> Array:
         """(N, K) float32; 0 in rows that do not count."""
@@ -224,9 +228,11 @@ class _Reader:
         return torch.from_numpy(acts).to(self.device)
 
     def counts(self, rows: Array) -> Array:
-        """(N,) bool: chosen, and not excluded by default."""
-        ids, positions = (self.store.tokens[name].take(rows) for name in ("id", "position"))
-        counts = ~is_excluded(positions, ids, special_ids=self.store.schema.special_ids)
+        """(N,) bool: chosen, and not excluded by default unless that counts too."""
+        counts = np.ones(len(rows), bool)
+        if not self.excluded:
+            ids, positions = (self.store.tokens[name].take(rows) for name in ("id", "position"))
+            counts = ~is_excluded(positions, ids, special_ids=self.store.schema.special_ids)
         return counts if self.chosen is None else counts & self.chosen.holds(rows)
 
 

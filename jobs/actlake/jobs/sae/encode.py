@@ -50,6 +50,7 @@ from actlake.platform.cluster import (
     session,
     threads_here,
 )
+from actlake.platform.computed_on import computed_on
 from actlake.platform.models.numerics import resolve_device
 from actlake.platform.runs import Input, RunRecord
 from actlake.platform.safetensors_files import plain_mode
@@ -180,6 +181,7 @@ def encode_store(
         JOB,
         {**encoding.as_json(), "sae_metadata": dict(trained.metadata)},
         inputs={"sae": Input(sae, encoding.sae), "store": Input(store, encoding.store)},
+        computed_on=computed_on(None if on_ray else device, threads=threads),
     )
     with _alone(folder):
         counts = _encode_parts(

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from actlake.jobs.massive_rows import massive_facts
-from actlake.jobs.model_of_store import chain_of_store, head_of_store
+from actlake.jobs.model_of_store import chain_of_store, head_of_store, model_of_store
 from actlake.jobs.sae import means as named
 from actlake.jobs.sae.config import SAESpec
 from actlake.jobs.sae.contexts import LatentPage, choose_latents, latent_pages
@@ -35,6 +35,7 @@ from actlake.jobs.sae.trained import CONFIG, WEIGHTS, TrainedSAE, read_sae
 from actlake.jobs.sae.trainee import Trainee
 from actlake.jobs.sae.training import Training, prefixed
 from actlake.jobs.whole_contexts import contexts_of_split
+from actlake.platform.computed_on import computed_on
 from actlake.platform.config import to_dict
 from actlake.platform.models.points import sae_lens_hook
 from actlake.platform.runs import FILE, RunRecord, code_version
@@ -116,13 +117,22 @@ def record_of(opened: Opened, spec: SAESpec) -> RunRecord:
         {**to_dict(opened.config), "sae": to_dict(spec), "saes": [], "grid": {}},
         inputs=opened.inputs,
         seed=spec.seed,
+        computed_on=computed_on_of(opened),
     )
+
+
+def computed_on_of(opened: Opened) -> dict[str, Any]:
+    """What this process computes on; nothing of a driver whose workers are on a cluster."""
+    in_model = opened.config.evaluation.in_model
+    dtype = model_of_store(opened.store, in_model.model).dtype.value if in_model else None
+    device = None if opened.joins else opened.device
+    return computed_on(device, threads=opened.threads, in_model_dtype=dtype)
 
 
 def lineage(opened: Opened, trainee: Trainee) -> dict[str, Any]:
     """What an SAE's file says of its origin, with the keys that SAELens reads and our own."""
     store, source, spec = opened.store, opened.store.provenance, trainee.spec
-    record = record_of(opened, spec)
+    code = code_version()
     crosscoder = len(spec.inputs) > 1
     return {
         "model_name": source.model.get("name"),
@@ -141,9 +151,9 @@ def lineage(opened: Opened, trainee: Trainee) -> dict[str, Any]:
         "rows_trained": _rows_trained(opened, trainee),
         "training": to_dict(spec),
         "actlake": {
-            "version": record.code.actlake,
-            "commit": record.code.commit,
-            "dirty": record.code.dirty,
+            "version": code.actlake,
+            "commit": code.commit,
+            "dirty": code.dirty,
         },
     }
 
@@ -212,6 +222,7 @@ def _latents(
         contexts=report.contexts,
         directions=directions,
         head=head,
+        excluded=opened.config.excluded,
         chosen=opened.rows,
         device=opened.device,
     )

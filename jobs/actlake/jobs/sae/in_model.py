@@ -18,7 +18,8 @@ others have changed: that number, `ALL_SITES`, says next to nothing of the other
 are excluded keep what the model computes there and are not counted; see `contexts_of_split` for
 which. An ablation puts zero (or the mean) at *every* position, excluded or not, as SAELens does
 in `run_evals`, so that the numbers are comparable; `ablate="spliced"` leaves excluded ones alone
-there too, which is milder where position 0 is an attention sink.
+there too; an ablation that spares an attention sink costs less, so that the same SAE recovers less
+of it: the score is the harsher one.
 
 Intervals are 95 %, by leaving out one document at a time.
 

@@ -30,7 +30,7 @@ from actlake.jobs.progress_bar import progress
 from actlake.jobs.sae.checkpoint import Checkpoints
 from actlake.jobs.sae.config import SAEConfig, SAESpec
 from actlake.jobs.sae.errors import AlreadyTraining, ConfigChanged
-from actlake.jobs.sae.finishing import JOB, report
+from actlake.jobs.sae.finishing import JOB, computed_on_of, report
 from actlake.jobs.sae.opening import Opened, identity, open_config
 from actlake.jobs.sae.planning import SAEPlan, checkpoint_folders, last_steps, plan_opened
 from actlake.jobs.sae.speeds import Speeds
@@ -170,8 +170,9 @@ def _begun(opened: Opened) -> RunRecord | None:
 
 def _begin(opened: Opened) -> RunRecord:
     record = RunRecord.start(
-        JOB, to_dict(opened.config), inputs=opened.inputs, seed=opened.config.seed
-    )
+        JOB, to_dict(opened.config), inputs=opened.inputs, seed=opened.config.seed,
+        computed_on=computed_on_of(opened),
+    )  # fmt: skip
     record.save(opened.out)
     return record
 

@@ -3,6 +3,8 @@
 For some test contexts, at positions drawn at random, the target site is replaced while the
 model runs, and what it then predicts is compared with the undisturbed run: the change of the
 cross-entropy in nats a token, and KL(p ‖ p'), over all tokens from the first replaced one on.
+With a token offset it is position i + offset that is replaced, where it counts and is of the
+same document as i: the rows that the map was fitted on.
 Beside the transported state stand the replacements it has to beat: zero, the mean, the source
 itself (identity), and the map's bias alone. ``own`` puts back what was there: exactly 0.
 
@@ -45,7 +47,7 @@ class CausalScore:
     divergence: Interval
     """KL(p ‖ p'), nats a token."""
     replaced: int
-    """Tokens that were replaced."""
+    """Positions of the target that were replaced."""
 
 
 def score_causally(
@@ -74,7 +76,7 @@ def score_causally(
     sums = {
         (pair, condition): np.zeros((len(contexts), 3)) for pair in maps for condition in conditions
     }
-    replaced = 0
+    replaced = dict.fromkeys(maps, 0)
     generator = seeds.torch("which positions are replaced")
     for number, context in enumerate(contexts):
         ids_BL = context.ids.unsqueeze(0)
@@ -82,16 +84,18 @@ def score_causally(
         where_L = context.allowed & (drawn < share)
         if not where_L.any():
             where_L = context.allowed.clone()
-        replaced += int(where_L.sum())
         seen: dict[Site, Tensor] = {}
         clean_BLV = chain.logits(ids_BL, capture=_keeper(seen))
         clean_ce = token_cross_entropy(clean_BLV, ids_BL)
         for pair, (fitted, mean) in maps.items():
-            where_BL = _shifted(where_L, pair.offset).unsqueeze(0)
+            where_BL = _targets(context, where_L, pair.offset).unsqueeze(0)
+            replaced[pair] += int(where_BL.sum())
+            if not where_BL.any():
+                continue
             for condition in conditions:
                 stand_in = _stand_in(condition, pair, seen, fitted, mean)
                 logits_BLV = chain.logits(ids_BL, [replace_with(pair.target, stand_in, where_BL)])
-                first = int(where_BL[0].nonzero()[0]) if where_BL.any() else 0
+                first = int(where_BL[0].nonzero()[0])
                 delta = (token_cross_entropy(logits_BLV, ids_BL) - clean_ce)[0, first:]
                 divergence = token_divergence(clean_BLV, logits_BLV)[0, first:-1]
                 sums[pair, condition][number] = (
@@ -104,7 +108,7 @@ def score_causally(
             condition,
             jackknife_mean(found[:, 0], found[:, 2]),
             jackknife_mean(found[:, 1], found[:, 2]),
-            replaced,
+            replaced[pair],
         )
         for (pair, condition), found in sums.items()
     ]
@@ -117,16 +121,20 @@ def _keeper(seen: dict[Site, Tensor]) -> Capture:
     return keep
 
 
-def _shifted(where_L: Tensor, offset: int) -> Tensor:
-    """The target positions i + offset whose sources i are replaced."""
-    if offset == 0:
-        return where_L
-    shifted = torch.zeros_like(where_L)
-    if offset > 0:
-        shifted[offset:] = where_L[:-offset]
-    else:
-        shifted[:offset] = where_L[-offset:]
-    return shifted
+def _targets(context: WholeContext, sources_L: Tensor, offset: int) -> Tensor:
+    """(L,) bool: the positions i + offset that are replaced, of sources i.
+
+    Both must count and be of one document; what would be beyond an end of the context is not.
+    """
+    length = len(sources_L)
+    targets_L = torch.zeros_like(sources_L)
+    source = sources_L.nonzero().flatten()
+    target = source + offset
+    inside = (target >= 0) & (target < length)
+    source, target = source[inside], target[inside]
+    counts = context.allowed[target] & (context.documents[source] == context.documents[target])
+    targets_L[target[counts]] = True
+    return targets_L
 
 
 def _stand_in(

@@ -25,6 +25,7 @@ from typing import Any
 from rich.console import Console
 
 from actlake.jobs.chosen_rows import inputs_of_rows
+from actlake.jobs.model_of_store import model_of_store
 from actlake.jobs.progress_bar import progress
 from actlake.jobs.saying import say
 from actlake.jobs.transport.config import Kind, TransportConfig
@@ -37,6 +38,7 @@ from actlake.jobs.transport.result import ResultWriter
 from actlake.platform.cluster import plan_workers, session, threads_here
 from actlake.platform.cluster.interrupts import stops_at_once
 from actlake.platform.compute_threads import compute_threads
+from actlake.platform.computed_on import computed_on
 from actlake.platform.config import to_dict
 from actlake.platform.runs import Input, RunRecord, whole_folder
 from actlake.platform.tracking import check_wandb, open_tracker, run_id_of
@@ -141,7 +143,10 @@ def fit_transport(config: TransportConfig, *, console: Console | None = None) ->
         return done
     check_wandb(config.tracking)
     say(_plan(opened), console)
-    record = RunRecord.start(JOB, to_dict(config), inputs=_inputs(config, opened), seed=config.seed)
+    record = RunRecord.start(
+        JOB, to_dict(config), inputs=_inputs(config, opened), seed=config.seed,
+        computed_on=_computed_on(config, opened),
+    )  # fmt: skip
     with (
         stops_at_once(),
         compute_threads(threads_here(config.moments.threads, 1)),
@@ -159,6 +164,14 @@ def fit_transport(config: TransportConfig, *, console: Console | None = None) ->
             metrics = ResultWriter(config, opened, moments, folder, tracker, console).run()
         record.finish(metrics).save(folder)
     return TransportResult(Path(config.out).expanduser(), opened.pairs, metrics, was_there=False)
+
+
+def _computed_on(config: TransportConfig, opened: Opened) -> dict[str, Any]:
+    """Maps are fitted here, on the CPU; rows may be summed on a cluster."""
+    dtype = None
+    if config.causal or config.shortcut:
+        dtype = model_of_store(opened.stores[0], config.model).dtype.value
+    return computed_on("cpu", threads=threads_here(config.moments.threads, 1), in_model_dtype=dtype)
 
 
 def _plan(opened: Opened) -> TransportPlan:

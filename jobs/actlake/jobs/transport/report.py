@@ -360,9 +360,16 @@ def _shortcut_table(findings: Findings) -> Html:
         )
         for s in findings.shortcuts
     ]  # fmt: skip
-    exits = [(f"{e.threshold:g}", number(e.kept), number(e.layers_saved)) for e in findings.exits]
+    exits = [
+        (f"{e.threshold:g}", number(e.kept), number(e.layers_saved), number(e.work_saved))
+        for e in findings.exits
+    ]
     return section(
         "Shortcut to the output",
         table(head, body),
-        table(("probability to stop at", "top token kept", "layers saved"), exits),
+        table(("probability to stop at", "top token kept", "layers saved", "work saved"), exits),
+        paragraph(
+            "Work saved counts an unembedding for every layer that is looked at, a layer as 12 "
+            "times the square of the width."
+        ),
     )

@@ -8,7 +8,9 @@ mapped state ("Jump to Conclusions: Short-Cutting Transformers With Linear Trans
     KL(p_N ‖ p̂)   nats
 
 The same of the state itself is the logit lens. Early exit: at the first layer whose p̂ is sure
-enough the model stops; what is saved and what is kept are counted for several thresholds.
+enough the model stops; what is saved and what is kept are counted for several thresholds. To
+look is not free: each layer that is asked costs an unembedding, which with a large vocabulary is
+worth several layers, so work that is saved is told beside layers that are saved.
 
 Shapes:  N rows   D width   V vocabulary
 """
@@ -23,6 +25,7 @@ from torch import Tensor
 
 from actlake.jobs.jackknife import Interval, jackknife_mean
 from actlake.jobs.transport.operators import AffineMap
+from actlake.jobs.transport.pairs import depth
 from actlake.platform.models import ModelHead
 from actlake.storage import ActivationStore, Site
 
@@ -53,6 +56,9 @@ class EarlyExit:
     """Share of tokens whose top token is the full model's."""
     layers_saved: float
     """Share of all layers that were not run, on average."""
+    work_saved: float
+    """Share of the full run's multiplications that were not made, on average, each look at a
+    layer's prediction included; below 0 where looking costs more than stopping saves."""
 
 
 @dataclass
@@ -115,6 +121,7 @@ def score_shortcuts(
         np.concatenate(finals),
         thresholds,
         num_layers=head.model.num_layers,
+        look=unembedding_in_layers(head.model.dim, head.model.vocab_size),
     )
     return scores, exits
 
@@ -151,6 +158,11 @@ def _mean(values: Array, groups: Array) -> Interval:
     return jackknife_mean(sums, np.bincount(groups, minlength=number).astype(np.float64))
 
 
+def unembedding_in_layers(dim: int, vocab_size: int) -> float:
+    """What an unembedding costs, in layers: V·D multiplications to a layer's usual 12·D²."""
+    return vocab_size / (12 * dim)
+
+
 def early_exits(
     top: Mapping[Site, Array],
     sure: Mapping[Site, Array],
@@ -158,6 +170,7 @@ def early_exits(
     thresholds: Iterable[float],
     *,
     num_layers: int,
+    look: float,
 ) -> list[EarlyExit]:
     """What is kept and saved when each token stops at the first layer that is sure enough.
 
@@ -167,21 +180,27 @@ def early_exits(
         Of each source, its top token and that token's probability, (N,) each.
     final
         (N,) the full model's top token.
+    look
+        What it costs to predict from a layer, in layers.
     """
     exits = []
     for threshold in thresholds:
         answer, layers_run = final.copy(), np.full(len(final), num_layers)
+        looks = np.zeros(len(final))
         open_ = np.ones(len(final), bool)
-        for source in sorted(top):
+        for source in sorted(top, key=depth):
+            looks += open_
             stops = open_ & (sure[source] >= threshold)
             answer[stops] = top[source][stops]
-            layers_run[stops] = source.layer + (source.point != "resid_pre")
+            layers_run[stops] = depth(source)[0] + 1
             open_ &= ~stops
+        work = layers_run + look * (looks + open_)  # who never stops is unembedded at the end
         exits.append(
             EarlyExit(
                 threshold,
                 float((answer == final).mean()),
                 float(1 - layers_run.mean() / num_layers),
+                float(1 - work.mean() / (num_layers + look)),
             )
         )
     return exits
