@@ -35,6 +35,12 @@ def test_the_converge_layer_is_the_last_calm_one_and_the_settled_one_the_first_o
     assert (found.best, found.best_value) == (4, 0.82)
 
 
+def test_the_best_layer_is_chosen_on_other_rows_than_it_is_reported_on():
+    found = depth_markers([0, 1, 2], [0.5, 0.9, 0.6], chosen_by=[0.5, 0.6, 0.7])
+
+    assert (found.best, found.best_value) == (2, 0.6)
+
+
 def test_a_line_that_moves_to_the_end_has_not_settled():
     found = depth_markers([0, 1, 2], [0.5, 0.5, 0.6])
 
@@ -76,7 +82,8 @@ def scores_table(rows: list[dict[str, object]]) -> pa.Table:
     }  # fmt: skip
     schema = pa.schema(
         [(name, pa.string()) for name in _WORDS]
-        + [("offset", pa.int32()), ("layer", pa.int32()), ("value", pa.float64())]
+        + [("offset", pa.int32()), ("layer", pa.int32())]
+        + [("value", pa.float64()), ("validation", pa.float64())]
     )  # fmt: skip
     return pa.Table.from_pylist([shared | row for row in rows], schema=schema)
 
@@ -101,7 +108,14 @@ def test_the_embedding_is_the_layer_before_the_first():
 
 def test_the_table_of_markers_leaves_out_scores_where_less_is_better(tmp_path: Path):
     rows = [
-        {"site": f"resid_post.{n}", "point": "resid_post", "layer": n, "value": v, "metric": metric}
+        {
+            "site": f"resid_post.{n}",
+            "point": "resid_post",
+            "layer": n,
+            "value": v,
+            "validation": v,
+            "metric": metric,
+        }
         for metric in ("accuracy", "log_loss_bits")
         for n, v in enumerate([0.5, 0.6, 0.6])
     ]

@@ -244,12 +244,26 @@ def test_a_task_with_brackets_in_its_name_is_not_its_neighbour(outcome, tmp_path
     assert result.probe("mark[1]", "resid_post.2").parents[2].name == "mark[1]"
 
 
+def test_the_score_that_chooses_a_layer_is_that_of_the_validation_rows(outcome, made) -> None:
+    probe = Probe.load(outcome.probe("mark", DEEP))
+    rows = made.rows("validation")
+
+    right = probe.predict(made.acts[DEEP][rows]) == made.mark[rows].astype(str)
+
+    row = score(outcome, "accuracy", task="mark", probe="logistic")
+    assert row["validation"] == pytest.approx(right.mean())
+    assert row["validation"] != row["value"]
+
+
 def test_the_record_says_what_was_done(outcome) -> None:
     record = json.loads((outcome.folder / "run.json").read_text())
 
     assert record["job"] == "probe"
     best = record["metrics"]["mark/token/logistic/best_accuracy"]
-    assert best == score(outcome, "accuracy", task="mark", probe="logistic")["value"]
+    lines = table(outcome, "scores", task="mark", probe="logistic", metric="accuracy")
+    chosen = max(lines, key=lambda row: row["validation"])
+    assert best == chosen["value"]
+    assert record["metrics"]["mark/token/logistic/best_accuracy_layer"] == chosen["layer"]
     assert (outcome.folder / "report.html").is_file()
     assert not list(outcome.folder.parent.glob(".out.sites/*"))
 

@@ -35,6 +35,7 @@ def key(task: str, layer: int, probe: str) -> dict[str, Any]:
 def score(task: str, layer: int, probe: str, metric: str, value: float) -> dict[str, Any]:
     return key(task, layer, probe) | {
         "kind": "regression" if metric == "r2" else "multiclass", "metric": metric, "value": value,
+        "validation": value,
         "low": value - 0.05, "high": value + 0.05, "baseline": 0.4, "shuffled": 0.38,
         "control": 0.3, "selectivity": value - 0.3,
     }  # fmt: skip

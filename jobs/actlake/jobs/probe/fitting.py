@@ -65,6 +65,8 @@ class Fitted:
     fits: tuple[Fit, ...]
     scores: tuple[Array, ...]
     """Of each fit: (test rows, H, K) float32."""
+    validated: tuple[Array, ...]
+    """The same of the validation rows, on which the best layer is chosen."""
     mean: Tensor
     """(D,) float64: rows are read less this …"""
     scale: Tensor
@@ -139,8 +141,9 @@ class _Fitting:
         self.fits += [one for one in curves if one is not None]
         test = self._framed(self._source(TEST))
         return Fitted(
-            tuple(self.fits), tuple(scores_of(test, self.fits)), self.mean, self.scale,
-            self.stream, self.passes,
+            tuple(self.fits), tuple(scores_of(test, self.fits)),
+            tuple(scores_of(self.validate, self.fits)), self.mean, self.scale, self.stream,
+            self.passes,
         )  # fmt: skip
 
     @property

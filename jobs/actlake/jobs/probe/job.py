@@ -334,18 +334,18 @@ def _facts(config: ProbeConfig, opened: Opened) -> dict[str, str]:
 
 
 def _final_metrics(folder: Path) -> dict[str, float]:
-    """Of each task and probe the best score over sites, and the layer where it is."""
-    best: dict[str, tuple[float, int]] = {}
+    """Of each task and probe the layer that is best on validation rows, and its test score."""
+    best: dict[str, tuple[float, float, int]] = {}
     for row in read_table(folder, "scores").to_pylist():
         if row["metric"] != MAIN_METRIC.get(row["kind"], "accuracy"):
             continue
         if row["label"] is not None or not np.isfinite(row["value"]):
             continue
         name = f"{_metric_folder(row)}/best_{row['metric']}"
-        if name not in best or row["value"] > best[name][0]:
-            best[name] = (row["value"], row["layer"])
+        if name not in best or row["validation"] > best[name][0]:
+            best[name] = (row["validation"], row["value"], row["layer"])
     found: dict[str, float] = {}
-    for name, (value, layer) in best.items():
+    for name, (_, value, layer) in best.items():
         found[name] = value
         found[f"{name}_layer"] = float(layer)
     return found

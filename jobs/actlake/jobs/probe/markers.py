@@ -9,7 +9,7 @@ Taken by its words, the second is the deepest layer in nearly every model, since
 between the last layers. So two more are reported:
 
     settled     the first layer from which on no ratio leaves the band ``|r_i - 1| < 0.03``
-    best        the layer with the highest score
+    best        the layer with the highest score on validation rows, with its score on test rows
 
 A ratio needs a positive score before it (R² and V-information may be 0 or less); others are
 not counted, and how many is reported.
@@ -59,7 +59,12 @@ class DepthMarkers:
 
 
 def depth_markers(
-    layers: Sequence[int], scores: Sequence[float], *, jump: float = 1.1, converge: float = 0.03
+    layers: Sequence[int],
+    scores: Sequence[float],
+    *,
+    chosen_by: Sequence[float] | None = None,
+    jump: float = 1.1,
+    converge: float = 0.03,
 ) -> DepthMarkers:
     """The markers of a line.
 
@@ -69,6 +74,8 @@ def depth_markers(
         The layers, ascending; a jump is named after the layer that is reached by it.
     scores
         One a layer; higher is better.
+    chosen_by
+        The scores by which the best layer is chosen, on other rows; `scores` if left out.
     jump
         Least ratio of a jump.
     converge
@@ -85,7 +92,8 @@ def depth_markers(
     calm = np.flatnonzero(still)
     moving = np.flatnonzero(~still)
     settled = int(moving[-1]) + 1 if len(moving) else 0
-    best = int(np.nanargmax(values)) if np.isfinite(values).any() else 0
+    by = values if chosen_by is None else np.asarray(chosen_by, np.float64)
+    best = int(np.nanargmax(by)) if np.isfinite(by).any() else 0
     return DepthMarkers(
         jump=layers[jumps[0] + 1] if len(jumps) else None,
         converge=layers[calm[-1] + 1] if len(calm) else None,
@@ -100,11 +108,12 @@ def write_markers(folder: Path, config: "ProbeConfig") -> None:
     """Write ``markers.parquet`` from ``scores.parquet``, a row for each line of scores."""
     table = pq.read_table(folder / "scores.parquet")
     rows = []
-    for key, line in lines_over_depth(table):
+    for key, line in lines_over_depth(table, columns=("value", "validation")):
         if key["metric"] in METRICS:
             markers = depth_markers(
                 line["layer"].tolist(),
                 line["value"].tolist(),
+                chosen_by=line["validation"].tolist(),
                 jump=config.markers.jump,
                 converge=config.markers.converge,
             )

@@ -310,7 +310,8 @@ def _best_table(tables: ResultTables) -> Html:
     return table(
         head,
         body,
-        caption="At the layer with the highest score on test rows. Selectivity only where half "
+        caption="At the layer with the highest score on validation rows; scores are on test "
+        "rows. Selectivity only where half "
         "of the test examples or more read a token that training examples read too.",
     )
 

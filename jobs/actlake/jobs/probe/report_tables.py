@@ -18,7 +18,9 @@ Row = dict[str, Any]
 HEADLINE = ("accuracy", "r2")
 """The metric that stands for a task: of classes, of numbers."""
 
-_SCORE_COLUMNS = ("value", "low", "high", "baseline", "shuffled", "control", "selectivity")
+_SCORE_COLUMNS = (
+    "value", "validation", "low", "high", "baseline", "shuffled", "control", "selectivity",
+)  # fmt: skip
 _STANDS_FOR_A_TASK = ("logistic", "ridge")
 
 
@@ -57,12 +59,12 @@ class ScoreLine:
     probe: str
     metric: str
     columns: Mapping[str, Array]
-    """``layer``, ``value``, ``low``, ``high``, and the controls; NaN where there is none."""
+    """``layer``, ``value``, ``validation``, ``low``, ``high``, and the controls; NaN: none."""
 
     @property
     def best(self) -> int:
-        """Place of the highest value."""
-        values = self.columns["value"]
+        """Place of the highest score on validation rows: chosen there, reported on test rows."""
+        values = self.columns["validation"]
         return int(np.nanargmax(values)) if np.isfinite(values).any() else 0
 
 

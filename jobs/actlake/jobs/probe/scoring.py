@@ -19,6 +19,7 @@ from actlake.storage.sites import Site
 Array = np.ndarray[Any, Any]
 Test = ClassTest | NumberTest
 _SELECTIVE = ("accuracy", "r2")
+_VALIDATION = "validation"
 _CONTROLS = {"shuffled": "shuffled", "control": "word_type"}
 
 
@@ -34,11 +35,14 @@ class Scoring:
 
     def run(self) -> Rows:
         """All rows of all tables."""
-        for fit, scores in zip(self.fitted.fits, self.fitted.scores, strict=True):
+        fitted = self.fitted
+        for fit, scores, validated in zip(
+            fitted.fits, fitted.scores, fitted.validated, strict=True
+        ):
             if fit.share < 1:
                 self._curve(fit, scores)
             else:
-                self._whole(fit, scores)
+                self._whole(fit, scores, validated)
         return self.rows
 
     def folder(self, fit: Fit) -> str:
@@ -47,7 +51,7 @@ class Scoring:
 
     # One probe.
 
-    def _whole(self, fit: Fit, scores: Array) -> None:
+    def _whole(self, fit: Fit, scores: Array, validated: Array) -> None:
         every: dict[str, list[dict[str, float]]] = {}
         tests = [self._test(fit, scores, TRUE, place) for place in range(self.heads.labels)]
         intervals = [test.intervals() for test in tests]
@@ -57,6 +61,10 @@ class Scoring:
                 self._test(fit, scores, condition, place).values()
                 for place in range(self.heads.labels)
             ]
+        every[_VALIDATION] = [
+            self._test(fit, validated, TRUE, place, split=VALIDATE).values()
+            for place in range(self.heads.labels)
+        ]
         for place, label in enumerate(self._labels):
             beside = {name: values[place] for name, values in every.items()}
             self._score(fit, label, intervals[place], beside)
@@ -91,11 +99,15 @@ class Scoring:
     def _labels(self) -> tuple[str | None, ...]:
         return self.examples.classes if self._multilabel else (None,)
 
-    def _test(self, fit: Fit, scores: Array, condition: str, place: int) -> Test:
+    def _test(
+        self, fit: Fit, scores: Array, condition: str, place: int, *, split: int = TEST
+    ) -> Test:
         column = self.heads.column(condition, place)
-        which = self.examples.where(TEST)
+        which = self.examples.where(split)
         true = self.heads.targets[which, column]
+        # Only of test rows are there groups, and intervals.
         group = self.examples.group[which].astype(np.int64)
+        group = np.arange(len(true)) % 2 if split != TEST else group
         training = self.heads.targets[self.examples.where(TRAIN), column]
         if self.heads.num_classes == 1:
             assert fit.losses is not None or fit.share < 1
@@ -144,6 +156,7 @@ class Scoring:
                     "kind": self.examples.kind,
                     "metric": metric,
                     "value": interval.value,
+                    "validation": _finite(beside[_VALIDATION].get(metric)),
                     "low": _finite(interval.low),
                     "high": _finite(interval.high),
                     "baseline": _finite(beside["baseline"].get(metric)),
@@ -155,6 +168,7 @@ class Scoring:
         self.rows["controls"] += [
             key | {"control": control, "metric": metric, "value": value}
             for control, values in beside.items()
+            if control != _VALIDATION
             for metric, value in values.items()
         ]
 

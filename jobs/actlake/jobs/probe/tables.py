@@ -26,7 +26,8 @@ SCHEMAS: dict[str, pa.Schema] = {
     "scores": pa.schema(
         [
             *_KEY, ("kind", pa.string()), ("metric", pa.string()), ("value", pa.float64()),
-            ("low", pa.float64()), ("high", pa.float64()), ("baseline", pa.float64()),
+            ("validation", pa.float64()), ("low", pa.float64()), ("high", pa.float64()),
+            ("baseline", pa.float64()),
             ("shuffled", pa.float64()), ("control", pa.float64()), ("selectivity", pa.float64()),
         ]
     ),
