@@ -1,5 +1,7 @@
 """How a model is cut into stages, and what the plan says of it."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from actlake.jobs.harvest import HarvestConfig, StagesConfig
@@ -145,13 +147,16 @@ def test_cuda_without_a_gpu_is_refused(smollm2_folder, monkeypatch):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
     monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda **options: True)
     monkeypatch.setattr("torch.cuda.get_device_name", lambda *which: "a card")
+    card = SimpleNamespace(total_memory=80 * 2**30)
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda which: card)
     none, half = ResourcesConfig(gpus=0), ResourcesConfig(gpus=0.5)
 
     with pytest.raises(InvalidClusterConfig, match=r"hint: leave resources\.gpus out"):
         resolved(smollm2_folder, device="cuda", resources=none)
     assert resolved(smollm2_folder, device="auto", resources=none).device == "cpu"
     assert resolved(smollm2_folder, device="auto", resources=half).resources.gpus == 0.5
-    assert resolved(smollm2_folder, device="auto").resources.gpus == 1
+    found = resolved(smollm2_folder, device="auto")
+    assert (found.resources.gpus, found.device_bytes) == (1, 80 * 2**30)
 
 
 @pytest.mark.parametrize("name", ["resid_pst.3", "sae.topk_32.3"])

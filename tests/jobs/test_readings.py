@@ -40,6 +40,7 @@ def asked(tmp_path: Path, tiny_model: Callable[..., Path], texts: Path) -> Harve
         corpus=CorpusConfig(source=Files(path=str(texts)), context_length=48, bos="never"),
         cluster=ClusterConfig(address="local"),
         threads=1,
+        batch_tokens=2048,
     )
 
 

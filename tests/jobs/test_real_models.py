@@ -69,6 +69,7 @@ def asked(name: str, store: Path, *, dtype: Any = "bfloat16", **corpus: Any) -> 
         corpus=CorpusConfig(source=Builtin(), context_length=128, **corpus),
         storage=StorageConfig(dtype=dtype),
         cluster=ClusterConfig(address="local"),
+        batch_tokens=2048,
     )
 
 

@@ -51,6 +51,7 @@ def asked(tmp_path: Path, tiny_model: Callable[..., Path], texts: Path) -> Harve
         cluster=ClusterConfig(address="local", num_cpus=1, object_store_mb=128),
         tracking=TrackingConfig(wandb="disabled"),
         threads=1,
+        batch_tokens=2048,
     )
 
 

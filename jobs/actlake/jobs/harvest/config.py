@@ -109,9 +109,10 @@ class HarvestConfig:
     running cluster the most with which all find room. On CPUs part of what decides the last
     bits, so a resumed harvest needs the same."""
 
-    batch_tokens: int = 2048
-    """Tokens that go through the model at once, padding included. 2,048 keeps a CPU busy; a GPU
-    wants 16,384 or more."""
+    batch_tokens: int | None = None
+    """Tokens that go through the model at once, padding included. Null: 2,048 on CPUs, and on
+    GPUs as many as their memory has room for beside the weights, a power of two up to 65,536.
+    Part of what decides the last bits: a store that has units goes on with its number."""
 
     unit_timeout_s: float | None = UNIT_TIMEOUT_S
     """A replica that finishes no unit for so long is taken for hung and replaced. Half an hour,
@@ -172,6 +173,12 @@ class HarvestConfig:
                 f"stages is {self.stages}, and boundaries {self.pipeline.boundaries} make "
                 f"{self.num_stages}\nhint: leave stages out"
             )
+
+    @property
+    def batch_budget(self) -> int:
+        """``batch_tokens`` as a number, which `batch_budget.with_batch_tokens` has put there."""
+        assert self.batch_tokens is not None
+        return self.batch_tokens
 
     @property
     def num_stages(self) -> int:

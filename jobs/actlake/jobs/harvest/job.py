@@ -19,6 +19,7 @@ from typing import Any
 
 from rich.console import Console
 
+from actlake.jobs.harvest.batch_budget import with_batch_tokens
 from actlake.jobs.harvest.batches import Batching
 from actlake.jobs.harvest.commits import Commits
 from actlake.jobs.harvest.config import HarvestConfig
@@ -112,7 +113,9 @@ def plan(config: HarvestConfig) -> HarvestPlan:
     check_writable(config.store)
     model, workers = resolve(config)
     location = locate(config.store)
-    if read_state(location).corpora:
+    state = read_state(location)
+    config = with_batch_tokens(config, model, workers, state)
+    if state.corpora:
         store = open_store(location)
         prepared = store_as_found(store, config, model, workers, progress=_silent)
         return _plan(config, model, prepared, workers)
@@ -148,6 +151,7 @@ def harvest(
     threads = workers.threads
     with ExitStack() as stack:
         lease = stack.enter_context(Lease.acquire(locate(config.store)))
+        config = with_batch_tokens(config, model, workers, lease.ledger.state)
         prepared = prepare_store(lease, config, model, workers, progress=progress or _silent)
         store = prepared.store
         sites = site_schemas(config, model)
@@ -344,7 +348,7 @@ def _numerics(
     return numerics_here(
         model,
         threads=workers.threads,
-        batch_tokens=config.batch_tokens,
+        batch_tokens=config.batch_budget,
         batching=prepared.batching,
     )
 

@@ -53,6 +53,10 @@ def _on_cluster(config: HarvestConfig) -> tuple[ResolvedModel, WorkerPlan]:
         )
         model = resolve_model(replace(config.model, device=workers.device), here=False)
         _check_nodes(model, workers)
+        if workers.device != "cpu" and config.batch_tokens is None:
+            answers = ask_nodes(gpu_bytes, on=workers.resources)
+            known = [one.value for one in answers if isinstance(one.value, int)]
+            workers = replace(workers, device_bytes=min(known, default=None))
     return model, workers
 
 
@@ -72,6 +76,13 @@ def _check_nodes(model: ResolvedModel, workers: WorkerPlan) -> None:
         f"{model.name}:\n{named}\n"
         f"hint: {hints[0] if hints else 'install on each node what the others have'}"
     )
+
+
+def gpu_bytes(device: str = "cuda") -> int:
+    """On a node: the memory of the GPU that this process was given."""
+    import torch
+
+    return int(torch.cuda.get_device_properties(device).total_memory)
 
 
 def why_not_here(model: ResolvedModel) -> str:
@@ -99,4 +110,5 @@ def _here(config: HarvestConfig) -> tuple[ResolvedModel, WorkerPlan]:
         threads = max(1, int(asked.cpus))
     threads = threads_here(threads, config.replicas * config.num_stages)
     derived = Resources(cpus=threads, gpus=1 if on_gpu else 0)
-    return model, WorkerPlan(model.device.value, threads, asked.filled(derived))
+    memory = gpu_bytes(model.device.value) if on_gpu else None
+    return model, WorkerPlan(model.device.value, threads, asked.filled(derived), memory)

@@ -50,6 +50,8 @@ class HarvestPlan:
     replicas: int
     workers: WorkerPlan
     """Device, threads and reservation of each stage."""
+    batch_tokens: int
+    """Tokens that go through the model at once."""
     beginning: str
     """With what contexts begin, and why."""
     special_tokens: str
@@ -81,7 +83,7 @@ class HarvestPlan:
             f"each; {self.pending_units:,} to do",
             f"actors    {self.replicas} replica(s) x {len(self.stages)} stage(s) on "
             f"{self.workers.device}, {self.workers.threads} thread(s) and "
-            f"{self.workers.resources} reserved each",
+            f"{self.workers.resources} reserved each; batches of {self.batch_tokens:,} tokens",
         ]
         for layers, weights, buffers, hidden in zip(
             self.stages,
@@ -164,7 +166,7 @@ def plan_harvest(
     token_bytes = model.dim * model.dtype.value.itemsize
     needed = stages[-1].stop
     batches = max(
-        1, schema.rows // config.batch_tokens // max(1, config.replicas)
+        1, schema.rows // config.batch_budget // max(1, config.replicas)
     )  # that flow through one replica
     by_compute = split_layers(needed, len(stages), weights=model.anatomy.block_params[:needed])
     return HarvestPlan(
@@ -182,7 +184,7 @@ def plan_harvest(
             for layers in stages
         ),
         stage_hidden_bytes=tuple(
-            config.batch_tokens * token_bytes * config.pipeline.batches_in_flight * in_flight
+            config.batch_budget * token_bytes * config.pipeline.batches_in_flight * in_flight
             if layers.start
             else 0
             for layers in stages
@@ -192,6 +194,7 @@ def plan_harvest(
         idle_by_compute=_idle(model, by_compute, batches),
         replicas=config.replicas,
         workers=workers,
+        batch_tokens=config.batch_budget,
         beginning=beginning,
         special_tokens=special_tokens,
         tried=tried,

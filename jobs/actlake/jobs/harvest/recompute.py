@@ -99,7 +99,7 @@ class Recomputation:
         here = numerics_here(
             self.model,
             threads=self.workers.threads,
-            batch_tokens=self.config.batch_tokens,
+            batch_tokens=self.config.batch_budget,
             batching=self.batching,
         )
         then = self.store.ledger.numerics

@@ -37,7 +37,7 @@ def replica_spec(
         make=HarvestWorker,
         store_url=lease.location.url,
         token=lease.token,
-        batch_tokens=config.batch_tokens,
+        batch_tokens=config.batch_budget,
         batching=batching,
         damaged=tuple(damaged),
     )

@@ -74,7 +74,7 @@ def try_contexts(
     unit = TrialUnit.of(
         sample,
         context_length=config.corpus.context_length,
-        batch_tokens=config.batch_tokens,
+        batch_tokens=config.batch_budget,
     )
     errors: dict[Batching, tuple[Site, float]] = {}
     losses, why_no_loss = None, "asked not to" if fixed is None else "this store was begun before"

@@ -42,6 +42,8 @@ class WorkerPlan:
     """``cpu`` or ``cuda``; a worker sees only the GPUs that it reserves."""
     threads: int
     resources: Resources
+    device_bytes: int | None = None
+    """Memory of a worker's GPU, the smallest of them; None for a CPU, and where nobody tells."""
 
 
 def joins_cluster(config: ClusterConfig) -> bool:
