@@ -108,7 +108,7 @@ def test_the_plan_says_what_stages_hold_send_and_how_long_they_wait(model, smoll
 
 def test_the_plan_says_what_int8_saves_and_what_it_takes_in_memory(model, smollm2_store):
     planned = plan_harvest(
-        config(storage=StorageConfig(dtype="int8")),
+        config(storage=StorageConfig(dtype="int8"), batch_tokens=256),
         model,
         open_store(smollm2_store).schema,
         pending_units=24,
