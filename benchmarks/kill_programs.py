@@ -274,4 +274,4 @@ def _lay_out(lease: Lease) -> None:
             document = b.add_document(Document(f"{b.rows}", "made", split, "x" * n))
             ids = rng.integers(0, 99, n).astype(np.int32)
             b.add_context(Context(ids, np.full(n, document), np.arange(n, dtype=np.int32), split))
-        b.finish(lambda rows: Geometry(chunk_rows=32, unit_rows=96))
+        b.finish(lambda rows: Geometry(unit_rows=96, chunk_bytes=32 * 12 * 2))

@@ -124,7 +124,7 @@ def chunk_ranges() -> list[tuple[str, int, int]]:
     """The chunks as the pool reads them: key, first byte, end."""
     store = open_store(URL)
     batches = store.batches(SITE, BATCH, shuffle="pool", pool_rows=POOL_ROWS, exclude=None)
-    counts = ChunkMap(batches.stores, batches.selected).counts
+    counts = ChunkMap(batches.stores, batches.selected, [SITE]).counts
     plan = MixingPlan(counts, pool_rows=POOL_ROWS, seed=0, epoch=0)
     spec = store.spec(SITE)
     places = [divmod(int(chunk), spec.chunks_per_shard) for chunk in plan.chunks]

@@ -96,7 +96,7 @@ def lay_out_corpus(folder: Path) -> None:
 
 def synthetic_store() -> Path:
     """A store of ROWS x DIM float16 (1.2 GB), with the same rows in ``../synthetic.raw``."""
-    folder = once("synthetic-4", _synthetic_store)
+    folder = once("synthetic-5", _synthetic_store)
     raw = raw_rows()
     if not raw.is_file() or raw.stat().st_size != ROWS * DIM * 2:
         rows = open_store(folder)[SITE]

@@ -238,8 +238,8 @@ def pool_chunks(store: Path) -> list[tuple[int, int]]:
     """The chunks in the order in which the pool reads them, as ranges of rows."""
     opened = open_store(store)
     batches = opened.batches(SITE, BATCH, shuffle="pool")
-    counts = ChunkMap(batches.stores, batches.selected).counts
-    length = opened.schema.geometry.chunk_rows
+    counts = ChunkMap(batches.stores, batches.selected, [SITE]).counts
+    length = opened.chunk_rows([SITE])
     plan = MixingPlan(counts, pool_rows=POOL_ROWS, seed=0, epoch=0)
     return [(int(c) * length, min((int(c) + 1) * length, len(opened))) for c in plan.chunks]
 

@@ -80,7 +80,7 @@ def make_store(folder: Path) -> None:
         provenance="none",
         layout="packed",
         context_length=CONTEXT,
-        geometry=Geometry(chunk_rows=CHUNK, unit_rows=CHUNK * 64),
+        geometry=Geometry(unit_rows=CHUNK * 64, chunk_bytes=CHUNK * DIM * 2),
     )
 
 

@@ -285,7 +285,7 @@ def main() -> None:
     )
     print(
         f"""
-Reading chunks of {store.schema.geometry.chunk_rows} rows in random order: \
+Reading chunks of {store.chunk_rows([prepare.SITE])} rows in random order: \
 {f["read_mb_s"]:,.0f} MB/s, \
 numpy.memmap of one raw file {f["memmap_read_mb_s"]:,.0f}; \
 {f["checked_read_mb_s"]:,.0f} with every CRC32C checked.

@@ -20,6 +20,13 @@ def unsealed(path):
     return body["content"]
 
 
+def chunk_rows_of(geometry, row_bytes):
+    """Rows of a chunk, where a row takes so many bytes."""
+    most = max(1, geometry["chunk_bytes"] // row_bytes)
+    unit_rows = geometry["unit_rows"]
+    return max(rows for rows in range(1, unit_rows + 1) if rows <= most and unit_rows % rows == 0)
+
+
 class PlainReader:
     """A store in a folder, uncompressed."""
 
@@ -93,12 +100,14 @@ class PlainReader:
         assert schema["compression"] == "none"
         shape = (self.schema["rows"], schema["dim"])
         dtype = KNOWN_DTYPES[schema["dtype"]]
-        return self._shard(f"acts/{site}", dtype, shape, cut["unit_rows"], cut["chunk_rows"], unit)
+        chunk_rows = chunk_rows_of(cut, schema["dim"] * np.dtype(dtype).itemsize)
+        return self._shard(f"acts/{site}", dtype, shape, cut["unit_rows"], chunk_rows, unit)
 
     def norms(self, site, unit):
         """(n,) float32, also of released units."""
-        cut, rows = self.schema["geometry"]["unit_rows"], self.schema["rows"]
-        return self._shard(f"norms/{site}", "<f4", (rows,), cut, cut, unit)
+        cut, shape = self.schema["geometry"], (self.schema["rows"],)
+        chunk_rows = chunk_rows_of(cut, 4)
+        return self._shard(f"norms/{site}", "<f4", shape, cut["unit_rows"], chunk_rows, unit)
 
     def _array(self, name, dtype, shape, shard_rows, chunk_rows):
         shards = range(-(-shape[0] // shard_rows))

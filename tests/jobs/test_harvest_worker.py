@@ -72,7 +72,7 @@ def build(folder, *, lengths=LENGTHS):
                     "train",
                 )
             )
-        builder.finish(lambda rows: Geometry(chunk_rows=8, unit_rows=24))
+        builder.finish(lambda rows: Geometry(unit_rows=24, chunk_bytes=8 * 4 * 32))
 
 
 def fill(

@@ -64,7 +64,7 @@ class Uneven:
             folder, [*documents, *contexts], self.acts,
             provenance=Provenance(model={"name": "made", "revision": "0"}),
             splits=("test", "train"), context_length=LENGTH,
-            geometry=Geometry(chunk_rows=64, unit_rows=256),
+            geometry=Geometry(unit_rows=256, chunk_bytes=64 * 4 * DIM),
         )  # fmt: skip
         self.folder = folder
         self.store.attach_labels(

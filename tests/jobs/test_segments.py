@@ -44,7 +44,7 @@ def laid_down(folder, tokenizer, rows, *, context_length=64, max_tokens=None, **
     with Lease.acquire(LocalFolder(folder / "store")) as lease:
         with StoreBuilder(lease, request, Provenance(), tokenizer_files=files) as builder:
             lay_out(config, tokenizer, builder)
-            builder.finish(lambda rows: Geometry(chunk_rows=64, unit_rows=256))
+            builder.finish(lambda rows: Geometry(unit_rows=256))
         return open_store(lease.location)
 
 

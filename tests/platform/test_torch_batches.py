@@ -18,6 +18,7 @@ from actlake.storage import (
     Geometry,
     Provenance,
     Site,
+    SiteSchema,
     open_store,
     write_store,
 )
@@ -37,7 +38,10 @@ def make_store(folder, dtype, dim=DIM):
         Context(rng.integers(0, 50, 12), np.zeros(12, np.int64), np.arange(12), "train")
         for _ in range(ROWS // 12)
     ]
-    cut = Geometry(chunk_rows=12, unit_rows=24, token_chunk_rows=32, token_shard_rows=64)
+    row_bytes = SiteSchema(dim=dim, dtype=dtype).row_bytes
+    cut = Geometry(
+        unit_rows=24, chunk_bytes=12 * row_bytes, token_chunk_rows=32, token_shard_rows=64
+    )
     corpus, how = [document, *contexts], {"provenance": Provenance(), "geometry": cut}
     write_store(folder, corpus, acts, dtype=dtype, **how)
     return folder

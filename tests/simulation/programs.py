@@ -103,7 +103,7 @@ def _prepare(lease: Lease, corpus: Corpus) -> ActivationStore:
             builder.add_document(document)
         for context in corpus.contexts():
             builder.add_context(context)
-        builder.finish(lambda rows: Geometry(chunk_rows=UNIT_ROWS, unit_rows=UNIT_ROWS))
+        builder.finish(lambda rows: Geometry(unit_rows=UNIT_ROWS))
     return open_store(lease.location)
 
 

@@ -99,7 +99,9 @@ class Known:
                 builder.add_document(document)
             for context in self.contexts:
                 builder.add_context(context)
-            builder.finish(lambda rows: Geometry(chunk_rows=8, unit_rows=24))
+            builder.finish(
+                lambda rows: Geometry(unit_rows=24, chunk_bytes=8 * self.rows_are.row_bytes)
+            )
 
     def fill(
         self, folder: Path, sites: tuple[Site, ...] = SITES, *, skip: tuple[int, ...] = ()
@@ -196,7 +198,7 @@ def many_units(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("many_units") / "store"
     rows = np.random.default_rng(0).normal(size=(280, 5)) * 1e3
     contexts = [[7, 8, 9, 10 + n % 5] for n in range(70)]
-    cut = Geometry(chunk_rows=4, unit_rows=4)
+    cut = Geometry(unit_rows=4)
     write_store(
         folder, contexts, {Site(3): rows.astype(np.float32)}, geometry=cut, provenance="made"
     )

@@ -199,7 +199,7 @@ def test_a_chunk_that_is_expected_is_read_from_the_disk(full):
         with file.open("rb") as handle:  # out of memory with it, where the file system obeys
             os.posix_fadvise(handle.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
-    array.expect(number)
+    array.expect(number * array.spec.chunk_length, (number + 1) * array.spec.chunk_length)
 
     start = chunk.ctypes.data // mmap.PAGESIZE * mmap.PAGESIZE
     pages = -(-(chunk.ctypes.data + chunk.nbytes - start) // mmap.PAGESIZE)

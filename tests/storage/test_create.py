@@ -43,7 +43,7 @@ def test_contexts_in_a_buffer_that_is_used_again_are_stored_as_they_were_given(f
             characters[:] = 100 * number
             builder.add_context(Context(ids, np.full(4, document), characters, "train"))
         ids[:] = -7
-        builder.finish(lambda rows: Geometry(chunk_rows=4, unit_rows=4))
+        builder.finish(lambda rows: Geometry(unit_rows=4))
 
     store = open_store(folder)
     assert store.tokens["id"][:].tolist() == list(range(16))
@@ -64,7 +64,7 @@ def lay_down(lease, texts, *, finish=True):
             ids = np.arange(512, dtype=np.int32)
             builder.add_context(Context(ids, np.full(512, number), ids, "train"))
         if finish:
-            builder.finish(lambda rows: Geometry(chunk_rows=512, unit_rows=512))
+            builder.finish(lambda rows: Geometry(unit_rows=512))
         return [path.name for path in (lease.location.root / "partial").rglob("documents-*")]
 
 

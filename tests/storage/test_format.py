@@ -7,16 +7,10 @@ import google_crc32c
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from plain_reader import chunk_rows_of, unsealed
 
 from actlake.storage import Lease, open_store
 from actlake.storage.location import locate
-
-
-def unsealed(path):
-    body = json.loads(path.read_bytes())
-    canonical = json.dumps(body["content"], sort_keys=True, separators=(",", ":")).encode()
-    assert body["crc32c"] == f"{google_crc32c.value(canonical):08x}"
-    return body["content"]
 
 
 @pytest.fixture
@@ -44,11 +38,13 @@ def test_rows_lie_where_the_page_says(full, known, manifest, sites):
     schema, cut = manifest["schema"], manifest["schema"]["geometry"]
     assert sites["resid_post.3"] == {"dim": 6, "dtype": "float32", "compression": "none"}
     row_bytes = sites["resid_post.3"]["dim"] * 4
-    chunk_bytes = cut["chunk_rows"] * row_bytes
+    chunk_rows = chunk_rows_of(cut, row_bytes)
+    chunk_bytes = chunk_rows * row_bytes
+    assert chunk_rows == 8
 
     for row in range(schema["rows"]):
         shard, inside = divmod(row, cut["unit_rows"])
-        chunk, place = divmod(inside, cut["chunk_rows"])
+        chunk, place = divmod(inside, chunk_rows)
         data = (full / f"rows.zarr/acts/resid_post.3/c.{shard}.0").read_bytes()
         at = chunk * (chunk_bytes + 4) + place * row_bytes
         values = np.frombuffer(data[at : at + row_bytes], "<f4")

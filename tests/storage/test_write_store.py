@@ -25,7 +25,7 @@ SITE = Site(6)
 CONTEXTS = [np.arange(1, n) for n in (5, 9, 2, 12, 7, 3)]
 TOKENS = sum(map(len, CONTEXTS))
 ACTS = np.random.default_rng(0).normal(size=(TOKENS, 4)).astype(np.float32)
-SMALL = Geometry(chunk_rows=4, unit_rows=8, token_chunk_rows=8, token_shard_rows=16)
+SMALL = Geometry(unit_rows=8, chunk_bytes=4 * 8 * 4, token_chunk_rows=8, token_shard_rows=16)
 
 
 @settings(max_examples=6, deadline=None)

@@ -210,20 +210,28 @@ class RowArray(IndexedByRow):
             view: Array = mapped.view[shard, inner, : stop - start]
         return view
 
-    def expect(self, number: int) -> None:
-        """Say that a chunk will be read soon: the system begins to read it from the disk.
+    def expect(self, start: int, stop: int) -> None:
+        """Say that rows ``start <= i < stop`` will be read soon: the system begins to read them.
 
         Does nothing where the array is not mapped, and changes nothing but time.
         """
-        shard, inner = divmod(number, self.spec.chunks_per_shard)
-        mapped = self._mapped
-        if mapped is not None and self._touch(mapped, np.array([shard])):
-            mapped.expect(shard, inner)
+        mapped, length = self._mapped, self.spec.chunk_length
+        for number in range(start // length, num_blocks(block=length, total=stop)):
+            shard, inner = divmod(number, self.spec.chunks_per_shard)
+            if mapped is not None and self._touch(mapped, np.array([shard])):
+                mapped.expect(shard, inner)
 
-    def packed_chunk(self, number: int) -> Array:
-        """(n,) items of ``spec.row_bytes`` bytes: the rows of a chunk as they are stored."""
-        rows = np.ascontiguousarray(self.chunk(number))
+    def packed(self, start: int, stop: int) -> Array:
+        """(n,) items of ``spec.row_bytes`` bytes: rows ``start <= i < stop`` as they are stored."""
+        rows = np.ascontiguousarray(self.chunk_or_rows(start, stop))
         return rows.view(np.uint8).reshape(-1).view(np.dtype((np.void, self.spec.row_bytes)))
+
+    def chunk_or_rows(self, start: int, stop: int) -> Array:
+        """Rows ``start <= i < stop``: where they are a chunk as `chunk`, else as `read`."""
+        number, inside = divmod(start, self.spec.chunk_length)
+        if inside == 0 and stop == min(start + self.spec.chunk_length, len(self)):
+            return self.chunk(number)
+        return self.read(start, stop)
 
     def unpacked(self, items: Array) -> Array:
         """(n, …): the rows that such items are; the same memory."""

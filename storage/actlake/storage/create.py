@@ -8,7 +8,7 @@ import hashlib
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import TracebackType
@@ -156,12 +156,7 @@ class StoreBuilder:
             splits=request.splits,
             special_ids=request.special_ids,
             nonfinite=request.nonfinite,
-            geometry=Geometry(
-                chunk_rows=cut.chunk_rows,
-                unit_rows=cut.unit_rows,
-                token_chunk_rows=chunk,
-                token_shard_rows=shard,
-            ),
+            geometry=replace(cut, token_chunk_rows=chunk, token_shard_rows=shard),
         )
         for spec in (*schema.tokens().values(), *schema.context_arrays().values()):
             self._columns[spec.name].finish(spec)

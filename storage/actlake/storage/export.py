@@ -377,8 +377,14 @@ def _lay_out(
         for context in _copied(parent, contexts, numbers):
             builder.add_context(context)
         row_bytes = max(parent.schema_of(site).row_bytes for site in sites)
-        length = schema.context_length
-        builder.finish(partial(plan_geometry, row_bytes=row_bytes, context_length=length))
+        builder.finish(
+            partial(
+                plan_geometry,
+                row_bytes=row_bytes,
+                context_length=schema.context_length,
+                num_sites=len(sites),
+            )
+        )
     return open_store(lease.location)
 
 

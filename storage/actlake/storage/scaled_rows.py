@@ -90,15 +90,15 @@ class ScaledRows(IndexedByRow):
         codes = self.codes.chunk(number, check=check)
         return self._decoded(codes, self.scales.chunk(number, check=check))
 
-    def expect(self, number: int) -> None:
+    def expect(self, start: int, stop: int) -> None:
         """As `RowArray.expect`."""
-        self.codes.expect(number)
-        self.scales.expect(number)
+        self.codes.expect(start, stop)
+        self.scales.expect(start, stop)
 
-    def packed_chunk(self, number: int) -> Array:
-        """(n,) items, each the codes of a row of a chunk and then its scales."""
-        parts = [array.chunk(number).view(np.uint8) for array in (self.codes, self.scales)]
-        joined = np.concatenate(parts, axis=1)
+    def packed(self, start: int, stop: int) -> Array:
+        """(n,) items, each the codes of a row and then its scales; rows as in `RowArray.packed`."""
+        stored = (array.chunk_or_rows(start, stop) for array in (self.codes, self.scales))
+        joined = np.concatenate([part.view(np.uint8) for part in stored], axis=1)
         return joined.reshape(-1).view(np.dtype((np.void, joined.shape[1])))
 
     def unpacked(self, items: Array) -> Array:

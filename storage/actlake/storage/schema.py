@@ -1,14 +1,17 @@
 """What the rows of a store are, whatever the site; fixed when the store is made.
 
-The *geometry* (rows per chunk and unit) is part of the schema: it decides which file a row is
-in, not what the row says, so the fingerprint leaves it out.
+The *geometry* (rows of a unit, bytes of a chunk) is part of the schema: it decides which file a row
+is in, not what the row says, so the fingerprint leaves it out.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
+from functools import cache
 from typing import Any, Literal, Self
 
 from actlake.storage.block_scales import BLOCK_COLUMNS, num_column_blocks
+from actlake.storage.dtypes import numpy_dtype
 from actlake.storage.errors import FormatTooNew, InvalidSchema
 from actlake.storage.extents import Extent, block_extent, num_blocks
 from actlake.storage.layout import (
@@ -24,12 +27,18 @@ FORMAT = 2
 Layout = Literal["packed", "documents"]
 MIB = 2**20
 
-# 2 MiB: large enough that a read of one chunk is bound by bandwidth, small enough that a chunk
-# is a fine-grained piece of a shuffle.
-CHUNK_BYTES = 2 * MIB
-# 128 MiB: files that object storage and parallel file systems like, and a unit's buffers of a
-# few sites fit in memory beside the model.
-SHARD_BYTES = 128 * MIB
+# Large enough that a read of one chunk is bound by bandwidth, small enough that a chunk is a
+# fine-grained piece of a shuffle and of what is in memory.
+CHUNK_BYTES = 4 * MIB
+# Files that object storage and parallel file systems like; a unit's buffers of a few sites fit in
+# memory beside the model.
+UNIT_BYTES = 128 * MIB
+# Of a large store units grow, up to this, so that no folder gets too many files: a site of 1 TB has
+# 1,000 of them, not 8,000.
+LARGEST_UNIT_BYTES = 1024 * MIB
+UNITS_BEFORE_THEY_GROW = 1024
+# Of all sites together, in which a unit may lie in memory.
+MOST_BYTES_OF_A_LARGE_UNIT = 4096 * MIB
 # A small store has still enough units to show progress and to lose little in a crash.
 LEAST_UNITS = 16
 
@@ -38,14 +47,22 @@ LEAST_UNITS = 16
 class Geometry:
     """How rows are cut into files; see `plan_geometry`."""
 
-    chunk_rows: int
-    """Rows of a chunk of activations, the piece that has its own checksum."""
     unit_rows: int
     """Rows of a unit of work, which is one shard file of every site."""
+    chunk_bytes: int = CHUNK_BYTES
+    """Most bytes of a chunk of rows, the piece that has its own checksum; see `chunk_rows`."""
     token_chunk_rows: int = 2**16
     """Rows of a chunk of the token and context arrays."""
     token_shard_rows: int = 2**22
     """Rows of a shard of the token and context arrays."""
+
+    def chunk_rows(self, row_bytes: int) -> int:
+        """THE rule of how many rows of so many bytes are a chunk: sites differ in it.
+
+        The largest divisor of `unit_rows` of which so many rows are at most `chunk_bytes`; a row
+        that is larger is a chunk.
+        """
+        return largest_divisor(self.unit_rows, at_most=max(1, self.chunk_bytes // row_bytes))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,13 +101,12 @@ class StoreSchema:
             raise InvalidSchema(f"Splits must be named, each once; there is {self.splits!r}")
         if len(self.splits) > 127:
             raise InvalidSchema(f"A store has at most 127 splits, not {len(self.splits)}")
-        for whole, part in (("unit_rows", "chunk_rows"), ("token_shard_rows", "token_chunk_rows")):
-            if getattr(self.geometry, whole) % getattr(self.geometry, part):
-                raise InvalidSchema(
-                    f"{whole} must be a multiple of {part}; "
-                    f"{getattr(self.geometry, whole)} is not one of "
-                    f"{getattr(self.geometry, part)}"
-                )
+        shard_rows, chunk_rows = self.geometry.token_shard_rows, self.geometry.token_chunk_rows
+        if shard_rows % chunk_rows:
+            raise InvalidSchema(
+                f"token_shard_rows must be a multiple of token_chunk_rows; {shard_rows} is not one "
+                f"of {chunk_rows}"
+            )
 
     @property
     def num_units(self) -> int:
@@ -121,7 +137,7 @@ class StoreSchema:
             shape=(self.rows, rows.dim),
             dtype=rows.dtype,
             shard_length=self.geometry.unit_rows,
-            chunk_length=self.geometry.chunk_rows,
+            chunk_length=self.geometry.chunk_rows(rows.row_bytes),
             dimension_names=("row", "dim"),
             fill_value=0 if rows.has_scales else "NaN",
             compression=rows.compression,
@@ -159,13 +175,13 @@ class StoreSchema:
         }
 
     def norms(self, site: Site) -> ArraySpec:
-        """``norms/<site>``: (row,), the Euclidean norm of each row; one chunk a unit."""
+        """``norms/<site>``: (row,), the Euclidean norm of each row."""
         return ArraySpec(
             name=f"norms/{site}",
             shape=(self.rows,),
             dtype="float32",
             shard_length=self.geometry.unit_rows,
-            chunk_length=self.geometry.unit_rows,
+            chunk_length=self.geometry.chunk_rows(numpy_dtype("float32").itemsize),
             dimension_names=("row",),
             fill_value="NaN",
         )
@@ -229,16 +245,25 @@ def plan_geometry(
     *,
     row_bytes: int,
     context_length: int,
+    num_sites: int = 1,
     unit_rows_at_most: int | None = None,
     chunk_bytes: int = CHUNK_BYTES,
-    shard_bytes: int = SHARD_BYTES,
+    unit_bytes: int = UNIT_BYTES,
 ) -> Geometry:
-    """Cut rows into chunks and units so that full contexts straddle neither.
+    """Cut rows into units that full contexts do not straddle, and that chunks of 4 MiB divide.
 
-    `row_bytes` are those of a row of one site, of the widest where they differ.
-    Both lengths are multiples of `context_length`. A unit is at most `shard_bytes` (or one
-    chunk, or `unit_rows_at_most` for slow models), and less in a small store, so that it has
-    at least 16 units as far as it has that many contexts.
+    Parameters
+    ----------
+    row_bytes
+        Of a row of one site, of the widest where they differ.
+    num_sites
+        Sites that are written together.
+    unit_rows_at_most
+        For slow models.
+    unit_bytes
+        Most bytes of a unit of one site. Of a store of more than 1,024 such units they are more, up
+        to 1 GiB, if all sites together are no more than 4 GiB; of a small store they are less, so
+        that it has at least 16 units as far as it has that many contexts.
 
     Raises
     ------
@@ -249,20 +274,34 @@ def plan_geometry(
         "rows": rows,
         "row_bytes": row_bytes,
         "context_length": context_length,
+        "num_sites": num_sites,
         "chunk_bytes": chunk_bytes,
-        "shard_bytes": shard_bytes,
+        "unit_bytes": unit_bytes,
         "unit_rows_at_most": 1 if unit_rows_at_most is None else unit_rows_at_most,
     }
     _check_positive(sizes)
-    chunk_rows = max(1, chunk_bytes // row_bytes // context_length) * context_length
+    large = min(LARGEST_UNIT_BYTES, MOST_BYTES_OF_A_LARGE_UNIT // num_sites)
+    grown = min(rows * row_bytes // UNITS_BEFORE_THEY_GROW, large)
     most = min(
-        shard_bytes // row_bytes,
+        max(unit_bytes, grown) // row_bytes,
         rows // LEAST_UNITS,
         rows if unit_rows_at_most is None else unit_rows_at_most,
     )
-    if most < chunk_rows:  # a store this small has smaller chunks, never less than a context
-        chunk_rows = max(1, most // context_length) * context_length
-    return Geometry(chunk_rows=chunk_rows, unit_rows=max(1, most // chunk_rows) * chunk_rows)
+    contexts = _round_down(max(1, most // context_length))
+    return Geometry(unit_rows=contexts * context_length, chunk_bytes=chunk_bytes)
+
+
+def _round_down(number: int) -> int:
+    """To four binary digits and zeros: a number that many others divide, and at most 1/8 less."""
+    zeros = max(0, number.bit_length() - 4)
+    return number >> zeros << zeros
+
+
+@cache
+def largest_divisor(number: int, *, at_most: int) -> int:
+    """The largest number up to `at_most` that divides `number`."""
+    small = [n for n in range(1, math.isqrt(number) + 1) if number % n == 0]
+    return max(n for n in (*small, *(number // n for n in small)) if n <= at_most)
 
 
 def _metadata(groups: Iterable[str], specs: Iterable[ArraySpec]) -> dict[str, bytes]:

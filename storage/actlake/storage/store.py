@@ -247,6 +247,10 @@ class ActivationStore:
         stored = self.site(site)
         return self.schema.row_arrays(stored, self.ledger.schemas[stored])
 
+    def chunk_rows(self, sites: Iterable[str | Site]) -> int:
+        """Rows of the smallest chunk that one of these sites has; raises as `site`."""
+        return min(self.spec(site).chunk_length for site in sites)
+
     def norms_spec(self, site: str | Site) -> ArraySpec:
         """How the norms of a site's rows are cut into files; raises as `site`."""
         return self.schema.norms(self.site(site))

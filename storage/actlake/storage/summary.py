@@ -147,7 +147,8 @@ def _facts(stores: Sequence["ActivationStore"]) -> tuple[tuple[str, str], ...]:
     revision = str(stores[0].provenance.model.get("revision", "")).removeprefix("sha256:")[:12]
     labels = sorted({name for store in stores for name in attached_names(store)})
     unit_rows = _listed(f"{s.geometry.unit_rows:,}" for s in schemas)
-    chunk_rows = _listed(f"{s.geometry.chunk_rows:,}" for s in schemas)
+    specs = [one.spec(site) for one in stores for site in one.sites]
+    chunks = _listed(f"{spec.chunk_length:,}" for spec in specs)
     rows_are = [one.schema_of(site) for one in stores for site in one.sites]
     kinds = "".join(dict.fromkeys(f"{schema}, " for schema in rows_are))
     unknown = dict.fromkeys(
@@ -160,8 +161,8 @@ def _facts(stores: Sequence["ActivationStore"]) -> tuple[tuple[str, str], ...]:
         f"{sum(s.documents for s in schemas):,} documents",
         "layout": f"{_listed(s.layout for s in schemas)}; "
         f"splits {_listed(name for s in schemas for name in s.splits)}",
-        "stored as": f"{kinds}{sum(s.num_units for s in schemas):,} units of {unit_rows} rows, "
-        f"chunks of {chunk_rows}",
+        "stored as": f"{kinds}{sum(s.num_units for s in schemas):,} units of {unit_rows} rows"
+        + (f", chunks of {chunks}" if chunks else ""),
         "not readable here": "; ".join(unknown),
         "labels": ", ".join(labels),
         "fingerprint": _listed(shortened(store.fingerprint) for store in stores),

@@ -34,6 +34,7 @@ Array = np.ndarray[Any, Any]
 _Files = Mapping[str, bytes | None]
 _ROWS_AT_ONCE = 2**20
 _BYTES_AT_ONCE = 2**24
+_MOST_BYTES_AHEAD = 2**30
 
 
 @dataclass(frozen=True, slots=True)
@@ -320,7 +321,10 @@ def _fetched(store: ActivationStore) -> Iterator[tuple[ShardRecord, _Files]]:
         return record, _files_of(store, record)
 
     records = read_shards(store.location, store.sites)
-    yield from map_ahead(fetch, records, threads=store.location.parallel // 4)
+    units_bytes = max((store.schema.geometry.unit_rows * store.schema_of(site).row_bytes
+                       for site in store.sites), default=1)  # fmt: skip
+    most = max(1, _MOST_BYTES_AHEAD // (2 * units_bytes))  # of each thread two are kept
+    yield from map_ahead(fetch, records, threads=min(most, store.location.parallel // 4))
 
 
 def _files_of(store: ActivationStore, record: ShardRecord) -> _Files:

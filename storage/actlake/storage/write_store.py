@@ -137,7 +137,12 @@ def write_store(
             builder.finish(
                 lambda total: (
                     geometry
-                    or plan_geometry(total, row_bytes=widest, context_length=context_length)
+                    or plan_geometry(
+                        total,
+                        row_bytes=widest,
+                        context_length=context_length,
+                        num_sites=len(schemas),
+                    )
                 )
             )
         store = open_store(location)

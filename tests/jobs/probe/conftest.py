@@ -88,7 +88,7 @@ class Labelled:
             splits=("test", "train", "validation"),
             context_length=32,
             special_ids=SPECIAL,
-            geometry=Geometry(chunk_rows=64, unit_rows=256),
+            geometry=Geometry(unit_rows=256, chunk_bytes=64 * 4 * self.dim),
         )
         return folder
 

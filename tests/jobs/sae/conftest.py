@@ -142,7 +142,7 @@ def _write(spoken: Spoken, texts: list[str], revision: str, tokenizer: Any) -> N
         layout="packed",
         special_ids=(spoken.end,),
         tokenizer=tokenizer.to_str(),
-        geometry=Geometry(chunk_rows=60, unit_rows=240),
+        geometry=Geometry(unit_rows=240, chunk_bytes=60 * 4 * DIM),
         request={"model": {"name": str(spoken.model_folder), "device": "cpu"}},
     )
 

@@ -51,7 +51,7 @@ def save_store(folder: Path) -> Path:
         splits=("test", "train"),
         context_length=32,
         special_ids=(0,),
-        geometry=Geometry(chunk_rows=64, unit_rows=256),
+        geometry=Geometry(unit_rows=256, chunk_bytes=64 * 4 * DIM),
     )
     return folder
 

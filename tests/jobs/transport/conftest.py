@@ -79,7 +79,7 @@ class Layers:
             context_length=32,
             special_ids=SPECIAL,
             nonfinite=nonfinite,
-            geometry=Geometry(chunk_rows=64, unit_rows=256),
+            geometry=Geometry(unit_rows=256, chunk_bytes=64 * 4 * self.dim),
         )
         return folder
 

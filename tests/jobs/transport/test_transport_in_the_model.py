@@ -85,7 +85,7 @@ def store_folder(model, model_folder, chain, tmp_path_factory) -> Path:
         provenance=Provenance(model={"name": "tiny", "revision": model.revision}),
         splits=("test", "train"),
         special_ids=(0, 1),
-        geometry=Geometry(chunk_rows=200, unit_rows=400),
+        geometry=Geometry(unit_rows=400, chunk_bytes=200 * 4 * DIM),
         request={"model": {"name": str(model_folder), "device": "cpu"}},
     )
     return folder

@@ -161,7 +161,7 @@ def tell(
                         splits[0],
                     )
                 )
-            builder.finish(lambda rows: Geometry(chunk_rows=8, unit_rows=16))
+            builder.finish(lambda rows: Geometry(unit_rows=16, chunk_bytes=8 * 5 * 4))
         store = open_store(folder)
         add_sites(lease, store, {SITE: SiteSchema(dim=5, dtype=dtype)}, {})
         store.refresh()

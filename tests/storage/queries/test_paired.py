@@ -45,7 +45,7 @@ def build(folder: Path, documents, *, seed=0, model="one", dtype="float32", spli
         splits=splits,
         context_length=64,
         special_ids=(BOS, END),
-        geometry=Geometry(chunk_rows=16, unit_rows=64),
+        geometry=Geometry(unit_rows=64),
     )  # fmt: skip
     return open_store(folder), acts
 

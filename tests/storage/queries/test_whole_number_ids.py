@@ -47,7 +47,7 @@ def make(folder, tokenizer, text="abcd"):
         {Site(0): np.zeros((TOKENS * len(IDS), 2), np.float32)},
         provenance="none",
         tokenizer=tokenizer.to_str(),
-        geometry=Geometry(chunk_rows=4, unit_rows=8),
+        geometry=Geometry(unit_rows=8),
     )
 
 

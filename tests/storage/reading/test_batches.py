@@ -604,7 +604,7 @@ def test_a_pool_of_its_own_is_as_large_as_asked_for_but_for_a_chunk_a_block(full
 
     (pool,) = batches._reader._pool.values()
     blocks = batches._reader._plan.num_parts + 2
-    assert 60 < len(pool) <= 100 + blocks * store.schema.geometry.chunk_rows
+    assert 60 < len(pool) <= 100 + blocks * store.chunk_rows([SITE])
 
 
 def test_a_mapped_store_needs_no_pool_of_its_own_and_hears_which_chunks_come(full, monkeypatch):
@@ -618,7 +618,7 @@ def test_a_mapped_store_needs_no_pool_of_its_own_and_hears_which_chunks_come(ful
 
     seen = set()
     for batch in batches:
-        seen |= set((batch.rows // store.schema.geometry.chunk_rows).tolist())
+        seen |= set((batch.rows // store.chunk_rows([SITE])).tolist())
         assert seen <= set(heard)
 
     assert len(heard) == len(set(heard)) == store[SITE].num_chunks

@@ -37,8 +37,8 @@ class StorageConfig:
     """What happens to infinities and NaNs: the harvest stops, or they are stored and counted."""
 
     unit_rows: int | None = None
-    """At most so many rows in a unit of work, a shard file; null: up to 128 MiB a site, 30
-    seconds of work, and at least 16 units a store."""
+    """At most so many rows in a unit of work, a shard file; null: up to 128 MiB a site (1 GiB in
+    a store of more than 1 TiB a site), 30 seconds of work, and at least 16 units a store."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -242,6 +242,7 @@ def _lay_down(
                 plan_geometry,
                 row_bytes=row_bytes,
                 context_length=config.corpus.context_length,
+                num_sites=len(wanted.sites),
                 unit_rows_at_most=unit_rows,
             )
         )

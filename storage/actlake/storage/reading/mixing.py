@@ -152,18 +152,24 @@ class MixingPlan:
 
 
 class ChunkMap:
-    """The chunks of several stores as one list, and the rows of each that take part."""
+    """The chunks of several stores as one list, and the rows of each that take part.
 
-    def __init__(self, stores: ManyStores, rows: RowSet) -> None:
+    Of sites whose chunks differ, those of the widest rows: a piece of any of them is then no
+    larger than a chunk.
+    """
+
+    def __init__(self, stores: ManyStores, rows: RowSet, sites: Iterable[str | Site]) -> None:
+        sites = list(sites)
         edges = [np.zeros(1, np.int64)]
         first = [0]
         for store, offset in zip(stores.stores, stores.offsets, strict=False):
-            length, total = store.schema.geometry.chunk_rows, len(store)
+            length, total = store.chunk_rows(sites), len(store)
             stops = np.minimum(np.arange(length, total + length, length), total)
             edges.append(offset + stops)
             first.append(first[-1] + len(stops))
         self._edges = np.concatenate(edges)
         self._first = np.array(first)
+        self._offsets = stores.offsets
         self._rows = rows
 
     @cached_property
@@ -185,18 +191,20 @@ class ChunkMap:
 
     def read(self, arrays: Sequence[SiteRows], chunk: int) -> Array:
         """(n,) items, the chunk's rows of one site as stored; `arrays` are those of the stores."""
-        store, number = self._locate(chunk)
-        return arrays[store].packed_chunk(number)
+        array, rows = self._locate(arrays, chunk)
+        return array.packed(rows.start, rows.stop)
 
     def expect(self, arrays: Sequence[SiteRows], chunk: int) -> None:
         """Say that the chunk will be read soon; see `RowArray.expect`."""
-        store, number = self._locate(chunk)
-        arrays[store].expect(number)
+        array, rows = self._locate(arrays, chunk)
+        array.expect(rows.start, rows.stop)
 
-    def _locate(self, chunk: int) -> tuple[int, int]:
-        """The store of a chunk, and the chunk's number there."""
+    def _locate(self, arrays: Sequence[SiteRows], chunk: int) -> tuple[SiteRows, Extent]:
+        """The array of the store that a chunk is of, and its rows there."""
         store = int(np.searchsorted(self._first, chunk, side="right")) - 1
-        return store, chunk - int(self._first[store])
+        offset = int(self._offsets[store])
+        start, stop = (int(edge) - offset for edge in self._edges[chunk : chunk + 2])
+        return arrays[store], Extent(start, stop)
 
 
 class MixedEpoch:
@@ -272,8 +280,9 @@ class MixedOrder:
         pool_rows: int,
         seed: int,
     ) -> None:
+        sites = list(sites)
         self._arrays = [stores.arrays(site) for site in sites]
-        self._chunks = ChunkMap(stores, rows)
+        self._chunks = ChunkMap(stores, rows, sites)
         self._epoch = Kept(self._begin, 2)  # threads may be in two
         self._how = {"pool_rows": pool_rows, "seed": seed}
 
@@ -316,7 +325,7 @@ class PoolReader:
     ) -> None:
         self._arrays = {site: stores.arrays(stored) for site, stored in sites.items()}
         self._schemas = {site: stores.schema_of(stored) for site, stored in sites.items()}
-        self._map = ChunkMap(stores, rows)
+        self._map = ChunkMap(stores, rows, sites.values())
         self._how = {"pool_rows": pool_rows, "seed": seed}
         self._batch_rows = batch_rows
         self._executor = executor

@@ -149,7 +149,7 @@ def _identities(stores: ManyStores, sites: Sequence[str]) -> list[dict[str, Any]
             "fingerprint": store.fingerprint,
             "rows": store.schema.rows,
             "sites": {site: str(store.schema_of(site)) for site in sites},
-            "chunk_rows": store.schema.geometry.chunk_rows,
+            "chunk_rows": store.chunk_rows(sites),
             "unit_rows": store.schema.geometry.unit_rows,
         }
         for store in stores.stores

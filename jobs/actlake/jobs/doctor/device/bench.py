@@ -147,7 +147,7 @@ def _lay_tokens(lease: Lease, tokens: Tokens) -> None:
                 )
             )
         unit_rows = tokens.contexts_per_unit * tokens.length
-        builder.finish(lambda _: Geometry(chunk_rows=tokens.length, unit_rows=unit_rows))
+        builder.finish(lambda _: Geometry(unit_rows=unit_rows))
 
 
 @contextmanager
