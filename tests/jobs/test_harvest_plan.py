@@ -94,7 +94,7 @@ def test_the_plan_says_what_stages_hold_send_and_how_long_they_wait(model, smoll
     assert planned.stage_buffer_bytes == (0, 256 * 576 * 2 * 3)
     text = str(planned)
     assert "text      every context begins with <bos> (asked for)\n" in text
-    assert "splits    train 90, test 10\n" in text
+    assert "splits    train 90 (90.0%), test 10 (10.0%)\n" in text
     assert "contexts  run each alone\n" in text
     assert "layers 0–3: 169.9 MB of weights, up to 0 B of rows in flight" in text
     assert (

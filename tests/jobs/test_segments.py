@@ -6,7 +6,15 @@ import pytest
 from transformers import AutoTokenizer
 
 from actlake.jobs.harvest.segments import attach_segments
-from actlake.platform.corpus import CorpusConfig, Files, Packed, SplitByHash, lay_out
+from actlake.platform.corpus import (
+    CorpusConfig,
+    Files,
+    Packed,
+    SplitByHash,
+    corpus_provenance,
+    lay_out,
+    resolve_beginning,
+)
 from actlake.platform.models import tokenizer_file
 from actlake.storage import Lease, Provenance, StoreBuilder, StoreRequest, open_store
 from actlake.storage.location import LocalFolder
@@ -28,7 +36,7 @@ def dialogues(number):
         ]
 
 
-def laid_down(folder, tokenizer, rows, *, context_length=64, max_tokens=None, **source):
+def laid_down(folder, tokenizer, rows, *, context_length=64, max_tokens=None, bos="auto", **source):
     """A store without activations; contexts are packed, so that they cut conversations."""
     path = folder / "chat.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -37,12 +45,15 @@ def laid_down(folder, tokenizer, rows, *, context_length=64, max_tokens=None, **
         layout=Packed(separator="<|endoftext|>"),
         context_length=context_length,
         max_tokens=max_tokens,
+        bos=bos,
         splits=SplitByHash(fractions={"train": 1.0}),
     )
+    beginning = resolve_beginning(bos, tokenizer)
+    provenance = Provenance(corpus=corpus_provenance(config, beginning))
     request = StoreRequest(layout="packed", context_length=context_length, splits=("train",))
     files = {"tokenizer.json": tokenizer_file(tokenizer)}
     with Lease.acquire(LocalFolder(folder / "store")) as lease:
-        with StoreBuilder(lease, request, Provenance(), tokenizer_files=files) as builder:
+        with StoreBuilder(lease, request, provenance, tokenizer_files=files) as builder:
             lay_out(config, tokenizer, builder)
             builder.finish(lambda rows: Geometry(unit_rows=256))
         return open_store(lease.location)
@@ -131,3 +142,42 @@ def test_a_column_of_that_name_is_kept_under_another(tmp_path, tokenizer):
 
     assert store.documents(["original_segments"])["original_segments"].to_pylist() == ["mine"]
     assert not list(store.location.list("labels"))
+
+
+@pytest.mark.parametrize("bos", ["never", "context", "document"])
+def test_segments_of_given_ids_are_labels_of_the_tokens_that_were_given(tmp_path, tokenizer, bos):
+    rows = [
+        {
+            "tokens": [1000 + i, *range(2000, 2000 + i), 3000],
+            "parts": [{"name": "prompt", "stop": 1}, {"name": "generated", "stop": i + 2}],
+        }
+        for i in range(40)
+    ]
+    store = laid_down(
+        tmp_path, tokenizer, rows, context_length=16, bos=bos, ids_column="tokens",
+        segments_column="parts", columns=(),
+    )  # fmt: skip
+
+    attach_segments(store)
+
+    ids = store.tokens["id"].read(0, len(store))
+    prompt, generated = (
+        ids[store.find(where=f"segment = '{name}'").rows].tolist()
+        for name in ("prompt", "generated")
+    )
+    assert prompt == [row["tokens"][0] for row in rows]
+    assert generated == [token for row in rows for token in row["tokens"][1:]]
+
+
+def test_a_text_is_not_looked_for_where_nobody_knows_where_it_stands_and_that_is_said(
+    tmp_path, tokenizer, caplog
+):
+    given = tokenizer("Ask me again.", add_special_tokens=False)["input_ids"]
+    rows = [{"tokens": given, "text": "Ask me again."}, {"tokens": [*given, 5]}, {"tokens": [7]}]
+    store = laid_down(tmp_path, tokenizer, rows, ids_column="tokens")
+
+    found = store.find(text="again")
+
+    assert len(found) == 1
+    assert "In 2 documents of" in caplog.text
+    assert len(store.find(token=" again")) == 2

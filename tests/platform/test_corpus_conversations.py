@@ -297,7 +297,7 @@ def test_segments_that_are_given_are_kept_with_their_text(tmp_path):
     [
         (None, "holds None"),
         ("prompt", "holds 'prompt'"),
-        ([{"name": "prompt", "stop": 7}], "ends at character 7 of a text of 8"),
+        ([{"name": "prompt", "stop": 7}], "ends at character 7 of 8"),
         ([{"name": "a", "stop": 9}], "ends at character 9"),
         ([{"name": "a", "stop": 5}, {"name": "b", "stop": 3}], "has 'b' stop at 3"),
         ([{"name": "a", "stop": "8"}], "has 'a' stop at '8'"),

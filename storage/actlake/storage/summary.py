@@ -4,6 +4,7 @@ import html
 import io
 import itertools
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -129,7 +130,7 @@ _COLUMNS: dict[str, Literal["left", "right"]] = {
 
 
 def summarize(store: "ActivationStore | ManyStores") -> Summary:
-    """Gather what `Summary` shows; reads the ledger's state and the moments, no rows."""
+    """Gather what `Summary` shows; reads the ledger's state, moments and contexts, no rows."""
     stores = [part.store for part in parts_of(store)]
     number = len(stores)
     return Summary(
@@ -159,8 +160,8 @@ def _facts(stores: Sequence["ActivationStore"]) -> tuple[tuple[str, str], ...]:
         "rows": f"{sum(s.rows for s in schemas):,} tokens in {sum(s.contexts for s in schemas):,} "
         f"contexts of up to {max(s.context_length for s in schemas)}, "
         f"{sum(s.documents for s in schemas):,} documents",
-        "layout": f"{_listed(s.layout for s in schemas)}; "
-        f"splits {_listed(name for s in schemas for name in s.splits)}",
+        "layout": _listed(s.layout for s in schemas),
+        "splits": _splits(stores),
         "stored as": f"{kinds}{sum(s.num_units for s in schemas):,} units of {unit_rows} rows"
         + (f", chunks of {chunks}" if chunks else ""),
         "not readable here": "; ".join(unknown),
@@ -168,6 +169,15 @@ def _facts(stores: Sequence["ActivationStore"]) -> tuple[tuple[str, str], ...]:
         "fingerprint": _listed(shortened(store.fingerprint) for store in stores),
     }
     return tuple((name, value) for name, value in facts.items() if value)
+
+
+def _splits(stores: Sequence["ActivationStore"]) -> str:
+    """The splits, and of all rows the share that each has."""
+    rows: Counter[str] = Counter()
+    for store in stores:
+        rows.update(store.lookup.rows_per_split())
+    total = max(1, rows.total())
+    return ", ".join(f"{name} {count / total:.1%} of the rows" for name, count in rows.items())
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -78,7 +78,7 @@ class HarvestPlan:
             *(f"{subject:<10}{words}" for subject, words in self.tried.items()),
             f"rows      {self.rows:,} tokens, {human_bytes(self.num_bytes)} of activations"
             + self._saved(),
-            f"splits    {', '.join(f'{split} {n:,}' for split, n in self.rows_per_split.items())}",
+            f"splits    {self._splits()}",
             f"units     {self.units:,} of {self.unit_rows:,} rows, {len(self.sites)} shard files "
             f"each; {self.pending_units:,} to do",
             f"actors    {self.replicas} replica(s) x {len(self.stages)} stage(s) on "
@@ -111,6 +111,12 @@ class HarvestPlan:
                 )
             )
         return "\n".join(lines)
+
+    def _splits(self) -> str:
+        total = max(1, sum(self.rows_per_split.values()))
+        return ", ".join(
+            f"{split} {rows:,} ({rows / total:.1%})" for split, rows in self.rows_per_split.items()
+        )
 
     def _saved(self) -> str:
         saved = self.float16_bytes - self.num_bytes

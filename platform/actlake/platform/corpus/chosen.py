@@ -36,12 +36,12 @@ def chosen(
             continue
         if sample and not _is_in(sample, item):
             yield LeftOut(item.place, "sample")
-        elif config.deduplicate and item.text and not texts.add(item.text):
+        elif config.deduplicate and item.content and not texts.add(item.content):
             yield LeftOut(item.place, "duplicate")
         else:
             yield item
 
 
 def _is_in(sample: Sample, passage: Passage) -> bool:
-    key = content_id(passage.text) if passage.id is None else passage.id
+    key = content_id(passage.content) if passage.id is None else passage.id
     return point_of("sample", sample.seed, key) < sample.fraction

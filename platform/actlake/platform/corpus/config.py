@@ -93,7 +93,9 @@ class SplitByHash:
     """A document's split follows from its id, or from a column, and the seed, and nothing else."""
 
     fractions: Mapping[str, float] = field(default_factory=lambda: {"train": 0.9, "test": 0.1})
-    """Share of the documents, by name of the split; they sum to 1. Their order plays no part."""
+    """Share of the documents, and so of the rows that are to be expected, by name of the split;
+    they sum to 1. Their order plays no part. A few long documents, each in one split, may take the
+    share of the rows far from it, which is said; `cut_documents` divides them."""
 
     by: str | None = None
     """Column whose value decides in the place of the id: documents of one author, or the members of
@@ -199,9 +201,15 @@ class CorpusConfig:
 
     @property
     def special_tokens_are(self) -> InText:
-        """What special tokens in a text are; in a chat template always themselves."""
+        """What special tokens in a text are; in a chat template and given ids always themselves."""
         has_messages = not isinstance(self.source, Builtin) and self.source.messages_column
-        return "special" if has_messages else self.special_tokens.in_text
+        are_meant = has_messages or self.is_given_as_ids
+        return "special" if are_meant else self.special_tokens.in_text
+
+    @property
+    def is_given_as_ids(self) -> bool:
+        """Whether documents are token ids, and nothing is tokenised."""
+        return not isinstance(self.source, Builtin) and self.source.ids_column is not None
 
     def __post_init__(self) -> None:
         if self.context_length < 2:
@@ -216,10 +224,10 @@ class CorpusConfig:
             )
         source = self.source
         if self.cut_documents is not None and not isinstance(source, Builtin):
-            for name in ("messages_column", "segments_column"):
+            for name in ("messages_column", "ids_column", "segments_column"):
                 if getattr(source, name) is not None:
                     raise InvalidCorpusConfig(
-                        f"Documents with segments (corpus.source.{name}) are not cut\n"
+                        f"Documents that are more than a text (corpus.source.{name}) are not cut\n"
                         "hint: leave corpus.cut_documents out"
                     )
         for name in ("max_documents", "max_tokens"):

@@ -48,7 +48,7 @@ class Identities:
             Its given id was given before.
         """
         if passage.id is None:
-            return self._after_content(content_id(passage.text))
+            return self._after_content(content_id(passage.content))
         if not self._seen.add(f"given {passage.id}"):
             raise DuplicateDocument(
                 f"{passage.place}: the id {passage.id!r} was given to an earlier document\n"

@@ -27,10 +27,12 @@ from actlake.platform.corpus.config import (
 from actlake.platform.corpus.errors import (
     CorpusEmpty,
     DocumentTooLong,
+    InvalidColumn,
     InvalidCorpusConfig,
     SpecialTokenInText,
     SplitEmpty,
 )
+from actlake.platform.corpus.given_ids import GivenIds
 from actlake.platform.corpus.identity import Identities
 from actlake.platform.corpus.passages import Unreadable
 from actlake.platform.corpus.read import read_corpus
@@ -38,6 +40,7 @@ from actlake.platform.corpus.report import EXAMPLES_AT_MOST, CorpusReport
 from actlake.platform.corpus.special_tokens import TextEncoder
 from actlake.platform.corpus.splits import split_of_document
 from actlake.platform.corpus.tokenise import (
+    UNKNOWN_CHARACTER,
     Int32s,
     Tokenised,
     Tokenizer,
@@ -104,7 +107,8 @@ def lay_out(
     layout = _Layout(config, beginning, separator_id(config, tokenizer), sink)
     template = open_template(config, tokenizer, beginning)
     encoder = TextEncoder(tokenizer, config.special_tokens_are)
-    for item in tokenise(read_corpus(config, template), encoder, batch_documents=batch_documents):
+    documents = read_corpus(config, template, GivenIds(tokenizer))
+    for item in tokenise(documents, encoder, batch_documents=batch_documents):
         layout.add(item)
         if progress is not None:
             progress(documents=layout.documents, rows=layout.rows)
@@ -112,6 +116,8 @@ def lay_out(
             break
     report = layout.finish()
     logger.info("Laid out the corpus: %s", report)
+    if report.shares_are_far_off:
+        logger.warning("%s", report.shares_said)
     return report
 
 
@@ -126,6 +132,7 @@ class _Layout:
         sink: CorpusSink,
     ) -> None:
         self._config = config
+        self._beginning = beginning
         self._separator = separator
         self._sink = sink
         # A context begins with one beginning at most, whoever asks for it.
@@ -177,6 +184,8 @@ class _Layout:
         passage = item.passage
         if item.special and self._config.special_tokens_are == "refuse":
             raise _special_token_in_text(item)
+        if passage.ids is not None:
+            _refuse_two_beginnings(item, self._beginning)
         identity = self._identities.name(passage)
         split = split_of_document(self._config.splits, identity.key, passage.columns, passage.place)
         num_kept = self._within_its_context(item)
@@ -186,12 +195,13 @@ class _Layout:
         self.budget_reached = num_rows < len(ids)
         if num_text < 1:
             return
+        has_text = passage.ids is None or passage.text != ""
         ordinal = self._sink.add_document(
             Document(
                 id=identity.id,
                 source=passage.source,
                 split=split,
-                text=passage.text if self._config.keep_text else None,
+                text=passage.text if self._config.keep_text and has_text else None,
                 columns=self._columns.of(passage),
             )
         )
@@ -203,6 +213,7 @@ class _Layout:
         self._tally["repeated"] += identity.repeated
         self._special.update(token for token, _ in item.special)
         self._tally["characters"] += len(passage.text)
+        self._tally["without places"] += not item.has_places
         self._tally["text"] += num_text
         self._tally["separators"] += num_rows - len(self._document_bos) - num_text
         self._tally["cut"] += num_kept - num_text
@@ -229,10 +240,10 @@ class _Layout:
         """The document's tokens between what joins them."""
         before = list(self._document_bos)
         after = [] if self._separator is None else [self._separator]
-        ends = [len(item.passage.text)] * len(after)
+        begin, end = (0, len(item.passage.text)) if item.has_places else (UNKNOWN_CHARACTER,) * 2
         return (
             _joined(before, item.ids[:num_kept], after),
-            _joined([0] * len(before), item.chars[:num_kept], ends),
+            _joined([begin] * len(before), item.chars[:num_kept], [end] * len(after)),
         )
 
     def _within_the_budget(self, num_rows: int, split: str) -> int:
@@ -281,14 +292,33 @@ class _Layout:
             special_tokens_are=self._config.special_tokens_are,
             rows_per_split=self._rows_per_split,
             documents_per_split=self._documents_per_split,
+            expected_shares=_expected_shares(self._config),
             truncated_documents=tally["truncated documents"],
             continued_documents=tally["continued"],
+            documents_without_places=tally["without places"],
             budget_reached=self.budget_reached,
             empty_examples=tuple(self._empty),
             skipped_examples=tuple(self._skipped),
         )
         _refuse_emptiness(report, self._config, characters=tally["characters"])
         return report
+
+
+def _expected_shares(config: CorpusConfig) -> dict[str, float]:
+    splits = config.splits
+    if isinstance(splits, SplitByColumn):
+        return {}
+    return {name: splits.fractions[name] for name in splits.names}
+
+
+def _refuse_two_beginnings(item: Tokenised, beginning: Beginning) -> None:
+    begins = tuple(item.ids[: len(beginning.ids)].tolist())
+    if beginning.ids and begins == beginning.ids:
+        raise InvalidColumn(
+            f"{item.passage.place} would begin twice: its ids begin with "
+            f"{' '.join(beginning.tokens)}, and {beginning}\n"
+            "hint: set corpus.bos: never, or leave the beginning out of the ids"
+        )
 
 
 def _special_token_in_text(item: Tokenised) -> SpecialTokenInText:
@@ -333,6 +363,8 @@ def _how_to_fill(config: CorpusConfig, characters: int) -> str:
     if isinstance(config.splits, SplitByHash) and config.splits.by is not None:
         column = config.splits.by
         return f"documents of one {column!r} are in one split; name a column of more values"
+    if config.is_given_as_ids:
+        return "a document is in one split; divide long ones yourself"
     before = config.cut_documents
     wanted = characters // _PARTS_TO_DIVIDE if before is None else before // 2
     flag = f"--corpus.cut_documents {max(2, wanted)}"

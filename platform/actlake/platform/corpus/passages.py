@@ -10,12 +10,16 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Protocol
 
+import numpy as np
+
 from actlake.platform.corpus.errors import ColumnMissing, InvalidColumn, UndecodableText
 from actlake.platform.corpus.segments import Segment, segments_of
 from actlake.storage.corpus import Scalar
 from actlake.storage.errors import nearest
 
+Int32s = np.ndarray[tuple[int], np.dtype[np.int32]]
 _INT64 = range(-(2**63), 2**63)
+_USUAL_TEXT = "text"
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,9 +33,17 @@ class Passage:
     id: str | None
     """The id it was given; None: it will be named after its content."""
     text: str
+    """Of one that is given as ids, what is kept beside them; may be empty."""
     columns: Mapping[str, Scalar] = field(default_factory=dict)
     segments: tuple[Segment, ...] | None = None
-    """The parts of the text that have names; None where nobody said any."""
+    """The parts of the text, or of the ids, that have names; None where nobody said any."""
+    ids: Int32s | None = field(default=None, compare=False)
+    """(n,) token ids that it is given as; None: its text is tokenised."""
+
+    @property
+    def content(self) -> str:
+        """What it is known by without an id, and what its duplicates share."""
+        return self.text if self.ids is None else " ".join(map(str, self.ids.tolist()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +61,14 @@ class Row:
     place: str
     source: str
     fields: Mapping[str, object]
+
+
+class Vocabulary(Protocol):
+    """Checks given ids; `actlake.platform.corpus.given_ids.GivenIds` is one."""
+
+    def read(self, value: object, place: str) -> Int32s:
+        """A list of token ids as (n,) int32."""
+        ...
 
 
 class Template(Protocol):
@@ -73,13 +93,17 @@ class ColumnPlan:
     segments: str | None = None
     template: Template | None = None
     """What makes texts of messages."""
+    ids: str | None = None
+    """The token ids; then the text, if it is called ``text``, need not be there."""
+    vocabulary: Vocabulary | None = None
+    """What the ids are checked against."""
 
     @property
     def needed(self) -> tuple[str, ...] | None:
         """All columns to be read; None: whatever there is."""
         if self.keep is None:
             return None
-        return tuple(self.settings)
+        return tuple(dict.fromkeys((*self.settings, self.text)))
 
     @cached_property
     def kept(self) -> Mapping[str, str]:
@@ -93,6 +117,10 @@ class ColumnPlan:
         settings |= {name: "the splits" for name in self.also if self.kept[name] == name}
         settings |= {self.id: "id_column"} if self.id else {}
         settings |= {self.segments: "segments_column"} if self.segments else {}
+        if self.ids is not None:
+            settings |= {self.ids: "ids_column"}
+            if self.text == _USUAL_TEXT:
+                return settings
         return settings | {self.text: "messages_column" if self.template else "text_column"}
 
 
@@ -136,7 +164,12 @@ def refuse(unreadable: Unreadable) -> UndecodableText:
 def _passage(row: Row, plan: ColumnPlan) -> Passage | Unreadable:
     for name, setting in plan.settings.items():
         _field(row, name, setting)
-    text = _field(row, plan.text)
+    ids = None
+    if plan.ids is not None:
+        assert plan.vocabulary is not None
+        ids = plan.vocabulary.read(_field(row, plan.ids), f"{row.place}: the column {plan.ids!r}")
+    has_text = plan.text in plan.settings or plan.text in row.fields
+    text = _field(row, plan.text) if has_text else None
     segments = None
     if plan.template is not None:
         text, segments = plan.template.written(text, row.place)
@@ -150,7 +183,11 @@ def _passage(row: Row, plan: ColumnPlan) -> Passage | Unreadable:
     if not _encodable(text):
         return Unreadable(row.place, "the text holds half of a surrogate pair, which is not UTF-8")
     if plan.segments is not None:
-        segments = segments_of(_field(row, plan.segments), text, row.place)
+        given = _field(row, plan.segments)
+        if ids is None:
+            segments = segments_of(given, len(text), row.place)
+        else:
+            segments = segments_of(given, len(ids), row.place, of="tokens")
     return Passage(
         place=row.place,
         source=row.source,
@@ -158,6 +195,7 @@ def _passage(row: Row, plan: ColumnPlan) -> Passage | Unreadable:
         text=text,
         columns=_kept_columns(row, plan),
         segments=segments,
+        ids=ids,
     )
 
 
@@ -180,7 +218,7 @@ def _kept_columns(row: Row, plan: ColumnPlan) -> dict[str, Scalar]:
     return {
         name: _scalar(_field(row, column), f"{row.place}: the column {column!r}")
         for name, column in names.items()
-        if not (name == column and column in (plan.text, plan.id, plan.segments))
+        if not (name == column and column in (plan.text, plan.id, plan.segments, plan.ids))
     }
 
 

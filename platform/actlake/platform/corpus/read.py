@@ -11,14 +11,24 @@ from actlake.platform.corpus.errors import ColumnMissing
 from actlake.platform.corpus.hub_dataset import read_hub_dataset
 from actlake.platform.corpus.jsonl import read_jsonl
 from actlake.platform.corpus.parquet import read_parquet
-from actlake.platform.corpus.passages import ColumnPlan, Passage, Row, Unreadable, passages, refuse
+from actlake.platform.corpus.passages import (
+    ColumnPlan,
+    Passage,
+    Row,
+    Unreadable,
+    Vocabulary,
+    passages,
+    refuse,
+)
 from actlake.platform.corpus.paths import SourceFile, find_files
 from actlake.platform.corpus.sources import Files, HubDataset
 from actlake.platform.corpus.text_files import read_text_file
 
 
 def read_corpus(
-    config: CorpusConfig, template: ChatTemplate | None = None
+    config: CorpusConfig,
+    template: ChatTemplate | None = None,
+    vocabulary: Vocabulary | None = None,
 ) -> Iterator[Passage | Unreadable | LeftOut]:
     """Every document of the source, in its fixed order, one at a time; cut and chosen as asked.
 
@@ -26,34 +36,40 @@ def read_corpus(
     ----------
     template
         What writes conversations as texts, where the source has such.
+    vocabulary
+        What token ids are checked against, where documents are given as such.
 
     Raises
     ------
     CorpusError
         Whatever a reader refuses; see `actlake.platform.corpus.errors`.
     """
-    whole = _whole_documents(config, template)
+    whole = _whole_documents(config, template, vocabulary)
     cut = whole if config.cut_documents is None else cut_documents(whole, config.cut_documents)
     yield from chosen(cut, config)
 
 
 def _whole_documents(
-    config: CorpusConfig, template: ChatTemplate | None
+    config: CorpusConfig, template: ChatTemplate | None, vocabulary: Vocabulary | None
 ) -> Iterator[Passage | Unreadable]:
     source = config.source
     column = config.splits.needed_column
     also = () if column is None else (column,)
     if isinstance(source, Files):
-        yield from _read_files(source, _plan(source, also, template), config.cut_documents)
+        plan = _plan(source, also, template, vocabulary)
+        yield from _read_files(source, plan, config.cut_documents)
     elif isinstance(source, HubDataset):
-        plan = _plan(source, also, template)
+        plan = _plan(source, also, template, vocabulary)
         yield from _refusing(passages(read_hub_dataset(source, plan), plan))
     else:
         yield from read_demo_text()
 
 
 def _plan(
-    source: Files | HubDataset, also: tuple[str, ...], template: ChatTemplate | None
+    source: Files | HubDataset,
+    also: tuple[str, ...],
+    template: ChatTemplate | None,
+    vocabulary: Vocabulary | None,
 ) -> ColumnPlan:
     keep = source.columns
     if keep is not None and not isinstance(keep, Mapping):
@@ -65,6 +81,8 @@ def _plan(
         also=also,
         segments=source.segments_column,
         template=template,
+        ids=source.ids_column,
+        vocabulary=vocabulary,
     )
 
 
@@ -81,11 +99,11 @@ def _read_files(
 
 
 def _refuse_columns(file: SourceFile, plan: ColumnPlan) -> None:
-    for column in (plan.text if plan.template else None, plan.segments):
+    for column in (plan.text if plan.template else None, plan.ids, plan.segments):
         if column is not None:
             raise ColumnMissing(
                 f"{file.name} is a text and has no column {column!r}\n"
-                "hint: conversations and segments are read from JSONL and Parquet; narrow the "
+                "hint: conversations, ids and segments are read from JSONL and Parquet; narrow the "
                 "pattern"
             )
 

@@ -52,10 +52,14 @@ class CorpusReport:
     rows_per_split: Mapping[str, int]
     """Every split that was asked for is here, also with 0."""
     documents_per_split: Mapping[str, int]
+    expected_shares: Mapping[str, float]
+    """Of each split the share of rows to be expected; empty where a column says the splits."""
 
     truncated_documents: int
     continued_documents: int
     """Documents longer than a context that go on in further ones (layout `documents`)."""
+    documents_without_places: int
+    """Documents given as ids, of whose tokens nobody knows where in the text they stand."""
     budget_reached: bool
     """Whether `max_tokens` or `max_documents` ended the reading."""
 
@@ -75,12 +79,37 @@ class CorpusReport:
         """Tokens of the text of all documents that have rows."""
         return self.text_tokens + self.truncated_tokens + self.cut_tokens
 
+    @property
+    def shares_are_far_off(self) -> bool:
+        """Whether a split has less than half of the rows expected of it, or more than twice."""
+        return any(
+            not expected / 2 <= self._share(split) <= 2 * expected
+            for split, expected in self.expected_shares.items()
+        )
+
+    @property
+    def shares_said(self) -> str:
+        """For a person: what each split has of the rows, and what to do where that is far off."""
+        shares = ", ".join(
+            f"{split} {self._share(split):.1%} ({expected:.1%} expected)"
+            for split, expected in self.expected_shares.items()
+        )
+        return (
+            f"Splits have other shares of the rows than expected: {shares}; few documents hold "
+            "most of the text: corpus.cut_documents divides long ones, corpus.splits.seed draws "
+            "other splits"
+        )
+
+    def _share(self, split: str) -> float:
+        return self.rows_per_split[split] / max(1, self.rows)
+
     def __str__(self) -> str:
         """A few lines for a person."""
         lines = [
             f"{self.documents:,} documents, {self.rows:,} rows in {self.contexts:,} contexts",
             *(
-                f"  {split}: {rows:,} rows of {self.documents_per_split[split]:,} documents"
+                f"  {split}: {rows:,} rows ({self._share(split):.1%}) of "
+                f"{self.documents_per_split[split]:,} documents"
                 for split, rows in self.rows_per_split.items()
             ),
             f"  {self.text_tokens:,} of text, {self.separators:,} separators, "
@@ -104,6 +133,11 @@ class CorpusReport:
         if self.duplicate_documents:
             lines.append(
                 f"  {self.duplicate_documents:,} documents left out whose text is an earlier one's"
+            )
+        if self.documents_without_places:
+            lines.append(
+                f"  {self.documents_without_places:,} documents whose ids are not those of a text "
+                "beside them: they are found by token, and not by text"
             )
         lines += _named("empty", self.empty_documents, self.empty_examples)
         lines += _named("skipped", self.skipped_documents, self.skipped_examples)

@@ -7,6 +7,7 @@ store, in which each token is of the segment, or segments, that it overlaps.
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from actlake.platform.corpus.errors import InvalidColumn
 
@@ -20,33 +21,39 @@ class Segment:
 
     name: str
     stop: int
-    """The character after its last."""
+    """The character, or of given ids the token, after its last."""
 
 
-def segments_of(value: object, text: str, place: str) -> tuple[Segment, ...]:
-    """What a column says of the segments of a text: a list of ``{name, stop}``.
+Counted = Literal["characters", "tokens"]
+"""What the stops of segments count."""
+
+
+def segments_of(
+    value: object, length: int, place: str, *, of: Counted = "characters"
+) -> tuple[Segment, ...]:
+    """What a column says of the segments of a text, or of ids: a list of ``{name, stop}``.
 
     Raises
     ------
     InvalidColumn
-        It is no such list, or the segments do not follow each other to the end of the text.
+        It is no such list, or the segments do not follow each other to the end.
     """
     if not isinstance(value, Sequence) or isinstance(value, str):
-        raise _invalid(place, f"holds {value!r}")
+        raise _invalid(place, f"holds {value!r}", of)
     segments = []
     reached = 0
     for number, given in enumerate(value):
         name, stop = (given.get("name"), given.get("stop")) if _is_mapping(given) else (None, None)
         if not isinstance(name, str) or not name or isinstance(stop, bool):
-            raise _invalid(place, f"holds {given!r} at place {number}")
+            raise _invalid(place, f"holds {given!r} at place {number}", of)
         if not isinstance(stop, int) or stop < reached:
             raise _invalid(
-                place, f"has {name!r} stop at {stop!r}, after one that stops at {reached}"
+                place, f"has {name!r} stop at {stop!r}, after one that stops at {reached}", of
             )
         segments.append(Segment(name, stop))
         reached = stop
-    if reached != len(text):
-        raise _invalid(place, f"ends at character {reached:,} of a text of {len(text):,}")
+    if reached != length:
+        raise _invalid(place, f"ends at {of[:-1]} {reached:,} of {length:,}", of)
     return tuple(segments)
 
 
@@ -64,9 +71,9 @@ def _is_mapping(value: object) -> bool:
     return isinstance(value, Mapping)
 
 
-def _invalid(place: str, what: str) -> InvalidColumn:
+def _invalid(place: str, what: str, of: Counted) -> InvalidColumn:
     return InvalidColumn(
         f"{place}: the segments column {what}\n"
-        "hint: give a list of {name, stop}, in order, each stop the number of characters of the "
-        "text up to the segment's end, the last one all of them"
+        f"hint: give a list of {{name, stop}}, in order, each stop the number of {of} up to the "
+        "segment's end, the last one all of them"
     )

@@ -43,9 +43,14 @@ class Files:
     written in the tokenizer's chat template, and each message is a segment named after its role. A
     template that writes the day takes 26 July 2024 for it, always."""
 
+    ids_column: str | None = None
+    """Column that holds token ids, a list of whole numbers of the tokenizer's vocabulary, in the
+    place of a text, for texts that were generated: nothing is tokenised. A text in `text_column` is
+    kept where there is one; where a token stands in it is known if it tokenises to these ids."""
+
     segments_column: str | None = None
     """Column that names the parts of each text: a list of {name, stop}, each stop the character
-    after the part's last. They become the label table `segments` of the store."""
+    (with `ids_column`, the token) after the part's last. They become the label table `segments`."""
 
     id_column: str | None = None
     """Column of JSONL and Parquet that holds a document's id; null: a hash of the text."""
@@ -97,9 +102,14 @@ class HubDataset:
     written in the tokenizer's chat template, and each message is a segment named after its role. A
     template that writes the day takes 26 July 2024 for it, always."""
 
+    ids_column: str | None = None
+    """Column that holds token ids, a list of whole numbers of the tokenizer's vocabulary, in the
+    place of a text, for texts that were generated: nothing is tokenised. A text in `text_column` is
+    kept where there is one; where a token stands in it is known if it tokenises to these ids."""
+
     segments_column: str | None = None
     """Column that names the parts of each text: a list of {name, stop}, each stop the character
-    after the part's last. They become the label table `segments` of the store."""
+    (with `ids_column`, the token) after the part's last. They become the label table `segments`."""
 
     id_column: str | None = None
     """Column that holds a document's id; null: a hash of the text."""
@@ -136,7 +146,7 @@ def _check_encoding(name: str) -> None:
 def _check_columns(source: Files | HubDataset) -> None:
     if source.messages_column is None:
         return
-    for name, usual in (("text_column", "text"), ("segments_column", None)):
+    for name, usual in (("text_column", "text"), ("ids_column", None), ("segments_column", None)):
         if (given := getattr(source, name)) != usual:
             raise InvalidCorpusConfig(
                 f"Conversations are in the column {source.messages_column!r} and are written, and "

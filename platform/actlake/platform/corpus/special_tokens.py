@@ -25,6 +25,8 @@ class TextEncoder:
     def __init__(self, tokenizer: Tokenizer, in_text: InText) -> None:
         """Prepare a fast tokenizer, which stays as it is."""
         specials = special_tokens(tokenizer)
+        ids = tokenizer.get_vocab()
+        self._names = {ids[name]: name for name in specials if name in ids}
         self._scanner = _scanner(tokenizer, specials)
         self._as_ordinary_text = in_text == "ordinary"
         self._tokenizer = _counting_spaces(
@@ -69,6 +71,11 @@ class TextEncoder:
             )
             for found in self._scanner.encode_batch(texts, add_special_tokens=False)
         ]
+
+    def special_among(self, ids: Int32s) -> tuple[Written, ...]:
+        """The special tokens among given ids, each with its place."""
+        places = np.flatnonzero(np.isin(ids, list(self._names)))
+        return tuple((self._names[int(ids[place])], int(place)) for place in places)
 
 
 def special_tokens(tokenizer: Tokenizer) -> dict[str, Any]:

@@ -16,6 +16,9 @@ from actlake.platform.corpus.passages import Passage, Unreadable
 
 Int32s = np.ndarray[tuple[int], np.dtype[np.int32]]
 
+UNKNOWN_CHARACTER = -1
+"""Of a token whose place in its document's text is not known."""
+
 # A million characters are about 250,000 tokens; as encodings with offsets they take some 50 MB.
 _CHARACTERS_AT_ONCE = 1_000_000
 
@@ -73,6 +76,10 @@ class Encoder(Protocol):
         """Of each text the special tokens that are written in it, each with its character."""
         ...
 
+    def special_among(self, ids: Int32s) -> tuple[tuple[str, int], ...]:
+        """The special tokens among given ids, each with its place."""
+        ...
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Tokenised:
@@ -82,9 +89,15 @@ class Tokenised:
     ids: Int32s
     """(n,) token ids."""
     chars: Int32s
-    """(n,) start character of each in the text."""
+    """(n,) start character of each in the text; -1 where it is not known."""
     special: tuple[tuple[str, int], ...]
-    """The special tokens that are written in the text, and at which character."""
+    """The special tokens that are written in the text, and at which character; or are among given
+    ids, and at which place."""
+
+    @property
+    def has_places(self) -> bool:
+        """Whether it is known where in the text the tokens stand."""
+        return bool(self.chars[0] != UNKNOWN_CHARACTER)
 
 
 def check_fast(tokenizer: Tokenizer) -> None:
@@ -129,11 +142,16 @@ def tokenise(
         texts = [item.text for item in batch if isinstance(item, Passage)]
         tokens = zip(encoder.encode(texts), encoder.written(texts), strict=True)
         for item in batch:
-            if isinstance(item, Passage):
-                (ids, chars), special = next(tokens)
-                yield Tokenised(item, ids, chars, special)
-            else:
+            if not isinstance(item, Passage):
                 yield item
+                continue
+            (ids, chars), special = next(tokens)
+            if item.ids is not None:
+                special = encoder.special_among(item.ids)
+                if not np.array_equal(ids, item.ids):
+                    chars = np.full(len(item.ids), UNKNOWN_CHARACTER, np.int32)
+                ids = item.ids
+            yield Tokenised(item, ids, chars, special)
         if error is not None:
             raise error
 

@@ -11,10 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from actlake.platform.corpus.tokenise import Int32s
+from actlake.platform.corpus.tokenise import UNKNOWN_CHARACTER, Int32s
 from actlake.storage.corpus import Context
-
-UNKNOWN_CHARACTER = -1
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -27,7 +25,7 @@ class Strand:
     ids: Int32s
     """(n,) token ids."""
     chars: Int32s
-    """(n,) start character of each in the document's text."""
+    """(n,) start character of each in the document's text; -1 where it is not known."""
 
 
 def fitting(num_tokens: int, budget: int, *, room: int, context_length: int, bos_rows: int) -> int:
@@ -80,7 +78,8 @@ class Windows:
 
     def _begin(self, strand: Strand, at: int) -> "_Window":
         window = self._open[strand.split] = _Window(self._length)
-        window.put_bos(self._bos, strand.document, begins_document=at == 0)
+        begins = at == 0 and strand.chars[0] != UNKNOWN_CHARACTER
+        window.put_bos(self._bos, strand.document, begins_document=begins)
         self.rows += len(self._bos)
         self.bos_rows += len(self._bos)
         return window
@@ -119,7 +118,7 @@ class _Window:
         return n
 
     def put_bos(self, bos: tuple[int, ...], document: int, *, begins_document: bool) -> None:
-        """Begin with a BOS; within a document it has no place in the text."""
+        """Begin with a BOS; within a document, or with none of it known, it has no place."""
         assert self._filled == 0
         n = len(bos)
         self._ids[:n] = bos

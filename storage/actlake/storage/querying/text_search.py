@@ -69,7 +69,7 @@ def rows_of_text(
     """
     wanted = None if among is None else np.isin(np.arange(store.schema.documents), among)
     found = []
-    num_empty = num_covering = num_across = 0
+    num_empty = num_covering = num_across = num_unplaced = 0
     for ordinal, text in _texts(store, wanted, sought):
         tokens = document_tokens(store, ordinal, text) if text is not None else None
         if tokens is None:
@@ -80,6 +80,7 @@ def rows_of_text(
         num_covering += len(begins)
         num_empty += len(spans) - len(begins)
         rows, extents = tokens
+        num_unplaced += len(rows) > 0 and not len(extents.stops)
         if len(extents.stops):
             inside = ends <= extents.stops[-1]  # what follows was not laid out
             first, last = extents.overlapping(begins[inside], ends[inside])
@@ -94,6 +95,11 @@ def rows_of_text(
                 found.append(ending[whole])
             else:
                 found.append(rows[extents.tokens[_places(first, last, at)]])
+    if num_unplaced:
+        logger.warning(
+            "In %s documents of %s nobody knows where in the text a token stands: they were given "
+            "as ids, and not searched", f"{num_unplaced:,}", store.url,
+        )  # fmt: skip
     if num_empty and not num_covering:
         logger.warning(
             "All %s matches of %r in %s are empty, and cover no token; match a character at least",
