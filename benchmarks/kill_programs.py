@@ -197,7 +197,7 @@ def _hand_out(
     lease: Lease, store: ActivationStore, sites: tuple[Site, ...], pipes: list[Connection]
 ) -> None:
     """Give each idle writer the next missing unit; what a dead one had is given again."""
-    waiting = list(store.committed(sites).missing(store.schema.num_units))
+    waiting = list(store.schema.units.without(store.committed(sites)))
     busy: dict[Connection, int] = {}
     idle = list(pipes)
     while waiting or busy:

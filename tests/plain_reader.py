@@ -80,45 +80,57 @@ class PlainReader:
     def coverage(self, site):
         """How many units there are, are committed, and can be read."""
         committed = self.covered.get(site, set())
-        total = -(-self.schema["rows"] // self.schema["geometry"]["unit_rows"])
+        length = self.schema["geometry"]["unit_rows"]
+        total = len({row // length for a, b in self.stretches("rows") for row in range(a, b)})
         return total, len(committed), len(committed - self.released.get(site, set()))
 
     # Rows.
 
-    def index(self, name, dtype, length):
-        """One of the arrays ``tokens/*`` or ``contexts/*``."""
+    def stretches(self, what):
+        """The ranges of rows, or of contexts, that there are."""
+        edges = [0, *(edge for gap in self.schema["gaps"] for edge in gap[what]), self.schema[what]]
+        return list(zip(edges[::2], edges[1::2], strict=True))
+
+    def index(self, name, dtype, what, *, more=0):
+        """One of the arrays ``tokens/*`` or ``contexts/*``: -1 in gaps.
+
+        `more` is 1 where it has one more value than each stretch has contexts.
+        """
         cut = self.schema["geometry"]
-        return self._array(name, dtype, (length,), cut["token_shard_rows"], cut["token_chunk_rows"])
+        held = [(start, stop + more) for start, stop in self.stretches(what)]
+        values = np.full(held[-1][1], -1, dtype)
+        length = cut["token_shard_rows"]
+        for shard in sorted({at // length for a, b in held for at in range(a, b)}):
+            part = self._shard(name, dtype, (), length, cut["token_chunk_rows"], shard, held)
+            values[shard * length : shard * length + len(part)] = part
+        return values
 
     def tokens(self, name, dtype="<i4"):
-        return self.index(f"tokens/{name}", dtype, self.schema["rows"])
+        return self.index(f"tokens/{name}", dtype, "rows")
 
     def rows(self, site, unit):
         """(n, dim): the rows of a unit, which must be committed and not released."""
         assert unit in self.covered[site] - self.released.get(site, set())
         cut, schema = self.schema["geometry"], self.sites[site]
         assert schema["compression"] == "none"
-        shape = (self.schema["rows"], schema["dim"])
-        dtype = KNOWN_DTYPES[schema["dtype"]]
+        shape, dtype = (schema["dim"],), KNOWN_DTYPES[schema["dtype"]]
         chunk_rows = chunk_rows_of(cut, schema["dim"] * np.dtype(dtype).itemsize)
-        return self._shard(f"acts/{site}", dtype, shape, cut["unit_rows"], chunk_rows, unit)
+        held = self.stretches("rows")
+        return self._shard(f"acts/{site}", dtype, shape, cut["unit_rows"], chunk_rows, unit, held)
 
     def norms(self, site, unit):
         """(n,) float32, also of released units."""
-        cut, shape = self.schema["geometry"], (self.schema["rows"],)
+        cut, held = self.schema["geometry"], self.stretches("rows")
         chunk_rows = chunk_rows_of(cut, 4)
-        return self._shard(f"norms/{site}", "<f4", shape, cut["unit_rows"], chunk_rows, unit)
+        return self._shard(f"norms/{site}", "<f4", (), cut["unit_rows"], chunk_rows, unit, held)
 
-    def _array(self, name, dtype, shape, shard_rows, chunk_rows):
-        shards = range(-(-shape[0] // shard_rows))
-        parts = [self._shard(name, dtype, shape, shard_rows, chunk_rows, s) for s in shards]
-        return np.concatenate(parts)
-
-    def _shard(self, name, dtype, shape, shard_rows, chunk_rows, shard):
-        rows = min(shard_rows, shape[0] - shard * shard_rows)
-        row_bytes = np.dtype(dtype).itemsize * int(np.prod(shape[1:]))
+    def _shard(self, name, dtype, shape, shard_rows, chunk_rows, shard, held):
+        """What a shard file holds: up to the last row of its range that is of a stretch."""
+        first, end = shard * shard_rows, (shard + 1) * shard_rows
+        rows = max(min(stop, end) for start, stop in held if start < end and stop > first) - first
+        row_bytes = np.dtype(dtype).itemsize * int(np.prod(shape))
         chunks, chunk_bytes = -(-rows // chunk_rows), chunk_rows * row_bytes
-        key = f"c.{shard}" + ".0" * (len(shape) - 1)
+        key = f"c.{shard}" + ".0" * len(shape)
         data = (self.folder / "rows.zarr" / name / key).read_bytes()
         assert len(data) == chunks * (chunk_bytes + 4) + 16 * (shard_rows // chunk_rows) + 4
         content = b""
@@ -128,7 +140,7 @@ class PlainReader:
             (checksum,) = struct.unpack_from("<I", data, at + chunk_bytes)
             assert google_crc32c.value(payload) == checksum
             content += payload
-        return np.frombuffer(content, dtype).reshape(-1, *shape[1:])[:rows]
+        return np.frombuffer(content, dtype).reshape(-1, *shape)[:rows]
 
     # Moments.
 

@@ -75,7 +75,7 @@ def harvest(
         lost = list(undersized(store, sites))
         numerics = use_numerics(lease, {"device": "simulated"})
         free_missing(lease, store, sites)
-        for unit in list(store.committed(sites).missing(store.schema.num_units))[:most_units]:
+        for unit in list(store.schema.units.without(store.committed(sites)))[:most_units]:
             lacking = [site for site in sites if unit not in store.ledger.covered[site]]
             _commit(lease, store, unit, lacking, numerics)
         sum_up(lease, sites)
@@ -168,7 +168,7 @@ def repair(location: Location) -> None:
     of_moments = [damage.record for damage in report.damaged if damage.rows_are_whole]
     of_rows = [damage.record for damage in report.damaged if not damage.rows_are_whole]
     with Lease.acquire(location) as lease:
-        restore_metadata(lease, store)
+        restore_metadata(lease)
         lost = restore_shards(lease, store, of_moments, own_rows(store))
         lost |= restore_shards(lease, store, of_rows, model_rows(store))
         restore_totals(lease, store)

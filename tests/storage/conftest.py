@@ -33,7 +33,13 @@ class Known:
     """What a store should hold, in plain arrays: the model that the store is tested against."""
 
     def __init__(
-        self, *, dtype: str = "float32", rows: int = 250, dim: int = 6, seed: int = 0
+        self,
+        *,
+        dtype: str = "float32",
+        rows: int = 250,
+        dim: int = 6,
+        seed: int = 0,
+        called: str = "doc",
     ) -> None:
         rng = np.random.default_rng(seed)
         self.dtype = dtype
@@ -41,7 +47,9 @@ class Known:
         self.compression = "none"
         self.contexts: list[Context] = []
         self.documents = [
-            Document(f"doc-{d}", "made", ("train", "test")[d % 3 == 2], f"text of {d}", {"n": d})
+            Document(
+                f"{called}-{d}", "made", ("train", "test")[d % 3 == 2], f"text of {d}", {"n": d}
+            )
             for d in range(9)
         ]
         left = rows

@@ -56,7 +56,10 @@ def test_unit_sets_combine_like_sets(a, b):
 
 @given(sets, units)
 def test_what_is_missing_is_all_the_rest(members, total):
-    assert list(unit_set(members).missing(total)) == sorted({*range(total)} - members)
+    missing = unit_set(range(total)).without(unit_set(members))
+
+    assert list(missing) == sorted({*range(total)} - members)
+    assert missing.runs() == list(unit_set(members).gaps(total))
 
 
 @given(sets, runs)

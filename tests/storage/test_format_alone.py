@@ -41,9 +41,8 @@ def test_tokens_and_contexts_are_read(reader, known):
     np.testing.assert_array_equal(reader.tokens("id"), known.ids)
     np.testing.assert_array_equal(reader.tokens("position"), known.positions)
     np.testing.assert_array_equal(reader.tokens("document", "<i8"), known.document)
-    count = reader.schema["contexts"]
-    starts = reader.index("contexts/start", "<i8", count + 1)
-    codes = reader.index("contexts/split", "|i1", count)
+    starts = reader.index("contexts/start", "<i8", "contexts", more=1)
+    codes = reader.index("contexts/split", "|i1", "contexts")
     splits = np.array(reader.schema["splits"])[np.repeat(codes, np.diff(starts))]
     np.testing.assert_array_equal(splits, known.split)
 

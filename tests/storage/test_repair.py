@@ -142,7 +142,7 @@ def test_metadata_is_written_again_and_only_what_was_damaged(full, tree):
     before = everything(full)
 
     with Lease.acquire(locate(full)) as lease:
-        assert restore_metadata(lease, open_store(full)) == 2
+        assert restore_metadata(lease) == 2
 
     assert tree(full) == whole
     assert changed(before, everything(full)) == {flipped, gone}

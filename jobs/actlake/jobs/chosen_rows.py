@@ -19,7 +19,6 @@ import numpy as np
 from actlake.platform.runs import Input
 from actlake.storage import ActivationStore, Extent, Site
 from actlake.storage.errors import EmptySelection
-from actlake.storage.extents import block_extent, num_blocks
 from actlake.storage.moments import Moments
 from actlake.storage.reading.many import ManyStores
 from actlake.storage.reading.predicates import Predicate
@@ -99,10 +98,9 @@ class ChosenRows:
     @cached_property
     def shares(self) -> Mapping[str, Share]:
         """Of each split of the store, by its name; one pass over the token tables."""
-        splits, total = self.store.schema.splits, self.store.schema.rows
+        splits = self.store.schema.splits
         of, chosen = np.zeros((2, 2 * len(splits)), np.int64)  # by `groups_of`
-        for number in range(num_blocks(block=_ROWS_AT_ONCE, total=total)):
-            block = block_extent(number, block=_ROWS_AT_ONCE, total=total)
+        for block in self.store.schema.blocks(_ROWS_AT_ONCE):
             groups = self.store.groups_of(block)
             of += np.bincount(groups, minlength=len(of))
             chosen += np.bincount(groups[self.mask(block)], minlength=len(of))

@@ -217,7 +217,7 @@ def _training_norms(
 ) -> Iterator[tuple[Array, Array]]:
     """Rows of a split, some that lie evenly where they are many, and their norms."""
     tokens = tokens or store
-    every = max(1, len(store) // _MOST_NORMS)
+    every = max(1, store.schema.num_rows // _MOST_NORMS)
     for block in _committed(store, site):
         split_code, is_excluded = np.divmod(tokens.groups_of(block), 2)
         counts = np.ones(len(block), bool) if split is None else (
@@ -230,11 +230,8 @@ def _training_norms(
 
 
 def _committed(store: ActivationStore, site: Site) -> Iterator[Extent]:
-    unit_rows = store.schema.geometry.unit_rows
-    for first, last in store.committed([site]).runs():
-        stop = min(last * unit_rows, len(store))
-        for start in range(first * unit_rows, stop, _ROWS_AT_ONCE):
-            yield Extent(start, min(start + _ROWS_AT_ONCE, stop))
+    for rows in store.schema.rows_of(store.committed([site])):
+        yield from rows.pieces(_ROWS_AT_ONCE)
 
 
 def massive_facts(

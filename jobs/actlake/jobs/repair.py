@@ -169,7 +169,7 @@ def repair(plan: RepairPlan) -> RepairResult:
     """
     lost: dict[ShardRecord, str] = dict(plan.impossible)
     with Lease.acquire(plan.store.location) as lease:
-        metadata = restore_metadata(lease, plan.store) if plan.metadata else 0
+        metadata = restore_metadata(lease) if plan.metadata else 0
         for source, records in plan.sources:
             lost |= source.restore(lease, records)
         metadata += restore_totals(lease, plan.store)

@@ -56,7 +56,7 @@ def _harvest_is_done(config: Mapping[str, Any]) -> bool:
 
 
 def _transport_is_done(config: Mapping[str, Any]) -> bool:
-    from actlake.jobs.transport.job import what_decides
+    from actlake.jobs.transport.opening import what_decides
 
     return _result_is_done(
         "transport", config, what_decides, lambda w: _stores(w, where=w["rows"]["where"])

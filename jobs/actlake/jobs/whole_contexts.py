@@ -48,17 +48,15 @@ def contexts_of_split(
     UnknownSplit
         The store has no such split.
     """
-    code = store.lookup.split_code(split)
-    of_split = store.lookup.context_splits == code
+    found = store.lookup.contexts_of_split(split)
     if chosen is not None:
-        of_split &= np.diff(chosen.rows.rank(store.lookup.context_starts)) > 0
-    found = np.flatnonzero(of_split)
+        below_start, below_stop = map(chosen.rows.rank, found.T)
+        found = found[below_stop > below_start]
     if not len(found):
         return []
     spread = found[np.unique(np.linspace(0, len(found) - 1, number).astype(int))]
     contexts = []
-    for context in spread.tolist():
-        start, stop = store.contexts["start"].read(context, context + 2).tolist()
+    for start, stop in spread.tolist():
         if stop - start > 1:
             contexts.append(_read(store, Extent(start, stop), exclude, chosen))
     return contexts

@@ -2,8 +2,9 @@
 
 from collections.abc import Mapping
 
-from actlake.storage.errors import FormatTooNew, StoreMismatch
+from actlake.storage.errors import FormatTooNew, KeyTaken, StoreMismatch
 from actlake.storage.lease import Lease
+from actlake.storage.metadata import write_metadata
 from actlake.storage.provenance import JSON, differences
 from actlake.storage.site_schema import SiteSchema
 from actlake.storage.sites import Site
@@ -32,9 +33,11 @@ def add_sites(
     check_sites(store, asked)
     new = sorted(set(asked) - set(lease.ledger.state.schemas))
     for site in new:
-        lease.writer.ensure_all(
-            (key, [data]) for key, data in store.schema.site_metadata(site, asked[site]).items()
-        )
+        files = store.schema.site_metadata(site, asked[site])
+        try:
+            lease.writer.ensure_all((key, [data]) for key, data in files.items())
+        except KeyTaken:  # of one that was killed before it had announced a site of this name
+            write_metadata(lease, files)
     entries = [{"name": str(site), "schema": asked[site].as_json()} for site in new]
     if new:
         lease.ledger.append({"kind": "sites", "sites": entries, "request": dict(request)})

@@ -117,13 +117,15 @@ class RowArray(IndexedByRow):
                 f"Rows {start:,} to {stop:,} were asked for; {self.spec.name} has "
                 f"{len(self):,} rows"
             )
-        absent = self._absent_units(start, stop)
-        if absent and missing == "raise":
-            raise self._not_there(absent)
+        runs = self._present_runs(start, stop)
+        is_whole = sum(map(len, runs)) == stop - start
+        if not is_whole and missing == "raise" and self._committed is not None:
+            self._refuse_gap(start, stop)
+            raise self._not_there(self._absent_units(start, stop))
         out = np.empty((stop - start, *self.shape[1:]), self.dtype)
-        if absent:
+        if not is_whole:
             out[:] = self.spec.fill
-        for run in self._present_runs(start, stop):
+        for run in runs:
             with self._unless_released(self._shards_of(run.start, run.stop)):
                 self._read_into(run, out[run.start - start : run.stop - start])
         return out
@@ -145,6 +147,7 @@ class RowArray(IndexedByRow):
             (n,) integers, ``0 <= row < len(self)``.
         missing
             What a row of a unit that is not committed, or is released, gives: an error, or NaN.
+            The same of row numbers in a gap between two stretches (`StoreSchema.gaps`).
         check
             Check the CRC32C of every chunk that is touched, each once per opened store. Where
             the array is not mapped, they are always checked.
@@ -158,7 +161,7 @@ class RowArray(IndexedByRow):
         Raises
         ------
         RowsOutOfRange
-            A row is negative or too large.
+            A row is negative or too large, or in a gap and `missing` is ``raise``.
         RowsNotCommitted, RowsReleased
             A row's unit is not committed, or was released, and `missing` is ``raise``.
         StoreDamaged
@@ -169,9 +172,10 @@ class RowArray(IndexedByRow):
         _check_missing(missing)
         rows = as_rows(rows, len(self), of=self.spec.name)
         shards = rows // self.spec.shard_length
-        absent = self._absent(shards)
+        absent = self._absent(rows, shards)
         if absent is not None:
-            if missing == "raise":
+            if missing == "raise" and self._committed is not None:
+                self._refuse_gap(*rows[absent][:1].tolist())
                 raise self._not_there(np.unique(shards[absent]).tolist())
             return self._take_around(rows, absent, check=check, ahead=ahead, out=out)
         ahead = ahead or _lie_close(rows, self.spec.row_bytes)
@@ -199,6 +203,7 @@ class RowArray(IndexedByRow):
         shard, inner = divmod(number, self.spec.chunks_per_shard)
         if absent := self._absent_units(start, stop):
             raise self._not_there(absent)
+        stop = max((e.stop for e in self.spec.held_in(Extent(start, stop))), default=start)
         with self._unless_released([shard]):
             if self._ranged is not None:
                 return self._ranged.chunk(number)[: stop - start]
@@ -344,12 +349,12 @@ class RowArray(IndexedByRow):
 
     def _present_runs(self, start: int, stop: int) -> list[Extent]:
         """The rows between `start` and `stop` that are there, as runs."""
-        asked = Extent(start, stop)
+        held = self.spec.held_in(Extent(start, stop))
         if self._committed is None:
-            return [asked] if len(asked) else []
+            return held
         length = self.spec.shard_length
-        rows = (Extent(a * length, b * length) for a, b in self._readable().runs())
-        return [run for run in (asked.intersect(r) for r in rows) if len(run)]
+        units = [Extent(a * length, b * length) for a, b in self._readable().runs()]
+        return [run for part in held for run in map(part.intersect, units) if len(run)]
 
     def _absent_units(self, start: int, stop: int) -> list[int]:
         if self._committed is None:
@@ -357,16 +362,29 @@ class RowArray(IndexedByRow):
         readable = self._readable()
         return [unit for unit in self._shards_of(start, stop) if unit not in readable]
 
-    def _absent(self, shards: Array) -> Array | None:
-        """Which of the rows are of units that cannot be read; None when all can."""
-        if self._committed is None:
-            return None
-        runs = self._readable().runs()
-        if runs == [(0, self.spec.num_shards)]:
-            return None
-        edges = np.array(runs, np.int64).reshape(-1)
-        absent: Array = np.searchsorted(edges, shards, side="right") % 2 == 0
-        return absent if absent.any() else None
+    def _absent(self, rows: Array, shards: Array) -> Array | None:
+        """Which of the rows are in gaps or of units that cannot be read; None when all can."""
+        absent: list[Array] = []
+        if self.spec.held is not None:
+            absent.append(_outside(rows, [(e.start, e.stop) for e in self.spec.held]))
+        if self._committed is not None:
+            runs = self._readable().runs()
+            if runs != [(0, self.spec.num_shards)]:
+                absent.append(_outside(shards, runs))
+        which = np.logical_or.reduce(absent) if absent else None
+        return which if which is not None and which.any() else None
+
+    def _refuse_gap(self, start: int, stop: int | None = None) -> None:
+        """Raise `RowsOutOfRange` where a row, or one of a range, is in a gap."""
+        asked = Extent(start, start + 1 if stop is None else stop)
+        held = self.spec.held_in(asked)
+        if sum(map(len, held)) < len(asked):
+            first = held[0].stop if held and held[0].start == start else start
+            raise RowsOutOfRange(
+                f"{self.spec.name} has no row {first:,}: {self._location.url} was appended to, and "
+                "rows begin again at a later number\n"
+                "hint: store.schema.stretches says which there are"
+            )
 
     def _take_around(
         self, rows: Array, absent: Array, *, check: bool, ahead: bool, out: Array | None
@@ -416,6 +434,13 @@ class RowArray(IndexedByRow):
             f"{len(self._committed()):,} of {self.spec.num_shards:,} units are\n"
             'hint: go on with the harvest, or read with missing="nan"'
         )
+
+
+def _outside(numbers: Array, runs: Iterable[tuple[int, int]]) -> Array:
+    """(n,) bool: which numbers are in none of the sorted runs, some of which may touch."""
+    edges = np.array(list(runs), np.int64).reshape(-1)
+    outside: Array = np.searchsorted(edges, numbers, side="right") % 2 == 0
+    return outside
 
 
 def _lie_close(rows: Array, row_bytes: int) -> bool:

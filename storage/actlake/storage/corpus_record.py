@@ -15,8 +15,14 @@ DOCUMENTS = "documents.parquet"
 TOKENIZER = "tokenizer"
 # Of whatever a ledger says, only these are ever opened: nothing above the store, nothing beside.
 _KEY = re.compile(
-    rf"{re.escape(DOCUMENTS)}|{TOKENIZER}/[^/\\]+|{re.escape(ROWS)}/(tokens|contexts)/\w+/c\.\d+"
+    r"documents(-\d{6,})?\.parquet|"
+    rf"{TOKENIZER}/[^/\\]+|{re.escape(ROWS)}/(tokens|contexts)/\w+/c\.\d+"
 )
+
+
+def documents_key(place: int) -> str:
+    """The file of the documents of a record, by its place in the chain, from 0."""
+    return f"documents-{place + 1:06d}.parquet" if place else DOCUMENTS
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +37,9 @@ class FileRecord:
 class CorpusRecord:
     """Rows that were laid down together: an entry of the ledger, behind its fence.
 
-    The records of a store are a chain: the first begins at row 0, each later one where the one
-    before it ends. `schema`, `provenance` and `fingerprint` are of the whole chain up to this one.
+    The records of a store are a chain: the first begins at row 0, each later one after a gap, of
+    which `schema` tells. `schema` and `fingerprint` are of the whole chain up to this one,
+    `provenance` of its own rows: model and tokenizer are the chain's, the corpus is its own.
     """
 
     schema: StoreSchema
@@ -42,7 +49,11 @@ class CorpusRecord:
     contexts: Extent
     documents: Extent
     sha256: Mapping[str, str]
-    """Of the values of each index array and of the documents, however they are cut into files."""
+    """Of the values of each index array and of the documents, however they are cut into files.
+
+    Documents and rows are counted from those that the record begins with, so the same corpus has
+    the same hashes wherever it lies.
+    """
     files: Mapping[str, FileRecord]
 
     def as_json(self) -> dict[str, Any]:

@@ -4,7 +4,6 @@ Until that entry is there, nothing is: a builder that dies leaves files that the
 aside. When it is there, the rows are fixed for good, and nothing of them is ever cleared.
 """
 
-import hashlib
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -19,7 +18,6 @@ import numpy as np
 from actlake.storage.corpus import Context, Document
 from actlake.storage.corpus_record import DOCUMENTS, TOKENIZER, CorpusRecord, FileRecord
 from actlake.storage.document_spool import DocumentSpool
-from actlake.storage.dtypes import numpy_dtype
 from actlake.storage.durable import refusal
 from actlake.storage.errors import (
     InvalidSchema,
@@ -30,12 +28,13 @@ from actlake.storage.errors import (
 )
 from actlake.storage.extents import Extent
 from actlake.storage.fence import STAGING
-from actlake.storage.layout import MANIFEST, ROWS, ArraySpec
+from actlake.storage.index_columns import COLUMNS, IndexColumn
+from actlake.storage.layout import MANIFEST, ROWS
 from actlake.storage.lease import Lease
+from actlake.storage.metadata import write_metadata
 from actlake.storage.provenance import Provenance, fingerprint
 from actlake.storage.schema import Geometry, Layout, StoreSchema
-from actlake.storage.sealed import crc32c
-from actlake.storage.shards import encode_shard
+from actlake.storage.sealed import crc32c, seal
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +48,17 @@ class StoreRequest:
     splits: tuple[str, ...]
     special_ids: tuple[int, ...] = ()
     nonfinite: Any = "refuse"
+
+
+def request_of(schema: StoreSchema) -> StoreRequest:
+    """What was asked for, of a store that is there."""
+    return StoreRequest(
+        layout=schema.layout,
+        context_length=schema.context_length,
+        splits=schema.splits,
+        special_ids=schema.special_ids,
+        nonfinite=schema.nonfinite,
+    )
 
 
 class StoreBuilder:
@@ -76,26 +86,16 @@ class StoreBuilder:
         self._rows = 0
         self._contexts = 0
         self._token_cut = (token_chunk_rows, token_shard_rows)
-        self._columns = {
-            name: _Column(self._write, name, dtype, *self._token_cut)
-            for name, dtype in {
-                "tokens/id": "int32",
-                "tokens/document": "int64",
-                "tokens/position": "int32",
-                "tokens/char": "int32",
-                "contexts/start": "int64",
-                "contexts/split": "int8",
-            }.items()
-        }
+        self._columns = {name: IndexColumn(self._write, name, self._token_cut) for name in COLUMNS}
         for name, data in sorted((tokenizer_files or {}).items()):
             self._write(f"{TOKENIZER}/{name}", [data])
         self._scratch = ExitStack()  # last: what is refused before leaves no folder
-        self._documents = DocumentSpool(_scratch_of(lease, self._scratch))
+        self._documents = DocumentSpool(scratch_of(lease, self._scratch))
 
     def add_document(self, document: Document) -> int:
         """Add a document; its ordinal, by which contexts name it, is returned."""
         self._code(document.split)
-        with self._spooling():
+        with spooling(self._lease):
             return self._documents.add(document)
 
     def add_context(self, context: Context) -> None:
@@ -162,7 +162,7 @@ class StoreBuilder:
             self._columns[spec.name].finish(spec)
         for key, data in schema.common_metadata().items():
             self._ensure(key, [data])
-        with self._spooling():
+        with spooling(self._lease):
             documents = self._documents.as_parquet()
         self._write(DOCUMENTS, [documents])
         self._refuse_strays(schema)
@@ -179,7 +179,7 @@ class StoreBuilder:
             files=self._files,
         )
         self._lease.ledger.append(corpus.as_json())
-        self._lease.write_manifest()
+        write_metadata(self._lease, {MANIFEST: seal(corpus.manifest())})
         return schema
 
     def _write(self, key: str, parts: list[Any]) -> None:
@@ -224,18 +224,20 @@ class StoreBuilder:
         self._documents.close()
         self._scratch.close()
 
-    @contextmanager
-    def _spooling(self) -> Iterator[None]:
-        try:
-            yield
-        except StoreError:
-            raise
-        except OSError as error:
-            self._lease.token.check(self._lease.location)  # a later driver clears up
-            raise refusal(error, "spool the documents", self._lease.location.url) from error
+
+@contextmanager
+def spooling(lease: Lease) -> Iterator[None]:
+    """Errors of the file system, while documents are spooled, in our words."""
+    try:
+        yield
+    except StoreError:
+        raise
+    except OSError as error:
+        lease.token.check(lease.location)  # a later driver clears up
+        raise refusal(error, "spool the documents", lease.location.url) from error
 
 
-def _scratch_of(lease: Lease, stack: ExitStack) -> Path:
+def scratch_of(lease: Lease, stack: ExitStack) -> Path:
     """A folder for what is in the making: the driver's own, which the next one removes.
 
     Beside a bucket it is a temporary one of this machine, where ``TMPDIR`` says.
@@ -280,61 +282,3 @@ def _another_corpus(lease: Lease, key: str) -> StoreExists:
         "it cannot be moved aside\nhint: give another prefix, or remove this one when nobody "
         "writes to it"
     )
-
-
-class _Column:
-    """An index array that grows: full shards are written, the rest waits in memory."""
-
-    def __init__(
-        self, write: Callable[[str, list[Any]], None], name: str, dtype: str, chunk: int, shard: int
-    ) -> None:
-        self._write = write
-        self._name = name
-        self._dtype = dtype
-        self._cut = (chunk, shard)
-        self._waiting: list[np.ndarray[Any, Any]] = []
-        self._num_waiting = 0
-        self._num_written = 0
-        self._digest = hashlib.sha256()
-
-    @property
-    def sha256(self) -> str:
-        """Of the values that were appended, little-endian, however they are cut into files."""
-        return self._digest.hexdigest()
-
-    def append(self, values: np.ndarray[Any, Any]) -> None:
-        values = np.array(values, numpy_dtype(self._dtype))  # a copy: the caller's may be reused
-        self._digest.update(values.tobytes())
-        self._waiting.append(values)
-        self._num_waiting += len(values)
-        _, shard = self._cut
-        if self._num_waiting >= shard:
-            joined = np.concatenate(self._waiting)
-            full = len(joined) // shard * shard
-            for start in range(0, full, shard):
-                self._write_shard(joined[start : start + shard])
-            self._waiting = [joined[full:].copy()]
-            self._num_waiting = len(joined) - full
-
-    def finish(self, spec: ArraySpec) -> None:
-        if self._num_waiting:
-            self._write_shard(np.concatenate(self._waiting))
-        assert self._num_written == spec.shape[0], (self._name, self._num_written, spec.shape)
-
-    def _write_shard(self, values: np.ndarray[Any, Any]) -> None:
-        chunk, shard = self._cut
-        number = self._num_written // shard
-        spec = ArraySpec(
-            name=self._name,
-            shape=(self._num_written + len(values),),
-            dtype=self._dtype,
-            shard_length=shard,
-            chunk_length=chunk,
-            dimension_names=("row",),
-            fill_value=-1,
-        )
-        self._write(
-            spec.shard_key(number),
-            list(encode_shard(spec, number, np.ascontiguousarray(values)).parts),
-        )
-        self._num_written += len(values)

@@ -10,7 +10,7 @@ A killed export goes on where it stopped, and ends in the same bytes.
 import hashlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -20,7 +20,7 @@ import pyarrow as pa
 from actlake.storage.add_sites import add_sites
 from actlake.storage.corpus import Context, Document
 from actlake.storage.corpus_record import TOKENIZER
-from actlake.storage.create import StoreBuilder, StoreRequest
+from actlake.storage.create import StoreBuilder, request_of
 from actlake.storage.errors import (
     EmptySelection,
     InvalidQuery,
@@ -30,6 +30,7 @@ from actlake.storage.errors import (
 )
 from actlake.storage.extents import Extent
 from actlake.storage.lease import Lease
+from actlake.storage.ledger import read_state
 from actlake.storage.ledger_records import ShardRecord
 from actlake.storage.location import Location, locate
 from actlake.storage.parent import Origin
@@ -106,6 +107,9 @@ def export_store(
         Something else is at `to`, such as an export for which the same words chose other rows.
     """
     _check_parent(parent)
+    location = locate(to)
+    _check_place(parent, location)
+    parent = _as_begun(parent, location)
     wanted = sorted({parent.site(site) for site in _listed("sites", sites, parent.sites)})
     chosen = _splits(parent, _listed("splits", splits, parent.schema.splits))
     numbers = _document_numbers(parent, documents, document_numbers)
@@ -114,8 +118,6 @@ def export_store(
         predicate.prepare(parent)
     contexts = _Contexts.of(parent, _choose(parent, chosen, numbers, predicate))
     _check_committed(parent, wanted, contexts)
-    location = locate(to)
-    _check_place(parent, location)
     provenance = _provenance(parent, chosen, numbers, predicate, contexts)
     with Lease.acquire(location) as lease:
         store = _lay_out(lease, parent, contexts, chosen, wanted, provenance)
@@ -128,7 +130,7 @@ def export_store(
         )
         store.refresh()
         free_missing(lease, store, wanted)
-        missing = list(store.committed(wanted).missing(store.schema.num_units))
+        missing = list(store.schema.units.without(store.committed(wanted)))
         for done, unit in enumerate(missing):
             rows = contexts.parent_rows(store.schema.unit_extent(unit))
             lacking = [site for site in wanted if unit not in store.ledger.covered[site]]
@@ -175,14 +177,9 @@ class _Contexts:
 
     def blocks(self) -> Iterator[tuple[slice, Array]]:
         """Some at a time: their places in `numbers`, and the parent's rows of all of them."""
-        for block in _blocks(len(self)):
+        for block in Extent(0, len(self)).pieces(_CONTEXTS_AT_ONCE):
             rows = Extent(int(self.edges[block.start]), int(self.edges[block.stop]))
             yield block.slice(), self.parent_rows(rows)
-
-
-def _blocks(num_contexts: int) -> Iterator[Extent]:
-    for start in range(0, num_contexts, _CONTEXTS_AT_ONCE):
-        yield Extent(start, min(start + _CONTEXTS_AT_ONCE, num_contexts))
 
 
 # Choosing.
@@ -238,7 +235,7 @@ def _choose(
     """(n,) int64: the contexts to copy, sorted."""
     codes = [parent.schema.splits.index(split) for split in splits]
     chosen = []
-    for block in _blocks(parent.schema.contexts):
+    for block in parent.schema.context_blocks(_CONTEXTS_AT_ONCE):
         kept = np.isin(parent.contexts["split"].read(block.start, block.stop), codes)
         starts = parent.contexts["start"].read(block.start, block.stop + 1)
         rows = Extent(int(starts[0]), int(starts[-1]))
@@ -259,14 +256,13 @@ def _choose(
 
 def _check_committed(parent: ActivationStore, sites: Sequence[Site], contexts: _Contexts) -> None:
     readable = parent.readable(sites)
-    absent = list(readable.gaps(parent.schema.num_units))
+    absent = parent.schema.rows_of(parent.schema.units.without(readable))
     if not absent:
         return
-    edges = np.array(absent, np.int64) * parent.schema.geometry.unit_rows
     stops = contexts.starts + np.diff(contexts.edges)
     lacking = np.zeros(len(contexts), bool)
-    for first, last in edges.tolist():
-        lacking |= (contexts.starts < last) & (stops > first)
+    for rows in absent:
+        lacking |= (contexts.starts < rows.stop) & (stops > rows.start)
     if lacking.any():
         raise RowsNotCommitted(
             f"{int(lacking.sum()):,} of the {len(contexts):,} chosen contexts of {parent.url} "
@@ -278,6 +274,19 @@ def _check_committed(parent: ActivationStore, sites: Sequence[Site], contexts: _
 def _check_place(parent: ActivationStore, location: Location) -> None:
     if location.url == parent.location.url:
         raise StoreExists(f"{location.url} is the store that is exported\nhint: give another path")
+
+
+def _as_begun(parent: ActivationStore, location: Location) -> ActivationStore:
+    """The store that is exported, as it was when an export that is there already began."""
+    there = read_state(location).corpora
+    before = parent.as_of(str(there[0].provenance.corpus.get("exported_from"))) if there else None
+    if before is None or before is parent:
+        return parent
+    logger.warning(
+        "%s\nhint: export to another path for all of them",
+        parent.grown_since(before, f"the export to {location.url} began"),
+    )
+    return before
 
 
 # Copying.
@@ -359,13 +368,7 @@ def _lay_out(
 ) -> ActivationStore:
     """The new store with its corpus, made or found."""
     schema = parent.schema
-    request = StoreRequest(
-        layout=schema.layout,
-        context_length=schema.context_length,
-        splits=splits,
-        special_ids=schema.special_ids,
-        nonfinite=schema.nonfinite,
-    )
+    request = replace(request_of(schema), splits=splits)
     if lease.ledger.state.corpora:
         store = open_store(lease.location)
         check_same(store, request, provenance)

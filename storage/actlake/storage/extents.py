@@ -30,6 +30,11 @@ class Extent:
         start = max(self.start, other.start)
         return Extent(start, max(start, min(self.stop, other.stop)))
 
+    def pieces(self, length: int) -> Iterator["Extent"]:
+        """It in pieces of `length`, of which the last may be shorter."""
+        for start in range(self.start, self.stop, length):
+            yield Extent(start, min(start + length, self.stop))
+
     def slice(self) -> slice:
         """As a slice, to index an array with."""
         return slice(self.start, self.stop)
@@ -111,6 +116,12 @@ class UnitSet:
         run = bisect_right(self._stops, start)
         return run < len(self._starts) and self._starts[run] < stop
 
+    def without(self, other: "UnitSet") -> "UnitSet":
+        """The units that are in this one alone."""
+        left = UnitSet(self.runs())
+        left.difference_update(other)
+        return left
+
     def runs(self) -> list[tuple[int, int]]:
         """The set as sorted ``(start, stop)`` pairs that do not touch."""
         return list(zip(self._starts, self._stops, strict=True))
@@ -126,11 +137,6 @@ class UnitSet:
             start = run_stop
         if start < total:
             yield start, total
-
-    def missing(self, total: int) -> Iterator[int]:
-        """The units of ``0 <= u < total`` that are not in the set, in order, lazily."""
-        for start, stop in self.gaps(total):
-            yield from range(start, stop)
 
     def __contains__(self, unit: int) -> bool:
         run = bisect_right(self._starts, unit) - 1

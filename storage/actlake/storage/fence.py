@@ -178,6 +178,10 @@ class Writer(Protocol):
         """
         ...
 
+    def seen(self, key: str) -> str | None:
+        """What names the state of a key as it is now, for `replace`; None where nothing is."""
+        ...
+
     def remove(self, keys: Iterable[str]) -> None:
         """Remove these files, those that are there.
 
@@ -269,6 +273,10 @@ class FolderWriter:
         with self._staged(key, parts) as (staged, path):
             staged.replace(path)
         return ""
+
+    def seen(self, key: str) -> str | None:
+        """See `Writer.seen`."""
+        return "" if (self._root / key).exists() else None
 
     def remove(self, keys: Iterable[str]) -> None:
         """See `Writer.remove`."""

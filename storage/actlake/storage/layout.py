@@ -48,6 +48,9 @@ class ArraySpec:
     fill_value: int | Literal["NaN"]
     compression: Compression = "none"
     attributes: Mapping[str, Any] = field(default_factory=dict)
+    held: tuple[Extent, ...] | None = None
+    """Ranges of the first axis that hold anything, sorted; the gaps between them read as the fill
+    value. None: all of it."""
 
     def __post_init__(self) -> None:
         assert self.shard_length % self.chunk_length == 0, (self.shard_length, self.chunk_length)
@@ -104,8 +107,19 @@ class ArraySpec:
         return self.compression == "none"
 
     def shard_extent(self, shard: int) -> Extent:
-        """The rows of a shard; those of the last may be fewer."""
-        return block_extent(shard, block=self.shard_length, total=self.shape[0])
+        """The rows that a shard's file holds; those of the last before a gap may be fewer.
+
+        Where a gap ends within a shard, the file holds that part of it as fill values.
+        """
+        block = block_extent(shard, block=self.shard_length, total=self.shape[0])
+        if self.held is None:
+            return block
+        return Extent(block.start, max((e.stop for e in self.held_in(block)), default=block.start))
+
+    def held_in(self, rows: Extent) -> list[Extent]:
+        """The parts of a range that hold anything, in order; gaps are left out."""
+        parts = map(rows.intersect, (rows,) if self.held is None else self.held)
+        return [part for part in parts if len(part)]
 
     def chunks_in_shard(self, shard: int) -> int:
         """How many chunks of the shard hold rows; the others are absent."""

@@ -37,6 +37,7 @@ from actlake.storage.layout import MANIFEST
 from actlake.storage.ledger import LedgerWriter, read_state
 from actlake.storage.ledger_state import LedgerState
 from actlake.storage.location import Location
+from actlake.storage.metadata import earlier_bytes, metadata_of, write_metadata
 from actlake.storage.processes import is_gone, this_process
 from actlake.storage.sealed import seal, unseal
 
@@ -118,11 +119,11 @@ class Lease:
             raise
         return lease
 
-    def write_manifest(self) -> None:
-        """Make ``store.json``, which repeats the ledger's corpus, where it is not there."""
-        corpus = self.ledger.state.corpus
-        if corpus is not None and self.location.size(MANIFEST) is None:
-            self.writer.ensure(MANIFEST, [seal(corpus.manifest())])
+    def write_metadata(self) -> None:
+        """Make every file that repeats the ledger say what it says (`actlake.storage.metadata`)."""
+        state = self.ledger.state
+        assert state.corpus is not None, self.location.url
+        write_metadata(self, metadata_of(state.corpus, state.schemas))
 
     def release(self) -> None:
         """Give the lease back; the next driver need not wait."""
@@ -158,10 +159,20 @@ class Lease:
         self.writer.remove(map(lease_key, earlier))
         if after_kill:
             self.ledger.clean()
-        if self.ledger.state.corpora and self.location.size(MANIFEST) is None:
+        state = self.ledger.state
+        if not state.corpora:
+            return
+        if self.location.size(MANIFEST) is None:
             logger.warning("%s of %s was missing and is made again from the ledger, whose units "
                            "are as they were", MANIFEST, self.location.url)  # fmt: skip
-            self.write_manifest()
+            self.write_metadata()
+        elif len(state.corpora) > 1 and (
+            self.location.read(MANIFEST) in earlier_bytes(state, MANIFEST)
+        ):
+            logger.info("%s was appended to by a driver that ended before it could say so in "
+                        "%s and the arrays' metadata; they are written now",
+                        self.location.url, MANIFEST)  # fmt: skip
+            self.write_metadata()
 
     def _renew(self) -> bool:
         """Beat once; whether to go on beating. Whatever goes wrong is said, and tried again."""

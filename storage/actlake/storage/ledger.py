@@ -225,6 +225,17 @@ class LedgerWriter:
             return
         raise too_fast(self._location)
 
+    def refuse_if_overtaken(self) -> None:
+        """Look whether a later driver has begun. One that begins from here on is not seen.
+
+        Raises
+        ------
+        LeaseLost
+            Entries have come after the last of this driver.
+        """
+        if max(entry_numbers(self._location.list(LEDGER)), default=0) > self.state.last:
+            raise _overtaken(self._location, self.state)
+
     def _create(self, entry: Mapping[str, Any]) -> None:
         number = self.state.last + 1
         try:

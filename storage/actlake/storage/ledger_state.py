@@ -1,10 +1,10 @@
 """What the ledger says when all its entries are replayed."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from actlake.storage.corpus_record import CorpusRecord
+from actlake.storage.corpus_record import CorpusRecord, documents_key
 from actlake.storage.errors import FormatTooNew, InvalidSite
 from actlake.storage.extents import UnitSet
 from actlake.storage.provenance import JSON
@@ -74,9 +74,35 @@ class LedgerState:
         return self.corpora[-1] if self.corpora else None
 
     @property
+    def document_files(self) -> tuple[str, ...]:
+        """Keys of the files of documents, in the order of their documents."""
+        return tuple(documents_key(place) for place in range(len(self.corpora)))
+
+    @property
     def sites(self) -> tuple[Site, ...]:
         """Every site that was ever asked for and that this version can read, sorted."""
         return tuple(sorted(self.schemas))
+
+    def place_of(self, fingerprint: str) -> int | None:
+        """How many records of the corpus a store of this fingerprint had; None if it never did."""
+        known = [corpus.fingerprint for corpus in self.corpora]
+        return known.index(fingerprint) + 1 if fingerprint in known else None
+
+    def as_of(self, num_corpora: int) -> "LedgerState":
+        """What it says of the first records of the corpus alone, and of their units."""
+        if num_corpora == len(self.corpora):
+            return self
+        units = self.corpora[num_corpora - 1].schema.units
+
+        def own(of_sites: Mapping[Site, UnitSet]) -> dict[Site, UnitSet]:
+            return {site: there.intersection(units) for site, there in of_sites.items()}
+
+        return replace(
+            self,
+            corpora=self.corpora[:num_corpora],
+            covered=own(self.covered),
+            released=own(self.released),
+        )
 
     def readable(self, site: Site) -> UnitSet:
         """The units of a site whose rows are there: committed and not released."""

@@ -77,6 +77,10 @@ class BucketWriter:
             return self._location.create(key, body)
         return self._location.exchange(key, body, tag)
 
+    def seen(self, key: str) -> str | None:
+        """See `Writer.seen`."""
+        return self._location.tag(key)
+
     def remove(self, keys: Iterable[str]) -> None:
         """See `Writer.remove`."""
         self._location.delete(keys)

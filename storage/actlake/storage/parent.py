@@ -62,12 +62,13 @@ class Origin:
                 f"The rows were exported from {self.url} (fingerprint {self.fingerprint}), and "
                 f"there is no store at {url or self.url}\n{hint}"
             ) from error
-        if parent.fingerprint != self.fingerprint:
+        as_it_was = parent.as_of(self.fingerprint)
+        if as_it_was is None:
             raise StoreMismatch(
                 f"The rows were exported from a store of fingerprint {self.fingerprint}, and that "
                 f"at {parent.url} has {parent.fingerprint}\n{hint}"
             )
-        return parent
+        return as_it_was
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,17 +151,17 @@ def _starts_in(
 def _places(store: ActivationStore, said: Set[bytes]) -> dict[bytes, list[tuple[int, int]]]:
     """The contexts that say one of these: number and first row of each, in order."""
     places: dict[bytes, list[tuple[int, int]]] = {}
-    for number, start, hashed in _contexts(store, Extent(0, store.schema.contexts)):
-        if hashed in said:
-            places.setdefault(hashed, []).append((number, start))
+    for stretch in store.schema.stretches:
+        for number, start, hashed in _contexts(store, stretch.contexts):
+            if hashed in said:
+                places.setdefault(hashed, []).append((number, start))
     return places
 
 
 def _contexts(store: ActivationStore, numbers: Extent) -> Iterator[tuple[int, int, bytes]]:
     """Each context's number, first row, and a hash of what it says."""
     names = store.lookup.document_ids
-    for begin in range(numbers.start, numbers.stop, _CONTEXTS_AT_ONCE):
-        block = Extent(begin, min(begin + _CONTEXTS_AT_ONCE, numbers.stop))
+    for block in numbers.pieces(_CONTEXTS_AT_ONCE):
         edges = store.contexts["start"].read(block.start, block.stop + 1)
         tokens = [
             np.split(store.tokens[name].read(int(edges[0]), int(edges[-1])), edges[1:-1] - edges[0])

@@ -82,6 +82,15 @@ def fingerprint(provenance: Provenance, *, contents: Mapping[str, str]) -> str:
     return hashlib.sha256(payload.encode()).hexdigest()
 
 
+def appended_fingerprint(before: str, *, contents: Mapping[str, str]) -> str:
+    """Of a store that was appended to: of the one before, and of what came after it.
+
+    `contents` as for `fingerprint`. A store of both corpora in one has another.
+    """
+    payload = json.dumps([before, contents], sort_keys=True)
+    return hashlib.sha256(payload.encode()).hexdigest()
+
+
 def shortened(fingerprint: str) -> str:
     """The beginning of a fingerprint, or of each of several joined by ``+``, for people."""
     return "+".join(part[:12] for part in fingerprint.split("+"))

@@ -20,20 +20,19 @@ import numpy as np
 from actlake.storage.errors import StoreDamaged
 from actlake.storage.lease import Lease
 from actlake.storage.ledger_records import ShardRecord
+from actlake.storage.metadata import metadata_of, write_metadata
 from actlake.storage.store import ActivationStore
 from actlake.storage.stored_moments import sum_up
-from actlake.storage.verify import metadata_problems, total_problems
+from actlake.storage.verify import total_problems
 from actlake.storage.writer import restore_unit
 
 Array = np.ndarray[Any, Any]
 
 
-def restore_metadata(lease: Lease, store: ActivationStore) -> int:
-    """Write every file again that the ledger gives (`metadata_problems`); how many."""
-    damaged = list(metadata_problems(store))
-    for _, key, expected in damaged:
-        lease.writer.replace(key, [expected])
-    return len(damaged)
+def restore_metadata(lease: Lease) -> int:
+    """Write every file again that only repeats the ledger, where it is not so; how many."""
+    state = lease.ledger.state
+    return write_metadata(lease, metadata_of(state.corpora[-1], state.schemas))
 
 
 def restore_totals(lease: Lease, store: ActivationStore) -> int:

@@ -5,7 +5,7 @@ else is an error that shows the difference, before a byte is written.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -16,12 +16,24 @@ from actlake.storage.provenance import Provenance, differences, shortened
 from actlake.storage.store import ActivationStore
 
 
-def check_same(store: ActivationStore, request: StoreRequest, provenance: Provenance) -> None:
+def check_same(
+    store: ActivationStore,
+    request: StoreRequest,
+    provenance: Provenance,
+    *,
+    may_differ: Collection[str] = (),
+) -> None:
     """Refuse to go on with a store that holds other rows than are asked for.
 
     Compared are the request (layout, splits, …) and what decides of the provenance
     (`Provenance.decisive`: hashes, not names); not the sites, which may be added (`check_sites`),
-    and not how the rows are cut into files, which was settled when the store was made.
+    and not how the rows are cut into files, which was settled when the store was made. Of a store
+    that was appended to, one of its corpora is to be the one that is asked for.
+
+    Parameters
+    ----------
+    may_differ
+        Fields of the corpus that are not compared.
 
     Raises
     ------
@@ -30,12 +42,15 @@ def check_same(store: ActivationStore, request: StoreRequest, provenance: Proven
     """
     schema = store.schema.as_json()
     stored = {name: schema[name] for name in asdict(request)}
-    lines = [
-        *differences(stored, asdict(request)),
-        *differences(store.provenance.decisive(), provenance.decisive()),
+    asked = _compared(provenance, may_differ)
+    of_each = [
+        (differences(_compared(corpus.provenance, may_differ), asked), corpus.provenance)
+        for corpus in store.ledger.corpora
     ]
+    fewest, nearest = min(of_each, key=lambda found: len(found[0]))
+    lines = [*differences(stored, asdict(request)), *fewest]
     if lines:
-        lines += differences(store.provenance.shown(), provenance.shown())
+        lines += differences(nearest.shown(), provenance.shown())
         raise StoreMismatch(
             f"The store at {store.url} (fingerprint {shortened(store.fingerprint)}) is another "
             "than was asked for:\n"
@@ -43,6 +58,12 @@ def check_same(store: ActivationStore, request: StoreRequest, provenance: Proven
             + "\nhint: give another path for the new store, or the settings of this one to go on "
             "with it"
         )
+
+
+def _compared(provenance: Provenance, may_differ: Collection[str]) -> dict[str, Any]:
+    decisive = provenance.decisive()
+    corpus = {name: value for name, value in decisive["corpus"].items() if name not in may_differ}
+    return decisive | {"corpus": corpus}
 
 
 def use_numerics(lease: Lease, numerics: Mapping[str, Any], *, allow_other: bool = False) -> int:

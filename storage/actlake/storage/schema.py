@@ -5,7 +5,7 @@ is in, not what the row says, so the fingerprint leaves it out.
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from functools import cache
 from typing import Any, Literal, Self
@@ -13,7 +13,7 @@ from typing import Any, Literal, Self
 from actlake.storage.block_scales import BLOCK_COLUMNS, num_column_blocks
 from actlake.storage.dtypes import numpy_dtype
 from actlake.storage.errors import FormatTooNew, InvalidSchema
-from actlake.storage.extents import Extent, block_extent, num_blocks
+from actlake.storage.extents import Extent, UnitSet, block_extent, num_blocks
 from actlake.storage.layout import (
     ArraySpec,
     group_key,
@@ -65,6 +65,22 @@ class Geometry:
         return largest_divisor(self.unit_rows, at_most=max(1, self.chunk_bytes // row_bytes))
 
 
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """Rows that were laid down together, and their contexts."""
+
+    rows: Extent
+    contexts: Extent
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """Numbers between two stretches, of rows and of contexts that there are not."""
+
+    rows: Extent
+    contexts: Extent
+
+
 @dataclass(frozen=True, kw_only=True)
 class StoreSchema:
     """What the rows are and how they are cut, the same for every site.
@@ -73,9 +89,11 @@ class StoreSchema:
     """
 
     rows: int
-    """Tokens in the store."""
+    """Length of the arrays of rows: a row's number is below it. `num_rows` counts the rows."""
     contexts: int
+    """The same of contexts; `num_contexts` counts them."""
     documents: int
+    """How many there are."""
     layout: Layout
     """``packed``: documents joined into full windows; ``documents``: a window per document."""
     context_length: int
@@ -87,6 +105,8 @@ class StoreSchema:
     geometry: Geometry
     nonfinite: Literal["refuse", "count"] = "refuse"
     """What happens to a unit that holds infinities or NaNs: an error, or a number."""
+    gaps: tuple[Gap, ...] = ()
+    """Before each appended stretch (`actlake.storage.append`), the numbers that it skips."""
 
     def __post_init__(self) -> None:
         sizes = {
@@ -109,13 +129,68 @@ class StoreSchema:
             )
 
     @property
+    def stretches(self) -> tuple[Stretch, ...]:
+        """Rows and contexts that were laid down together, in order; one, unless it was appended to.
+
+        A unit is of one stretch, and so is a context.
+        """
+        rows = [0, *(edge for gap in self.gaps for edge in _edges(gap.rows)), self.rows]
+        contexts = [0, *(edge for gap in self.gaps for edge in _edges(gap.contexts)), self.contexts]
+        edges = zip(rows[::2], rows[1::2], contexts[::2], contexts[1::2], strict=True)
+        return tuple(Stretch(Extent(a, b), Extent(c, d)) for a, b, c, d in edges)
+
+    @property
+    def num_rows(self) -> int:
+        """Tokens in the store."""
+        return self.rows - sum(len(gap.rows) for gap in self.gaps)
+
+    @property
+    def num_contexts(self) -> int:
+        """Contexts in the store."""
+        return self.contexts - sum(len(gap.contexts) for gap in self.gaps)
+
+    @property
+    def units(self) -> UnitSet:
+        """Units of work: all numbers from 0, but for those of which every row is in a gap."""
+        length = self.geometry.unit_rows
+        rows = (stretch.rows for stretch in self.stretches)
+        return UnitSet((e.start // length, num_blocks(block=length, total=e.stop)) for e in rows)
+
+    @property
     def num_units(self) -> int:
-        """Units of work, numbered from 0."""
+        """How many units of work there are."""
+        return len(self.units)
+
+    @property
+    def unit_numbers(self) -> int:
+        """Length of the arrays that have a step a unit: a unit's number is below it."""
         return num_blocks(block=self.geometry.unit_rows, total=self.rows)
 
     def unit_extent(self, unit: int) -> Extent:
-        """The rows of a unit; those of the last may be fewer."""
-        return block_extent(unit, block=self.geometry.unit_rows, total=self.rows)
+        """The rows of a unit; those of the last one of a stretch may be fewer."""
+        block = block_extent(unit, block=self.geometry.unit_rows, total=self.rows)
+        return next(iter(self.held(block)), Extent(block.start, block.start))
+
+    def held(self, rows: Extent) -> list[Extent]:
+        """The rows of a range that there are: without gaps, a piece for each stretch."""
+        parts = (rows.intersect(stretch.rows) for stretch in self.stretches)
+        return [part for part in parts if len(part)]
+
+    def rows_of(self, units: UnitSet) -> list[Extent]:
+        """The rows of some units, as runs, each within a stretch."""
+        length = self.geometry.unit_rows
+        runs = (Extent(start * length, stop * length) for start, stop in units.runs())
+        return [rows for run in runs for rows in self.held(run)]
+
+    def blocks(self, length: int) -> Iterator[Extent]:
+        """All rows in order, in pieces of at most `length`, each within a stretch."""
+        for stretch in self.stretches:
+            yield from stretch.rows.pieces(length)
+
+    def context_blocks(self, length: int) -> Iterator[Extent]:
+        """The same of all contexts."""
+        for stretch in self.stretches:
+            yield from stretch.contexts.pieces(length)
 
     @property
     def num_groups(self) -> int:
@@ -142,6 +217,7 @@ class StoreSchema:
             fill_value=0 if rows.has_scales else "NaN",
             compression=rows.compression,
             attributes=scaled if rows.has_scales else {},
+            held=self._held_rows,
         )
 
     def scales(self, site: Site, rows: SiteSchema) -> ArraySpec:
@@ -155,24 +231,41 @@ class StoreSchema:
             dimension_names=("row", "block"),
             fill_value="NaN",
             compression=rows.compression,
+            held=self._held_rows,
         )
 
     def tokens(self) -> dict[str, ArraySpec]:
         """``tokens/*``: one number a row."""
         types = {"id": "int32", "document": "int64", "position": "int32", "char": "int32"}
         return {
-            name: self._index_array(f"tokens/{name}", dtype, self.rows, "row")
+            name: self._index_array(f"tokens/{name}", dtype, self.rows, "row", self._held_rows)
             for name, dtype in types.items()
         }
 
     def context_arrays(self) -> dict[str, ArraySpec]:
         """``contexts/*``: where each context starts (and the last ends), and its split."""
+        numbers = [stretch.contexts for stretch in self.stretches]
+        boundaries = [Extent(extent.start, extent.stop + 1) for extent in numbers]
         return {
             "start": self._index_array(
-                "contexts/start", "int64", self.contexts + 1, "context_boundary"
+                "contexts/start",
+                "int64",
+                self.contexts + 1,
+                "context_boundary",
+                tuple(boundaries) if self.gaps else None,
             ),
-            "split": self._index_array("contexts/split", "int8", self.contexts, "context"),
+            "split": self._index_array(
+                "contexts/split",
+                "int8",
+                self.contexts,
+                "context",
+                tuple(numbers) if self.gaps else None,
+            ),
         }
+
+    @property
+    def _held_rows(self) -> tuple[Extent, ...] | None:
+        return tuple(stretch.rows for stretch in self.stretches) if self.gaps else None
 
     def norms(self, site: Site) -> ArraySpec:
         """``norms/<site>``: (row,), the Euclidean norm of each row."""
@@ -184,6 +277,7 @@ class StoreSchema:
             chunk_length=self.geometry.chunk_rows(numpy_dtype("float32").itemsize),
             dimension_names=("row",),
             fill_value="NaN",
+            held=self._held_rows,
         )
 
     def common_metadata(self) -> dict[str, bytes]:
@@ -197,7 +291,14 @@ class StoreSchema:
         groups = ("scales",) if rows.has_scales else ()
         return _metadata(groups, [*self.row_arrays(site, rows), self.norms(site)])
 
-    def _index_array(self, name: str, dtype: str, length: int, dimension: str) -> ArraySpec:
+    def _index_array(
+        self,
+        name: str,
+        dtype: str,
+        length: int,
+        dimension: str,
+        held: tuple[Extent, ...] | None,
+    ) -> ArraySpec:
         return ArraySpec(
             name=name,
             shape=(length,),
@@ -206,13 +307,21 @@ class StoreSchema:
             chunk_length=self.geometry.token_chunk_rows,
             dimension_names=(dimension,),
             fill_value=-1,
+            held=held,
         )
 
     # To and from JSON.
 
     def as_json(self) -> dict[str, Any]:
         """Plain JSON; `from_json` reads it back."""
-        return asdict(self) | {"splits": list(self.splits), "special_ids": list(self.special_ids)}
+        return asdict(self) | {
+            "splits": list(self.splits),
+            "special_ids": list(self.special_ids),
+            "gaps": [
+                {"rows": list(_edges(gap.rows)), "contexts": list(_edges(gap.contexts))}
+                for gap in self.gaps
+            ],
+        }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
@@ -225,6 +334,7 @@ class StoreSchema:
         """
         unknown = set(data) - {field.name for field in fields(cls)}
         unknown |= set(data["geometry"]) - {field.name for field in fields(Geometry)}
+        unknown |= {name for gap in data["gaps"] for name in gap} - {"rows", "contexts"}
         if unknown:
             raise FormatTooNew(
                 f"The store's schema has unknown fields: {', '.join(sorted(unknown))}\n"
@@ -236,6 +346,9 @@ class StoreSchema:
                 "splits": tuple(data["splits"]),
                 "special_ids": tuple(data["special_ids"]),
                 "geometry": Geometry(**data["geometry"]),
+                "gaps": tuple(
+                    Gap(Extent(*gap["rows"]), Extent(*gap["contexts"])) for gap in data["gaps"]
+                ),
             }
         )
 
@@ -302,6 +415,10 @@ def largest_divisor(number: int, *, at_most: int) -> int:
     """The largest number up to `at_most` that divides `number`."""
     small = [n for n in range(1, math.isqrt(number) + 1) if number % n == 0]
     return max(n for n in (*small, *(number // n for n in small)) if n <= at_most)
+
+
+def _edges(extent: Extent) -> tuple[int, int]:
+    return extent.start, extent.stop
 
 
 def _metadata(groups: Iterable[str], specs: Iterable[ArraySpec]) -> dict[str, bytes]:

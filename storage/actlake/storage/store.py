@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any, Self, Unpack
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from actlake.storage.arrays import Path, RowArray
-from actlake.storage.corpus_record import DOCUMENTS, TOKENIZER, check_format
+from actlake.storage.corpus_record import TOKENIZER, check_format
 from actlake.storage.errors import (
     FormatTooNew,
     InvalidSite,
     RowsNotCommitted,
+    RowsOutOfRange,
     StoreDamaged,
     StoreNotFound,
     site_not_stored,
@@ -103,7 +103,7 @@ def open_store(
     if manifest is None:
         # It is made right after the ledger's entry; `verify` names one that is lost.
         logger.info("%s of %s is not there; the ledger says what it says", MANIFEST, location.url)
-    elif manifest != ledger.corpus.manifest():
+    elif all(manifest != corpus.manifest() for corpus in ledger.corpora):
         raise StoreDamaged(
             f"{MANIFEST} of {location.url} is not what the ledger says of the corpus\n"
             f"hint: remove {MANIFEST}: it is made again from the ledger by the next harvest"
@@ -151,6 +151,9 @@ class Coverage:
 
 class ActivationStore:
     """An opened store. `open_store` makes one.
+
+    It stays as it was opened: what is appended to it afterwards (`actlake.storage.append`) is seen
+    by those who open it then. Sites and units that a harvest adds are seen by `refresh`.
 
     Attributes
     ----------
@@ -210,8 +213,29 @@ class ActivationStore:
 
     def refresh(self) -> Self:
         """Read the ledger again, to see what a running harvest has committed since."""
-        self.ledger = read_state(self.location)
+        self.ledger = read_state(self.location).as_of(len(self.ledger.corpora))
         return self
+
+    def as_of(self, fingerprint: str) -> "ActivationStore | None":
+        """The store as it was when it had this fingerprint, with what it has of those rows now.
+
+        A store has another fingerprint after each time that it is appended to. None if it never
+        had this one.
+        """
+        if fingerprint == self.fingerprint:
+            return self
+        place = self.ledger.place_of(fingerprint)
+        if place is None:
+            return None
+        return type(self)(self.location, self.ledger.as_of(place), path=self._path)
+
+    def grown_since(self, before: "ActivationStore", when: str) -> str:
+        """In words, how much more there is than in the store as it was at some time."""
+        more = self.schema.num_rows - before.schema.num_rows
+        return (
+            f"{self.url} has {more:,} rows more than when {when}: it was appended to; what goes on "
+            f"now goes on over the {before.schema.num_rows:,} rows that there were then"
+        )
 
     # Sites.
 
@@ -322,6 +346,11 @@ class ActivationStore:
             return False
 
     def __len__(self) -> int:
+        """One more than the last row's number, as of every array of rows.
+
+        So many rows there are but in a store that was appended to, in which numbers are left out
+        (`StoreSchema.gaps`); ``schema.num_rows`` counts them.
+        """
         return self.schema.rows
 
     def take(self, rows: Any, sites: str | Site | Sequence[str | Site]) -> Any:
@@ -338,24 +367,22 @@ class ActivationStore:
 
     def coverage(self, site: str | Site) -> Coverage:
         """How much of a site is committed."""
-        stored, total = self.site(site), self.schema.num_units
+        stored, schema = self.site(site), self.schema
         units, readable = self.ledger.covered[stored], self.ledger.readable(stored)
-        rows = len(readable) * self.schema.geometry.unit_rows
-        if total - 1 in readable:
-            rows -= self.schema.geometry.unit_rows - len(self.schema.unit_extent(total - 1))
+        rows = sum(map(len, schema.rows_of(readable)))
         released = len(units) - len(readable)
-        return Coverage(len(units), total, rows, self.schema.rows, released)
+        return Coverage(len(units), schema.num_units, rows, schema.num_rows, released)
 
     def committed(self, sites: Iterable[str | Site] | None = None) -> UnitSet:
         """The units that are committed for all of the sites (by default, all stored ones)."""
-        units = UnitSet([(0, self.schema.num_units)])
+        units = self.schema.units
         for site in self.sites if sites is None else map(self.site, sites):
             units = units.intersection(self.ledger.covered[site])
         return units
 
     def readable(self, sites: Iterable[str | Site] | None = None) -> UnitSet:
         """The `committed` units whose rows are there: released at none of the sites."""
-        units = UnitSet([(0, self.schema.num_units)])
+        units = self.schema.units
         for site in self.sites if sites is None else map(self.site, sites):
             units = units.intersection(self.ledger.readable(site))
         return units
@@ -382,13 +409,32 @@ class ActivationStore:
         return self.schema.splits.index(split)
 
     def contexts_of(self, rows: Extent) -> Extent:
-        """The contexts that overlap `rows`; a few reads, whatever the size of the store."""
-        start = self.contexts["start"]
+        """The contexts that overlap `rows`; a few reads, whatever the size of the store.
+
+        Raises
+        ------
+        RowsOutOfRange
+            They reach into a gap between two stretches, or are not of the store.
+        """
         if len(rows) == 0:
             return Extent(0, 0)
-        first = bisect_right(start, rows.start) - 1
-        last = bisect_right(start, rows.stop - 1)
+        start = self.contexts["start"]
+        self._refuse_gaps(rows)
+        own = next(s.contexts for s in self.schema.stretches if rows.start in s.rows)
+        end = own.stop + 1
+        first = bisect_right(start, rows.start, own.start, end) - 1
+        last = bisect_right(start, rows.stop - 1, own.start, end)
         return Extent(first, last)
+
+    def _refuse_gaps(self, rows: Extent) -> None:
+        if self.schema.held(rows) != [rows]:
+            raise RowsOutOfRange(
+                f"Rows {rows.start:,} to {rows.stop:,} are not all of one stretch of {self.url}, "
+                "which was appended to\nhint: store.schema.stretches says which rows there are"
+                if self.schema.gaps
+                else f"Rows {rows.start:,} to {rows.stop:,} were asked for; {self.url} has "
+                f"{len(self):,} rows"
+            )
 
     def splits_of(self, rows: Extent) -> Array:
         """(n,) int8, the split code of each row."""
@@ -420,20 +466,11 @@ class ActivationStore:
         Raises
         ------
         StoreDamaged
-            ``documents.parquet`` is missing or unreadable.
+            A file of documents is missing or unreadable.
         """
-        try:
-            # Without partitioning=None a folder called key=value on the path becomes a column.
-            return pq.read_table(
-                self.location.file(DOCUMENTS),
-                columns=None if columns is None else list(columns),
-                partitioning=None,
-            )
-        except (OSError, pa.ArrowException) as error:
-            raise StoreDamaged(
-                f"{DOCUMENTS} of {self.url} cannot be read: {error}\n"
-                "hint: `actlake verify` tells what else is damaged"
-            ) from error
+        from actlake.storage.querying.document_table import documents_table
+
+        return documents_table(self, columns)
 
     # Batches.
 
@@ -703,8 +740,7 @@ class ActivationStore:
     @property
     def tokenizer_files(self) -> tuple[str, ...]:
         """Keys of the tokenizer's files, as the ledger has them; of a store without one, none."""
-        assert self.ledger.corpus is not None, self.url
-        return tuple(k for k in self.ledger.corpus.files if k.startswith(f"{TOKENIZER}/"))
+        return tuple(k for k in self.ledger.corpora[0].files if k.startswith(f"{TOKENIZER}/"))
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -723,7 +759,9 @@ class ActivationStore:
             raise StoreDamaged(f"{self.url} holds no {TOKENIZER}/tokenizer.json") from error
 
     def text(self, start: int, stop: int) -> str:
-        """The text of rows ``start <= i < stop``, decoded."""
+        """The text of rows ``start <= i < stop``, decoded; raises as `contexts_of`."""
+        if start < stop:
+            self._refuse_gaps(Extent(start, stop))
         ids = self.tokens["id"].read(start, stop).tolist()
         return str(self.tokenizer.decode(ids, skip_special_tokens=False))
 

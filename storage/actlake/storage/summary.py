@@ -157,9 +157,15 @@ def _facts(stores: Sequence["ActivationStore"]) -> tuple[tuple[str, str], ...]:
     )
     facts = {
         "model": f"{model} {revision}".strip(),
-        "rows": f"{sum(s.rows for s in schemas):,} tokens in {sum(s.contexts for s in schemas):,} "
-        f"contexts of up to {max(s.context_length for s in schemas)}, "
+        "rows": f"{sum(s.num_rows for s in schemas):,} tokens in "
+        f"{sum(s.num_contexts for s in schemas):,} contexts of up to "
+        f"{max(s.context_length for s in schemas)}, "
         f"{sum(s.documents for s in schemas):,} documents",
+        "appended": "; ".join(
+            f"{len(stretch.rows):,} tokens from row {stretch.rows.start:,}"
+            for schema in schemas
+            for stretch in schema.stretches[1:]
+        ),
         "layout": _listed(s.layout for s in schemas),
         "splits": _splits(stores),
         "stored as": f"{kinds}{sum(s.num_units for s in schemas):,} units of {unit_rows} rows"

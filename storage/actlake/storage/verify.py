@@ -15,16 +15,15 @@ import pyarrow as pa
 
 from actlake.storage.ahead import map_ahead
 from actlake.storage.arrays import RowArray
-from actlake.storage.corpus_record import DOCUMENTS
 from actlake.storage.errors import StoreDamaged, StoreNotFound
-from actlake.storage.extents import Extent, UnitSet, block_extent, num_blocks
-from actlake.storage.layout import MANIFEST
+from actlake.storage.extents import Extent, UnitSet
 from actlake.storage.ledger import read_shards, read_state
 from actlake.storage.ledger_records import ShardRecord
+from actlake.storage.metadata import metadata_of
 from actlake.storage.moments import moments_by_group
 from actlake.storage.moments_file import Block
 from actlake.storage.querying.document_table import document_batches
-from actlake.storage.sealed import crc32c, seal
+from actlake.storage.sealed import crc32c
 from actlake.storage.shards import combined_crc32c, decode_shard, rows_crc32c, shard_crc32c
 from actlake.storage.sites import Site
 from actlake.storage.store import ActivationStore
@@ -112,7 +111,7 @@ def verify(
         problems += _corpus_hashes(store)
         problems += _corpus_contents(store)
     corpus_is_whole = not problems
-    problems += [problem for problem, *_ in metadata_problems(store)]
+    problems += metadata_problems(store)
     problems += [problem for problem, *_ in total_problems(store, counted)]
     shards, seen = 0, {site: UnitSet() for site in store.sites}
     try:
@@ -128,8 +127,8 @@ def verify(
         problems.append(Problem("ledger", str(error)))
     else:
         problems += _records_of_all(store, seen)
-    total = store.schema.num_units
-    missing = {site: UnitSet(store.ledger.covered[site].gaps(total)) for site in store.sites}
+    units = store.schema.units
+    missing = {site: units.without(store.ledger.covered[site]) for site in store.sites}
     return VerifyReport(
         tuple(problems),
         shards,
@@ -142,7 +141,7 @@ def verify(
 
 def stored_bytes(store: ActivationStore) -> int:
     """How many bytes `verify` will read, from the ledger; the corpus's are left out."""
-    return sum(r.rows_bytes + r.moments_bytes for r in read_shards(store.location, store.sites))
+    return sum(r.rows_bytes + r.moments_bytes for r in _records(store, store.sites))
 
 
 def undersized(store: ActivationStore, sites: Collection[Site]) -> Iterator[ShardRecord]:
@@ -151,7 +150,7 @@ def undersized(store: ActivationStore, sites: Collection[Site]) -> Iterator[Shar
     Cheap, for every resume: files of other sites are not looked at.
     """
     sizes: dict[Site, dict[str, int]] = {}
-    for record in read_shards(store.location, sites):
+    for record in _records(store, sites):
         specs = store.row_specs(record.site)
         if record.site not in sizes:
             found = (store.location.sizes(spec.folder) for spec in specs)
@@ -161,6 +160,12 @@ def undersized(store: ActivationStore, sites: Collection[Site]) -> Iterator[Shar
         keys = (spec.shard_key(record.unit) for spec in specs)
         if sum(sizes[record.site].get(key, 0) for key in keys) != record.rows_bytes:
             yield record
+
+
+def _records(store: ActivationStore, sites: Collection[Site]) -> Iterator[ShardRecord]:
+    """Of the store's own units: not of what was appended since it was opened."""
+    units = store.schema.units
+    return (record for record in read_shards(store.location, sites) if record.unit in units)
 
 
 class _Counter:
@@ -207,16 +212,22 @@ def _corpus_hashes(store: ActivationStore) -> Iterator[Problem]:
     for corpus in store.ledger.corpora:
         spans = {"row": corpus.rows, "context": corpus.contexts}
         spans["context_boundary"] = Extent(corpus.contexts.start, corpus.contexts.stop + 1)
+        counted_from = {
+            "tokens/document": corpus.documents.start,
+            "contexts/start": corpus.rows.start,
+        }
         for name, array in arrays.items():
             (dimension,) = array.spec.dimension_names
-            if _sha256(array, spans[dimension]) != corpus.sha256[name]:
+            found = _sha256(array, spans[dimension], less=counted_from.get(name, 0))
+            if found != corpus.sha256[name]:
                 yield Problem("corpus", f"{name} does not hold the values that were laid down")
 
 
-def _sha256(array: RowArray, span: Extent) -> str:
+def _sha256(array: RowArray, span: Extent, *, less: int) -> str:
     digest = hashlib.sha256()
-    for start in range(span.start, span.stop, _ROWS_AT_ONCE):
-        digest.update(array.read(start, min(start + _ROWS_AT_ONCE, span.stop)).tobytes())
+    for piece in span.pieces(_ROWS_AT_ONCE):
+        values = array.read(piece.start, piece.stop)
+        digest.update((values - values.dtype.type(less)).tobytes())
     return digest.hexdigest()
 
 
@@ -236,11 +247,10 @@ def _corpus_contents(store: ActivationStore) -> Iterator[Problem]:
     if len(document_split) != schema.documents:
         yield Problem(
             "corpus",
-            f"{DOCUMENTS} has {len(document_split):,} rows, the schema {schema.documents:,}",
+            f"There are {len(document_split):,} documents, and the schema has {schema.documents:,}",
         )
         return
-    for block in range(num_blocks(block=_ROWS_AT_ONCE, total=schema.rows)):
-        rows = block_extent(block, block=_ROWS_AT_ONCE, total=schema.rows)
+    for rows in schema.blocks(_ROWS_AT_ONCE):
         documents = store.tokens["document"][rows.slice()]
         if not ((documents >= 0) & (documents < schema.documents)).all():
             yield Problem("corpus", f"Rows {rows.start:,}–{rows.stop:,} name unknown documents")
@@ -267,26 +277,38 @@ def _corpus_contents(store: ActivationStore) -> Iterator[Problem]:
                 "corpus",
                 f"Positions of rows {rows.start:,}–{rows.stop:,} do not fit their contexts",
             )
-    edges = store.contexts["start"][np.array([0, schema.contexts])].tolist()
-    if edges != [0, schema.rows]:
-        yield Problem("corpus", f"Contexts span rows {edges}, the store [0, {schema.rows}]")
+    for stretch in schema.stretches:
+        first, last = stretch.contexts.start, stretch.contexts.stop
+        edges = store.contexts["start"][np.array([first, last])].tolist()
+        rows = stretch.rows
+        if edges != [rows.start, rows.stop]:
+            yield Problem("corpus", f"Contexts span rows {edges}, not {[rows.start, rows.stop]}")
 
 
-def metadata_problems(store: ActivationStore) -> Iterator[tuple[Problem, str, bytes]]:
-    """Every file that the ledger gives again and that is not so: what is wrong, its key and bytes.
+def metadata_problems(store: ActivationStore) -> Iterator[Problem]:
+    """Every file that only repeats the ledger, and does not; `actlake.storage.metadata`.
 
-    Those are ``store.json`` and each ``zarr.json``.
+    One that says what the ledger said before the store was appended to is none: the driver that
+    appended is about to write it, or was killed, and the next one will.
     """
-    schema = store.schema
-    manifest = store.ledger.corpora[-1].manifest()
-    common = {MANIFEST: seal(manifest), **schema.common_metadata()}
-    for site in (None, *store.sites):
-        files = common if site is None else schema.site_metadata(site, store.schema_of(site))
-        for key, expected in files.items():
-            found = _read(store, key)
-            if found != expected:
-                wrong = "is missing" if found is None else "is not what the ledger says"
-                yield Problem("metadata", f"{key} {wrong}", site), key, expected
+    files = metadata_of(store.ledger.corpora[-1], store.ledger.schemas)
+    for key, expected in files.items():
+        found = _read(store, key)
+        if found == expected or found in _other_bytes(store, key):
+            continue
+        wrong = "is missing" if found is None else "is not what the ledger says"
+        yield Problem("metadata", f"{key} {wrong}", _site_of(store, key))
+
+
+def _other_bytes(store: ActivationStore, key: str) -> list[bytes]:
+    """What a file holds before and after each time that the store is appended to."""
+    now = read_state(store.location)
+    return [metadata_of(corpus, store.ledger.schemas)[key] for corpus in now.corpora]
+
+
+def _site_of(store: ActivationStore, key: str) -> Site | None:
+    parts = key.split("/")
+    return next((site for site in store.sites if str(site) in parts), None)
 
 
 def total_problems(
@@ -320,7 +342,7 @@ def _fetched(store: ActivationStore) -> Iterator[tuple[ShardRecord, _Files]]:
     def fetch(record: ShardRecord) -> tuple[ShardRecord, _Files]:
         return record, _files_of(store, record)
 
-    records = read_shards(store.location, store.sites)
+    records = _records(store, store.sites)
     units_bytes = max((store.schema.geometry.unit_rows * store.schema_of(site).row_bytes
                        for site in store.sites), default=1)  # fmt: skip
     most = max(1, _MOST_BYTES_AHEAD // (2 * units_bytes))  # of each thread two are kept

@@ -147,7 +147,7 @@ def write_store(
             )
         store = open_store(location)
         add_sites(lease, store, schemas, request or {})
-        for unit in range(store.schema.num_units):
+        for unit in store.schema.units:
             extent = store.schema.unit_extent(unit)
             part = {site: source.take(extent) for site, source in sources.items()}
             lease.ledger.commit(write_unit(store, unit, part, token=lease.token))

@@ -19,11 +19,12 @@ from typing import Any
 import numpy as np
 
 from actlake.storage.dtypes import LARGEST_FINITE
-from actlake.storage.errors import InvalidSchema, NonFiniteActivations, StoreNotFound
+from actlake.storage.errors import InvalidSchema, NonFiniteActivations
 from actlake.storage.fence import Token
 from actlake.storage.lease import Lease
 from actlake.storage.ledger import already_committed
 from actlake.storage.ledger_records import ShardRecord
+from actlake.storage.metadata import holds
 from actlake.storage.moments import Moments, moments_by_group
 from actlake.storage.moments_file import Block, encode_moments, moments_folders
 from actlake.storage.sealed import crc32c
@@ -78,10 +79,10 @@ def write_unit(
     StoreNotWritable
         No space, or no permission.
     """
-    if not 0 <= unit < store.schema.num_units:
+    if unit not in store.schema.units:
         raise InvalidSchema(
-            f"There is no unit {unit} in {store.url}; it has units 0 to "
-            f"{store.schema.num_units - 1}"
+            f"There is no unit {unit} in {store.url}; it has units "
+            + ", ".join(f"{first} to {stop - 1}" for first, stop in store.schema.units.runs())
         )
     by_site = {site.stored: values for site, values in rows.items()}
     if any(site not in store for site in by_site):  # announced since the store was opened?
@@ -152,7 +153,7 @@ def restore_unit(
             for key, parts in files:
                 if is_released and key in rows_keys:
                     continue
-                if not _holds(store, key, parts):
+                if not holds(store.location, key, b"".join(parts)):
                     writer.replace(key, parts)
             restored.append(record)
     return restored
@@ -172,7 +173,7 @@ def free_missing(lease: Lease, store: ActivationStore, sites: Iterable[Site]) ->
         released = lease.ledger.state.released[site]
         of_rows = [spec.folder for spec in store.row_specs(site)]
         folders = [*of_rows, store.norms_spec(site).folder]
-        folders += moments_folders(site, 1, total_units=store.schema.num_units)
+        folders += moments_folders(site, 1, total_units=store.schema.unit_numbers)
         for folder in folders:
             for key in store.location.list(folder):
                 unit = _UNIT_FILE.fullmatch(key.removeprefix(f"{folder}/"))
@@ -271,14 +272,6 @@ def _encode(
         numerics=numerics,
     )
     return record, files
-
-
-def _holds(store: ActivationStore, key: str, parts: Iterable[Any]) -> bool:
-    """Whether a file holds exactly these bytes."""
-    try:
-        return store.location.read(key) == b"".join(parts)
-    except StoreNotFound:
-        return False
 
 
 def _count_nonfinite(rows: Array, moments: list[Moments]) -> tuple[int, int]:

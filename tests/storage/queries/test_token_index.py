@@ -28,14 +28,32 @@ def made(plan):
     return np.split(values, cuts[:-1])
 
 
-@given(ids=token_ids, block=st.integers(1, 50), at_once=st.integers(1, 80))
-def test_every_token_has_the_rows_that_a_scan_finds_whatever_fits_in_memory(ids, block, at_once):
-    plan = plan_tokens(lambda: iter(blocks_of(ids, block)), rows=len(ids), rows_at_once=at_once)
+def numbered(blocks, gap):
+    """Each with its first row; before the last there are `gap` rows that are not."""
+    starts = np.cumsum([0, *map(len, blocks)])
+    starts[len(blocks) - 1 :] += gap
+    return list(zip(starts.tolist(), blocks, strict=False))
+
+
+def row_numbers(blocks):
+    return [start + i for start, block in blocks for i in range(len(block))]
+
+
+gaps = st.sampled_from([0, 0, 3, 100])
+
+
+@given(ids=token_ids, block=st.integers(1, 50), at_once=st.integers(1, 80), gap=gaps)
+def test_every_token_has_the_rows_that_a_scan_finds_whatever_fits_in_memory(
+    ids, block, at_once, gap
+):
+    blocks = numbered(blocks_of(ids, block), gap)
+    plan = plan_tokens(lambda: iter(blocks), rows_at_once=at_once)
 
     index = TokenIndex(*made(plan))
 
+    rows = row_numbers(blocks)
     for token in range(14):
-        expected = [row for row, other in enumerate(ids) if other == token]
+        expected = [row for row, other in zip(rows, ids, strict=True) if other == token]
         assert index.rows(token).tolist() == expected
         assert index.count(token) == len(expected)
 
@@ -44,14 +62,17 @@ def test_every_token_has_the_rows_that_a_scan_finds_whatever_fits_in_memory(ids,
     documents=st.lists(st.integers(0, 6), min_size=1, max_size=100),
     block=st.integers(1, 30),
     asked=st.lists(st.integers(0, 7), max_size=5),
+    gap=gaps,
 )
-def test_every_document_has_the_rows_that_a_scan_finds(documents, block, asked):
-    plan = plan_runs(iter(blocks_of(documents, block, np.int64)), documents=8)
+def test_every_document_has_the_rows_that_a_scan_finds(documents, block, asked, gap):
+    blocks = numbered(blocks_of(documents, block, np.int64), gap)
+    plan = plan_runs(iter(blocks), documents=8)
 
     runs = DocumentRuns(*made(plan))
 
+    numbers = row_numbers(blocks)
     for document in range(8):
-        expected = [row for row, other in enumerate(documents) if other == document]
+        expected = [row for row, d in zip(numbers, documents, strict=True) if d == document]
         assert runs.rows(document).tolist() == expected
     which, rows = runs.rows_of_each(np.array(asked, np.int64))
     expected = [(i, row) for i, d in enumerate(asked) for row in runs.rows(d).tolist()]

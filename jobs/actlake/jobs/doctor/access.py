@@ -85,7 +85,9 @@ def _what_is_there(url: str) -> Iterator[Finding]:
 
 def _holds(store: ActivationStore) -> Finding:
     covered = [f"{site} {store.coverage(site)}" for site in store.sites]
-    return Finding("store", "ok", f"{len(store):,} rows at {store.url}; {', '.join(covered)}")
+    return Finding(
+        "store", "ok", f"{store.schema.num_rows:,} rows at {store.url}; {', '.join(covered)}"
+    )
 
 
 def check_model(name: str, revision: str = "") -> Iterator[Finding]:

@@ -17,6 +17,8 @@ _EXAMPLES = (
     "--sites resid_post.3,resid_post.6 --replicas 2",
     "actlake harvest --store runs/pythia --model.name EleutherAI/pythia-70m "
     "--sites resid_post.3 --corpus.source.path 'texts/**/*.txt'",
+    "actlake harvest --store runs/pythia --model.name EleutherAI/pythia-70m "
+    "--sites resid_post.3 --corpus.source.path 'more/**/*.txt' --append",
 )
 
 
@@ -31,12 +33,16 @@ def main(arguments: Sequence[str]) -> int:
             "Killed at any moment, the same command goes on where it stopped."
         ),
         examples=_EXAMPLES,
-        flags={"plan": "Print what would be done and needed, and stop."},
+        flags={
+            "plan": "Print what would be done and needed, and stop.",
+            "append": "Add this corpus to a finished store, and harvest all of its sites for it.",
+        },
     )
+    append = "append" in flags
     if "plan" in flags:
-        say(harvest.plan(config))
+        say(harvest.plan(config, append=append))
         return 0
-    result = harvest.harvest(config)
+    result = harvest.harvest(config, append=append)
     for why in result.given_up:
         say(f"Given up: {why}")
     say(closing_line(result))

@@ -19,6 +19,7 @@ from typing import Any
 
 from rich.console import Console
 
+from actlake.jobs.harvest.appending import planned_addition, prepare_addition
 from actlake.jobs.harvest.batch_budget import with_batch_tokens
 from actlake.jobs.harvest.batches import Batching
 from actlake.jobs.harvest.commits import Commits
@@ -102,8 +103,8 @@ class HarvestResult:
         return not (self.failed or self.stopped or self.damaged)
 
 
-def plan(config: HarvestConfig) -> HarvestPlan:
-    """What `harvest` would do now, in numbers. Reads the text if there is no store yet.
+def plan(config: HarvestConfig, *, append: bool = False) -> HarvestPlan:
+    """What `harvest` would do now, in numbers. Reads the text if it is not in the store yet.
 
     Raises
     ------
@@ -115,6 +116,10 @@ def plan(config: HarvestConfig) -> HarvestPlan:
     location = locate(config.store)
     state = read_state(location)
     config = with_batch_tokens(config, model, workers, state)
+    if append:
+        with planned_addition(location, config, model, workers, progress=_silent) as planned:
+            config = replace(config, sites=planned.sites)
+            return _plan(config, model, planned.prepared, workers, appended_to=planned.to)
     if state.corpora:
         store = open_store(location)
         prepared = store_as_found(store, config, model, workers, progress=_silent)
@@ -124,12 +129,19 @@ def plan(config: HarvestConfig) -> HarvestPlan:
 
 
 def harvest(
-    config: HarvestConfig, *, console: Console | None = None, progress: Progress | None = None
+    config: HarvestConfig,
+    *,
+    append: bool = False,
+    console: Console | None = None,
+    progress: Progress | None = None,
 ) -> HarvestResult:
     """Fill the store of a config, or go on filling it.
 
     Parameters
     ----------
+    append
+        The store is finished, and the config's corpus is another, to be added to it; all of the
+        store's sites are harvested for it. Called again, it goes on with that.
     console
         Where the plan and the progress are shown; by default standard error.
     progress
@@ -152,11 +164,15 @@ def harvest(
     with ExitStack() as stack:
         lease = stack.enter_context(Lease.acquire(locate(config.store)))
         config = with_batch_tokens(config, model, workers, lease.ledger.state)
-        prepared = prepare_store(lease, config, model, workers, progress=progress or _silent)
+        prepare = prepare_addition if append else prepare_store
+        prepared = prepare(lease, config, model, workers, progress=progress or _silent)
         store = prepared.store
-        sites = site_schemas(config, model)
-        add_sites(lease, store, sites, harvest_request(config, threads=threads))
-        store.refresh()
+        if append:
+            config = replace(config, sites=store.sites)
+        else:
+            sites = site_schemas(config, model)
+            add_sites(lease, store, sites, harvest_request(config, threads=threads))
+            store.refresh()
         lost = _lost(store, config.sites)
         planned = _plan(config, model, prepared, workers, lost=lost)
         say(planned, console)
@@ -164,7 +180,7 @@ def harvest(
             logger.info("Nothing to do: all %d units are committed", store.schema.num_units)
             sum_up(lease, config.sites)
             lease.ledger.merge_all()
-            return HarvestResult(store.url, store.schema.rows, 0, {}, False, 0.0)
+            return HarvestResult(store.url, store.schema.num_rows, 0, {}, False, 0.0)
         if numerics := _numerics(config, model, prepared, workers):
             use_numerics(lease, numerics, allow_other=config.allow_other_numerics)
         free_missing(lease, store, config.sites)
@@ -203,7 +219,7 @@ class _Run:
         self._tracker = tracker
         done = store.committed(config.sites)
         self._tally = Tally(
-            total_rows=store.schema.rows,
+            total_rows=store.schema.num_rows,
             total_units=store.schema.num_units,
             rows_before=_rows_of(store, done),
             units_before=len(done),
@@ -245,7 +261,7 @@ class _Run:
             )  # fmt: skip
         self._tracker.summary(
             {
-                "rows": self._store.schema.rows,
+                "rows": self._store.schema.num_rows,
                 "fingerprint": self._store.fingerprint,
                 "complete": complete,
                 **{
@@ -256,7 +272,7 @@ class _Run:
         )
         return HarvestResult(
             store=self._store.url,
-            rows=self._store.schema.rows,
+            rows=self._store.schema.num_rows,
             units_done=tally.units,
             failed={unit: why for result in results for unit, why in result.failed.items()},
             stopped=any(result.stopped for result in results),
@@ -312,6 +328,7 @@ def _plan(
     workers: WorkerPlan,
     *,
     lost: Iterable[ShardRecord] = (),
+    appended_to: str = "",
 ) -> HarvestPlan:
     store = prepared.store
     missing = _missing(store, config.sites)
@@ -328,6 +345,7 @@ def _plan(
         special_tokens=prepared.special_tokens,
         rows_per_split=store.lookup.rows_per_split(),
         tried=_tried(prepared),
+        appended_to=appended_to,
     )
 
 
@@ -354,10 +372,9 @@ def _numerics(
 
 
 def _missing(store: ActivationStore, sites: Iterable[Site]) -> dict[Site, UnitSet]:
-    total = store.schema.num_units
+    units, covered = store.schema.units, store.ledger.covered
     stored = stored_sites(tuple(sites))
-    covered = store.ledger.covered
-    return {site: UnitSet(covered.get(site, UnitSet()).gaps(total)) for site in stored}
+    return {site: units.without(covered.get(site, UnitSet())) for site in stored}
 
 
 def _lost(store: ActivationStore, sites: Iterable[Site]) -> list[ShardRecord]:
@@ -373,11 +390,7 @@ def _lost(store: ActivationStore, sites: Iterable[Site]) -> list[ShardRecord]:
 
 
 def _rows_of(store: ActivationStore, units: UnitSet) -> int:
-    return sum(
-        min(stop * store.schema.geometry.unit_rows, store.schema.rows)
-        - start * store.schema.geometry.unit_rows
-        for start, stop in units.runs()
-    )
+    return sum(map(len, store.schema.rows_of(units)))
 
 
 def _tracker(config: HarvestConfig, store: ActivationStore) -> TrackedRun:

@@ -68,10 +68,13 @@ class HarvestPlan:
     """Of activations, when all sites are complete."""
     float16_bytes: int
     """Of the same values in float16."""
+    appended_to: str = ""
+    """What these rows come after, where they are added to a finished store."""
 
     def __str__(self) -> str:
         """A few lines for a person."""
         lines = [
+            *([f"appended  {self.appended_to}"] if self.appended_to else []),
             f"sites     {', '.join(map(str, self.sites))}",
             f"text      {self.beginning}",
             f"          {self.special_tokens}",
@@ -163,16 +166,17 @@ def plan_harvest(
     special_tokens: str,
     rows_per_split: Mapping[str, int],
     tried: Mapping[str, str],
+    appended_to: str = "",
 ) -> HarvestPlan:
     """Put the numbers together."""
     stages = plan_stages(model, config)
     sites = site_schemas(config, model)
-    unit_rows = min(schema.geometry.unit_rows, schema.rows)
+    unit_rows = min(schema.geometry.unit_rows, schema.num_rows)
     in_flight = units_in_flight(len(stages))
     token_bytes = model.dim * model.dtype.value.itemsize
     needed = stages[-1].stop
     batches = max(
-        1, schema.rows // config.batch_budget // max(1, config.replicas)
+        1, schema.num_rows // config.batch_budget // max(1, config.replicas)
     )  # that flow through one replica
     by_compute = split_layers(needed, len(stages), weights=model.anatomy.block_params[:needed])
     return HarvestPlan(
@@ -204,13 +208,14 @@ def plan_harvest(
         beginning=beginning,
         special_tokens=special_tokens,
         tried=tried,
-        rows=schema.rows,
+        rows=schema.num_rows,
         rows_per_split=rows_per_split,
         units=schema.num_units,
         pending_units=pending_units,
         unit_rows=schema.geometry.unit_rows,
-        num_bytes=schema.rows * sum(rows.row_bytes for rows in sites.values()),
-        float16_bytes=schema.rows * sum(2 * rows.dim for rows in sites.values()),
+        num_bytes=schema.num_rows * sum(rows.row_bytes for rows in sites.values()),
+        float16_bytes=schema.num_rows * sum(2 * rows.dim for rows in sites.values()),
+        appended_to=appended_to,
     )
 
 

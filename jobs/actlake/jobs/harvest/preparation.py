@@ -1,7 +1,7 @@
 """Before the model runs: the store at the path, made or found, with its rows fixed."""
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -146,7 +146,7 @@ def prepare_store(
         config, model, workers, sample, readings=_readings(sample, config, model, wanted)
     )
     rows = unit_rows_at_most(config, model, threads=workers.threads)
-    store, report = _lay_down(lease, config, wanted, progress, unit_rows=rows)
+    store, report = lay_down(lease, config, wanted, progress, unit_rows=rows)
     attach_segments(store)
     said = special_tokens_said(report.special_tokens_are, report.special_tokens)
     return Prepared(store, wanted.beginning, said, trial.batching, trial)
@@ -171,6 +171,17 @@ def store_as_found(
     """
     wanted = wanted_store(config, model)
     _check_same(store, config, wanted, progress)
+    return as_run_before(store, config, model, workers, wanted)
+
+
+def as_run_before(
+    store: ActivationStore,
+    config: HarvestConfig,
+    model: ResolvedModel,
+    workers: WorkerPlan,
+    wanted: Wanted,
+) -> Prepared:
+    """A store with how its contexts are run, tried again where it takes what it had not yet."""
     said = special_tokens_said(config.corpus.special_tokens_are)
     fixed = batching_of(store)
     if fixed is not None and not _has_untried(store, config):
@@ -217,12 +228,13 @@ def scratch_store(
     config: HarvestConfig, model: ResolvedModel, workers: WorkerPlan, *, progress: Progress
 ) -> Iterator[Prepared]:
     """The store of a config with its corpus but no activations, for a plan; gone afterwards."""
-    with _scratch_lease() as lease:
+    with scratch_lease() as lease:
         yield prepare_store(lease, config, model, workers, progress=progress)
 
 
 @contextmanager
-def _scratch_lease() -> Iterator[Lease]:
+def scratch_lease() -> Iterator[Lease]:
+    """Of a temporary folder, gone afterwards."""
     with (
         tempfile.TemporaryDirectory(prefix="actlake-plan-") as folder,
         Lease.acquire(LocalFolder(Path(folder))) as lease,
@@ -230,12 +242,27 @@ def _scratch_lease() -> Iterator[Lease]:
         yield lease
 
 
-def _lay_down(
-    lease: Lease, config: HarvestConfig, wanted: Wanted, progress: Progress, *, unit_rows: int
+def lay_down(
+    lease: Lease,
+    config: HarvestConfig,
+    wanted: Wanted,
+    progress: Progress,
+    *,
+    unit_rows: int,
+    known: Iterable[str] = (),
 ) -> tuple[ActivationStore, CorpusReport]:
+    """Read the text into a new store.
+
+    Parameters
+    ----------
+    unit_rows
+        At most so many rows in a unit.
+    known
+        As for `lay_out`.
+    """
     files = {"tokenizer.json": tokenizer_file(wanted.tokenizer)}
     with StoreBuilder(lease, wanted.request, wanted.provenance, tokenizer_files=files) as builder:
-        report = lay_out(config.corpus, wanted.tokenizer, builder, progress)
+        report = lay_out(config.corpus, wanted.tokenizer, builder, progress, known=known)
         row_bytes = max(schema.row_bytes for schema in wanted.sites.values())
         builder.finish(
             partial(
@@ -280,9 +307,11 @@ def _why_another_text(
 ) -> str:
     """Lay the text down elsewhere, and compare: what is wrong, or nothing."""
     try:
-        with _scratch_lease() as lease:
-            again, _ = _lay_down(lease, config, wanted, progress, unit_rows=store.schema.rows)
-            return "" if again.fingerprint == store.fingerprint else "its text is another:"
+        with scratch_lease() as lease:
+            again, _ = lay_down(lease, config, wanted, progress, unit_rows=store.schema.rows)
+            hashes = again.ledger.corpora[0].sha256
+            is_there = any(corpus.sha256 == hashes for corpus in store.ledger.corpora)
+            return "" if is_there else "its text is another:"
     except CorpusError as error:
         problem, _, _ = str(error).partition("\nhint:")
         return f"its text cannot be compared: {problem}"

@@ -33,7 +33,8 @@ def sample_of_corpus(config: CorpusConfig, tokenizer: Tokenizer) -> tuple[Array,
 
 def sample_of_store(store: ActivationStore) -> tuple[Array, ...]:
     """The first contexts of a store; its text is not needed."""
-    starts = store.contexts["start"].read(0, min(NUM_CONTEXTS, store.schema.contexts) + 1)
+    first = store.schema.stretches[0].contexts
+    starts = store.contexts["start"].read(0, min(NUM_CONTEXTS, len(first)) + 1)
     ids = store.tokens["id"].read(0, int(starts[-1]))
     return tuple(np.split(ids, starts[1:-1]))
 

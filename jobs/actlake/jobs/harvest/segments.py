@@ -10,7 +10,7 @@ import pyarrow as pa
 from actlake.platform.corpus.segments import SEGMENTS, Segment, from_json
 from actlake.storage import ActivationStore
 from actlake.storage.querying.document_table import document_schema
-from actlake.storage.querying.labels.label_file import is_attached
+from actlake.storage.querying.labels.label_file import is_attached, is_of_all
 
 Array = np.ndarray[Any, Any]
 
@@ -28,12 +28,16 @@ class _Part(NamedTuple):
 def attach_segments(store: ActivationStore) -> None:
     """Attach the segments of the documents as labels, where they have any and it is not done.
 
-    They are read from the documents, so that a harvest that was killed before goes on.
+    They are read from the documents, so that a harvest that was killed before goes on. After the
+    store was appended to it is done again, of all documents.
     """
-    if SEGMENTS not in document_schema(store).names or is_attached(store, SEGMENTS):
+    if SEGMENTS not in document_schema(store).names:
+        return
+    was_attached = is_attached(store, SEGMENTS)
+    if was_attached and is_of_all(store, SEGMENTS):
         return
     if store.provenance.corpus.get("source", {}).get("ids_column") is not None:
-        store.attach_labels(SEGMENTS, _of_rows(store), key="row")
+        store.attach_labels(SEGMENTS, _of_rows(store), key="row", replace=was_attached)
         return
     table = pa.Table.from_pylist(
         [part._asdict() for part in _parts(store)],
@@ -44,7 +48,11 @@ def attach_segments(store: ActivationStore) -> None:
     )
     # What a context length or a budget cut off the end of a document has no rows to be labelled.
     store.attach_labels(
-        SEGMENTS, table, key=("document_number", "start", "stop"), misaligned="drop"
+        SEGMENTS,
+        table,
+        key=("document_number", "start", "stop"),
+        misaligned="drop",
+        replace=was_attached,
     )
 
 

@@ -3,16 +3,19 @@
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from actlake.jobs.chosen_rows import ChosenRows, inputs_of_rows
 from actlake.jobs.probe.config import DOCUMENTS, ProbeConfig
-from actlake.jobs.probe.opening import Opened
 from actlake.platform.config import to_dict
 from actlake.platform.plain_json import json_text
 from actlake.platform.runs import Input
 from actlake.storage import ActivationStore
 
 JOB = "probe"
+if TYPE_CHECKING:  # which asks whose record it found
+    from actlake.jobs.probe.opening import Opened
+
 NOT_THE_RESULT = ("out", "resources", "cluster", "tracking", "workers", "threads")
 _NOT_OF_A_SITE = (*NOT_THE_RESULT, "sites", "transfer", "dictionary", "markers")
 
@@ -41,7 +44,7 @@ def inputs_of(
     }
 
 
-def parts_folder(config: ProbeConfig, opened: Opened) -> Path:
+def parts_folder(config: ProbeConfig, opened: "Opened") -> Path:
     """Where finished sites wait for the others: beside `out`, by what they depend on."""
     payload = json_text(_identity(config, opened, but=_NOT_OF_A_SITE))
     out = Path(config.out).expanduser()
@@ -49,11 +52,11 @@ def parts_folder(config: ProbeConfig, opened: Opened) -> Path:
     return out.with_name(f".{out.name}.sites") / key
 
 
-def identity_of(config: ProbeConfig, opened: Opened) -> list[object]:
+def identity_of(config: ProbeConfig, opened: "Opened") -> list[object]:
     """What a run's numbers depend on, JSON-able."""
     return _identity(config, opened, but=NOT_THE_RESULT)
 
 
-def _identity(config: ProbeConfig, opened: Opened, *, but: tuple[str, ...]) -> list[object]:
+def _identity(config: ProbeConfig, opened: "Opened", *, but: tuple[str, ...]) -> list[object]:
     read = inputs_of(config, opened.store, opened.chosen)
     return [what_decides(to_dict(config), but), *(given.fingerprint for given in read.values())]

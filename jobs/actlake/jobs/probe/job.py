@@ -30,6 +30,7 @@ import numpy as np
 from filelock import FileLock
 from rich.console import Console
 
+from actlake.jobs.begun import kept_beside
 from actlake.jobs.massive_rows import massive_facts
 from actlake.jobs.probe.config import ProbeConfig
 from actlake.jobs.probe.errors import ProbeNotFound
@@ -184,6 +185,7 @@ def train_probes(config: ProbeConfig, *, console: Console | None = None) -> Prob
     )
     with ExitStack() as stack:
         stack.enter_context(stops_at_once())
+        stack.enter_context(kept_beside(record, out))
         stack.enter_context(compute_threads(threads_here(config.threads, 1)))
         folder = stack.enter_context(whole_folder(out))
         parts = parts_folder(config, opened)

@@ -2,15 +2,18 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
+from actlake.jobs.begun import open_as_begun
 from actlake.jobs.chosen_rows import ChosenRows, choose_rows
 from actlake.jobs.massive_rows import MassiveRows, find_massive
 from actlake.jobs.probe.config import ProbeConfig, StoreSplits
 from actlake.jobs.probe.errors import InvalidProbe
 from actlake.jobs.probe.examples import Examples, build_examples
 from actlake.jobs.probe.gathering import CHUNK, rows_needed
+from actlake.jobs.probe.identity import NOT_THE_RESULT, what_decides
 from actlake.jobs.probe.labelling import read_labels
 from actlake.jobs.probe.splits import split_rows
 from actlake.platform.cluster import (
@@ -19,9 +22,10 @@ from actlake.platform.cluster import (
     joins_cluster,
     threads_here,
 )
+from actlake.platform.config import to_dict
 from actlake.platform.models.numerics import resolve_device
 from actlake.platform.seeds import Seeds
-from actlake.storage import ActivationStore, Site, open_store
+from actlake.storage import ActivationStore, Site
 
 
 @dataclass
@@ -67,7 +71,12 @@ def open_config(config: ProbeConfig, *, plan: WorkerPlan | None = None) -> Opene
     joins = plan is None and joins_cluster(config.cluster)
     if joins or config.workers > 1:
         check_device_of_workers(config.device)
-    store = open_store(config.store)
+    decides = what_decides(to_dict(config), NOT_THE_RESULT)
+    store = open_as_begun(
+        config.store,
+        Path(config.out).expanduser(),
+        is_same=lambda record: what_decides(record.config, NOT_THE_RESULT) == decides,
+    )
     sites = _sites(store, config)
     chosen = choose_rows(
         store, config.rows.where, splits=_named_splits(config), excluded=config.rows.excluded

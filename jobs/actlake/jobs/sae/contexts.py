@@ -177,22 +177,21 @@ def _blocks(
     store: ActivationStore, split: str, rows: int, chosen_rows: ChosenRows | None
 ) -> Iterator[_Block]:
     """Contexts of a split with a row that is chosen, spread evenly, until there are `rows` rows."""
-    of_split = store.lookup.context_splits == store.lookup.split_code(split)
+    found = store.lookup.contexts_of_split(split)
     if chosen_rows is not None:
-        of_split &= np.diff(chosen_rows.rows.rank(store.lookup.context_starts)) > 0
-    found = np.flatnonzero(of_split)
+        below_start, below_stop = map(chosen_rows.rows.rank, found.T)
+        found = found[below_stop > below_start]
     if not len(found):
         return
-    starts = store.lookup.context_starts
-    mean_length = float((starts[found + 1] - starts[found]).mean())
+    mean_length = float((found[:, 1] - found[:, 0]).mean())
     number = max(1, min(len(found), int(rows / mean_length)))
     chosen = found[np.unique(np.linspace(0, len(found) - 1, number).astype(int))]
-    lengths = starts[chosen + 1] - starts[chosen]
+    lengths = chosen[:, 1] - chosen[:, 0]
     first = 0
     while first < len(chosen):
         fits = np.cumsum(lengths[first:]) <= _ROWS_AT_ONCE
         last = first + max(1, int(fits.sum()))
-        extents = [Extent(int(starts[c]), int(starts[c + 1])) for c in chosen[first:last]]
+        extents = [Extent(*edges) for edges in chosen[first:last].tolist()]
         begins = np.concatenate([[0], np.cumsum(lengths[first:last])[:-1]])
         yield _Block(np.concatenate([np.arange(e.start, e.stop) for e in extents]), begins)
         first = last

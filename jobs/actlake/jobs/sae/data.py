@@ -75,8 +75,7 @@ def _less_removed(
         ids, positions = (store.tokens[name].take(removed) for name in ("id", "position"))
         counts &= ~is_excluded(positions, ids, special_ids=store.schema.special_ids)
     if order.split is not None:
-        contexts = np.searchsorted(store.lookup.context_starts, removed, side="right") - 1
-        counts &= store.lookup.context_splits[contexts] == store.split_code(order.split)
+        counts &= store.lookup.splits(removed) == store.split_code(order.split)
     whole = store.moments(
         site, split=order.split, excluded=None if order.exclude is None else False, units=units
     )

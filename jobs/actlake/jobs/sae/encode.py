@@ -22,6 +22,7 @@ import torch
 from filelock import FileLock, Timeout
 from rich.console import Console
 
+from actlake.jobs.begun import kept_beside, open_as_begun
 from actlake.jobs.progress_bar import progress
 from actlake.jobs.sae.encoded import (
     LATENTS,
@@ -156,11 +157,11 @@ def encode_store(
         device = resolve_device(device).value
     check_writable(out)
     console = console or Console(stderr=True)
-    opened, trained = open_store(store), read_sae(sae)
+    folder = Path(out).expanduser()
+    opened, trained = open_as_begun(store, folder), read_sae(sae)
     chosen = sites_read(trained, opened, sites, any_hook=any_hook)
     if split is not None:
         opened.lookup.split_code(split)
-    folder = Path(out).expanduser()
     encoding = begin(
         folder,
         Encoding(
@@ -170,7 +171,7 @@ def encode_store(
             split=split,
             excluded=excluded,
             d_sae=trained.d_sae,
-            units=opened.schema.num_units,
+            units=tuple(opened.schema.units.runs()),
             units_per_part=max(1, part_rows // opened.schema.geometry.unit_rows),
         ),
     )
@@ -183,7 +184,7 @@ def encode_store(
         inputs={"sae": Input(sae, encoding.sae), "store": Input(store, encoding.store)},
         computed_on=computed_on(None if on_ray else device, threads=threads),
     )
-    with _alone(folder):
+    with _alone(folder), kept_beside(record, folder):
         counts = _encode_parts(
             sae, store, folder, encoding, workers=workers, threads=threads, device=device,
             cluster=cluster, on_ray=on_ray, console=console,
@@ -244,13 +245,17 @@ def encode_part(
     sae: str, store: str, folder: str, encoding: Encoding, device: str, part: Part
 ) -> PartCounts:
     """Encode and write one part, in any process that sees the store and the folder."""
-    trained, opened = _opened(sae, store, device)
+    trained, opened = _opened(sae, store, encoding.store, device)
     return write_part(Path(folder), part, _blocks(trained, opened, encoding, part, device))
 
 
 @lru_cache(maxsize=1)
-def _opened(sae: str, store: str, device: str) -> tuple[TrainedSAE, ActivationStore]:
-    return read_sae(sae).to(device), open_store(store)
+def _opened(
+    sae: str, store: str, fingerprint: str, device: str
+) -> tuple[TrainedSAE, ActivationStore]:
+    opened = open_store(store).as_of(fingerprint)
+    assert opened is not None, (store, fingerprint)
+    return read_sae(sae).to(device), opened
 
 
 def _blocks(

@@ -56,19 +56,21 @@ class Encoding:
     excluded: bool
     """Whether position 0 and special ids are encoded too."""
     d_sae: int
-    units: int
-    """Units of the store."""
+    units: tuple[tuple[int, int], ...]
+    """Units of the store, as runs ``first <= unit < stop``."""
     units_per_part: int
 
     def as_json(self) -> dict[str, Any]:
         """Plain JSON."""
-        return {"format": FORMAT, **asdict(self), "sites": list(self.sites)}
+        units = [list(run) for run in self.units]
+        return {"format": FORMAT, **asdict(self), "sites": list(self.sites), "units": units}
 
     def parts(self) -> list["Part"]:
         """Of which units each part is."""
         return [
-            Part(first, min(first + self.units_per_part, self.units))
-            for first in range(0, self.units, self.units_per_part)
+            Part(first, min(first + self.units_per_part, stop))
+            for start, stop in self.units
+            for first in range(start, stop, self.units_per_part)
         ]
 
 
@@ -130,7 +132,8 @@ def begin(folder: Path, encoding: Encoding) -> Encoding:
             + "\nhint: name another folder, or remove that one yourself"
         )
     del had["format"]
-    return Encoding(**(had | {"sites": tuple(had["sites"])}))
+    units = tuple((first, stop) for first, stop in had["units"])
+    return Encoding(**(had | {"sites": tuple(had["sites"]), "units": units}))
 
 
 def counts_of(folder: Path, part: Part) -> PartCounts | None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from actlake.jobs.begun import open_as_begun
 from actlake.jobs.chosen_rows import INPUT, ChosenRows, choose_rows, inputs_of_rows
 from actlake.jobs.massive_rows import MassiveRows, find_massive, without_massive
 from actlake.jobs.sae.architectures import check_across_sites, check_architecture
@@ -25,7 +26,7 @@ from actlake.platform.cluster import (
 from actlake.platform.config import to_dict
 from actlake.platform.models.numerics import resolve_device
 from actlake.platform.runs import Input
-from actlake.storage import ActivationStore, open_store
+from actlake.storage import ActivationStore
 from actlake.storage.errors import ActlakeError, UnknownSplit, nearest
 
 
@@ -117,7 +118,7 @@ def open_config(config: SAEConfig, *, plan: WorkerPlan | None = None) -> Opened:
     specs = expand(config)
     for spec in specs:
         _check(spec, config)
-    store = open_store(config.store)
+    store = open_as_begun(config.store, Path(config.out).expanduser())
     for site in sites_of(specs):
         store.site(site)
     _check_splits(store, config)

@@ -93,7 +93,8 @@ def add_sums(one: BlockSums, other: BlockSums) -> BlockSums:
 def origins(store: ActivationStore, design: Design, number: int, split: str) -> dict[str, Array]:
     """Of each column of a store, (D,) float32 near the mean of its rows; reads no rows."""
     found: dict[str, Array] = {}
-    units = np.unique(np.linspace(0, store.schema.num_units - 1, ORIGIN_UNITS).astype(int)).tolist()
+    there = np.array(list(store.schema.units))
+    units = there[np.unique(np.linspace(0, len(there) - 1, ORIGIN_UNITS).astype(int))].tolist()
     for alignment in design.alignments:
         for column in alignment.columns:
             if column.store == number:

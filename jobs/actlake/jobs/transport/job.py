@@ -24,6 +24,7 @@ from typing import Any
 
 from rich.console import Console
 
+from actlake.jobs.begun import kept_beside
 from actlake.jobs.chosen_rows import inputs_of_rows
 from actlake.jobs.model_of_store import model_of_store
 from actlake.jobs.progress_bar import progress
@@ -31,7 +32,7 @@ from actlake.jobs.saying import say
 from actlake.jobs.transport.config import Kind, TransportConfig
 from actlake.jobs.transport.moments_file import StoredMoments, find_moments
 from actlake.jobs.transport.moments_pass import MomentsPlan, compute_moments, plan_moments
-from actlake.jobs.transport.opening import Opened, open_config
+from actlake.jobs.transport.opening import Opened, open_config, what_decides
 from actlake.jobs.transport.pairs import Pair
 from actlake.jobs.transport.parts import TEST, warn_if_few
 from actlake.jobs.transport.result import ResultWriter
@@ -149,6 +150,7 @@ def fit_transport(config: TransportConfig, *, console: Console | None = None) ->
     )  # fmt: skip
     with (
         stops_at_once(),
+        kept_beside(record, Path(config.out).expanduser()),
         compute_threads(threads_here(config.moments.threads, 1)),
         whole_folder(Path(config.out).expanduser()) as folder,
     ):
@@ -196,15 +198,6 @@ def _inputs(config: TransportConfig, opened: Opened) -> dict[str, Input]:
     if config.target_store is not None:
         inputs["target_store"] = Input(config.target_store, opened.stores[1].fingerprint)
     return {**inputs, **inputs_of_rows(opened.chosen)}
-
-
-_NOT_THE_RESULT = ("out", "resources", "cluster", "tracking", "moments")
-
-
-def what_decides(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a configuration that the numbers depend on."""
-    decisive = {name: part for name, part in config.items() if name not in _NOT_THE_RESULT}
-    return {**decisive, "precision": config["moments"]["precision"]}
 
 
 def _result_that_is_there(config: TransportConfig, opened: Opened) -> TransportResult | None:

@@ -26,6 +26,7 @@ from actlake.jobs.transport.block_sums import (
     sum_part,
 )
 from actlake.jobs.transport.blocks import Design
+from actlake.jobs.transport.errors import MomentsMismatch
 from actlake.jobs.transport.massive_table import massive_tables
 from actlake.jobs.transport.moments_file import (
     COMPLETE,
@@ -390,4 +391,19 @@ def _opened(folder: str, urls: tuple[str, ...]) -> _Task:
     request = MomentsRequest.from_json(
         json.loads((Path(folder) / REQUEST).read_text(encoding="utf-8"))
     )
-    return _Task(tuple(map(open_store, urls)), request, read_shares(Path(folder)))
+    stores = [
+        _as_of(open_store(url), fingerprint)
+        for url, fingerprint in zip(urls, request.fingerprints, strict=True)
+    ]
+    return _Task(tuple(stores), request, read_shares(Path(folder)))
+
+
+def _as_of(store: ActivationStore, fingerprint: str) -> ActivationStore:
+    """The store as the driver opened it, though it was appended to meanwhile."""
+    before = store.as_of(fingerprint)
+    if before is None:
+        raise MomentsMismatch(
+            f"{store.url} has another fingerprint than when the fit began\n"
+            "hint: another store has taken its place; fit again"
+        )
+    return before

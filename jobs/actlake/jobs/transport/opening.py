@@ -1,9 +1,11 @@
 """Open what a config refers to, and refuse what cannot be before a row is read."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from actlake.jobs.begun import open_as_begun
 from actlake.jobs.chosen_rows import ChosenRows, choose_rows
 from actlake.jobs.model_of_store import model_of_store
 from actlake.jobs.sae.errors import DictionaryMismatch
@@ -15,7 +17,9 @@ from actlake.jobs.transport.moments_pass import request_moments, shares_of
 from actlake.jobs.transport.pairs import Pair, resolve_pairs
 from actlake.jobs.transport.parts import Shares, check_same_tokens
 from actlake.platform.cluster import joins_cluster, threads_here
-from actlake.storage import ActivationStore, open_store
+from actlake.platform.config import to_dict
+from actlake.platform.runs import RunRecord
+from actlake.storage import ActivationStore
 
 
 @dataclass
@@ -44,9 +48,15 @@ def open_config(config: TransportConfig) -> Opened:
     ActlakeError
         Whatever `fit_transport` refuses before it reads rows.
     """
-    stores = [open_store(config.store)]
+    out = Path(config.out).expanduser()
+    asked = what_decides(to_dict(config))
+
+    def is_same(record: RunRecord) -> bool:
+        return what_decides(record.config) == asked
+
+    stores = [open_as_begun(config.store, out, is_same=is_same)]
     if config.target_store is not None:
-        stores.append(open_store(config.target_store))
+        stores.append(open_as_begun(config.target_store, out, name="target_store", is_same=is_same))
         if why := check_same_tokens(*stores):
             raise StoresDiffer(
                 f"A map between models needs the same tokens in both stores: {why}\n"
@@ -92,12 +102,20 @@ def open_config(config: TransportConfig) -> Opened:
             dictionary.check(pair.target, width, any_hook=config.dictionary.any_hook)
     if config.causal or config.shortcut:
         model_of_store(stores[0], config.model)
-    out = Path(config.out).expanduser()
     root = Path(config.moments.folder or out.parent / "moments").expanduser()
     threads = threads_here(config.moments.threads, config.moments.workers)
     shares = shares_of(stores, request, chosen)
     joins = joins_cluster(config.cluster)
     return Opened(stores, pairs, request, shares, dictionary, root, threads, joins, chosen)
+
+
+_NOT_THE_RESULT = ("out", "resources", "cluster", "tracking", "moments")
+
+
+def what_decides(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a configuration that the numbers depend on."""
+    decisive = {name: part for name, part in config.items() if name not in _NOT_THE_RESULT}
+    return {**decisive, "precision": config["moments"]["precision"]}
 
 
 def _pairs_into(

@@ -19,7 +19,6 @@ from actlake.jobs.chosen_rows import mask_of
 from actlake.jobs.transport.errors import NotEnoughRows
 from actlake.storage import ActivationStore, Extent
 from actlake.storage.errors import nearest
-from actlake.storage.extents import block_extent, num_blocks
 from actlake.storage.reading.selection import Bitmap, RowSet
 
 Array = np.ndarray[Any, Any]
@@ -138,7 +137,7 @@ def _groups(rows: Array, wanted: int) -> tuple[Array, int]:
 
 def _rows_of_documents(store: ActivationStore, chosen: RowSet | None) -> Array:
     count = np.zeros(store.schema.documents, np.int64)
-    for rows in _blocks(store.schema.rows, _ROWS_AT_ONCE):
+    for rows in store.schema.blocks(_ROWS_AT_ONCE):
         documents = _documents(store, rows, chosen)
         if not len(documents):
             continue
@@ -157,7 +156,7 @@ def _parts(
 ) -> Iterator[Part]:
     unit_rows = store.schema.geometry.unit_rows
     length = unit_rows * max(1, -(-part_rows // unit_rows))
-    extents = list(_blocks(store.schema.rows, length))
+    extents = list(store.schema.blocks(length))
     counts = np.zeros((num_shares, len(extents)), np.int64)
     for number, rows in enumerate(extents):
         share = of_document[_documents(store, rows, chosen)]
@@ -171,11 +170,6 @@ def _documents(store: ActivationStore, rows: Extent, chosen: RowSet | None) -> A
     """The document of each row that counts."""
     documents: Array = store.tokens["document"][rows.slice()]
     return documents if chosen is None else documents[mask_of(chosen, rows)]
-
-
-def _blocks(total: int, length: int) -> Iterator[Extent]:
-    for number in range(num_blocks(block=length, total=total)):
-        yield block_extent(number, block=length, total=total)
 
 
 def _require_rows(store: ActivationStore, split: str, has_rows: bool) -> None:
@@ -214,8 +208,9 @@ def rows_of_part(
         count &= mask_of(chosen, rows)
     if offset:
         there = np.arange(rows.start, rows.stop) + offset
-        inside = (there >= 0) & (there < store.schema.rows)
-        low, high = np.clip([rows.start + offset, rows.stop + offset], 0, store.schema.rows)
+        (own,) = (s.rows for s in store.schema.stretches if len(s.rows.intersect(rows)))
+        inside = (there >= own.start) & (there < own.stop)
+        low, high = np.clip([rows.start + offset, rows.stop + offset], own.start, own.stop)
         others = Extent(int(low), int(max(low, high)))
         other = _Tokens.of(store, others)
         at = np.clip(there - low, 0, max(0, len(other.document) - 1))
@@ -259,9 +254,12 @@ def warn_if_few(rows: int, width: int) -> str | None:
 
 def check_same_tokens(one: ActivationStore, other: ActivationStore) -> str | None:
     """Why row i of two stores is not the same token; None where it is, in all rows."""
-    if one.schema.rows != other.schema.rows:
-        return f"{one.url} has {one.schema.rows:,} rows, {other.url} {other.schema.rows:,}"
-    for rows in _blocks(one.schema.rows, _ROWS_AT_ONCE):
+    if one.schema.stretches != other.schema.stretches:
+        counts = [f"{s.url} {s.schema.num_rows:,}" for s in (one, other)]
+        if one.schema.num_rows != other.schema.num_rows:
+            return f"there are different numbers of rows: {counts[0]}, {counts[1]}"
+        return f"{one.url} and {other.url} have rows of other numbers: one was appended to"
+    for rows in one.schema.blocks(_ROWS_AT_ONCE):
         for name in ("id", "position", "document"):
             a, b = (store.tokens[name][rows.slice()] for store in (one, other))
             different: Sequence[int] = np.flatnonzero(a != b)[:1].tolist()

@@ -20,15 +20,17 @@ class LeftOut:
 
 
 def chosen(
-    items: Iterable[Passage | Unreadable], config: CorpusConfig
+    items: Iterable[Passage | Unreadable], config: CorpusConfig, *, known: Iterable[str] = ()
 ) -> Iterator[Passage | Unreadable | LeftOut]:
     """The documents in their order, with a `LeftOut` in the place of each that is not wanted.
 
-    Of equal texts the first in the sample stays. Texts are compared by 64 bits of a hash, which
-    two of 10 million different ones share with a chance of 3 in a million. A document without text
-    is no duplicate: it is counted as empty.
+    Of equal texts the first in the sample stays, and none that is among `known`. Texts are compared
+    by 64 bits of a hash, which two of 10 million different ones share with a chance of 3 in a
+    million. A document without text is no duplicate: it is counted as empty.
     """
     texts = SeenNames()
+    for text in known if config.deduplicate else ():
+        texts.add(text)
     sample = config.sample
     for item in items:
         if isinstance(item, Unreadable):

@@ -8,7 +8,7 @@ largest single document counts whole.
 
 import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Protocol
 
 import numpy as np
@@ -81,6 +81,7 @@ def lay_out(
     progress: Progress | None = None,
     *,
     batch_documents: int = 256,
+    known: Iterable[str] = (),
 ) -> CorpusReport:
     """Read, tokenise and lay out the whole corpus.
 
@@ -95,6 +96,8 @@ def lay_out(
         Gets each document before the first context that names it.
     batch_documents
         Documents tokenised at once.
+    known
+        Texts of the documents that this corpus is appended to, for `CorpusConfig.deduplicate`.
 
     Raises
     ------
@@ -107,7 +110,7 @@ def lay_out(
     layout = _Layout(config, beginning, separator_id(config, tokenizer), sink)
     template = open_template(config, tokenizer, beginning)
     encoder = TextEncoder(tokenizer, config.special_tokens_are)
-    documents = read_corpus(config, template, GivenIds(tokenizer))
+    documents = read_corpus(config, template, GivenIds(tokenizer), known=known)
     for item in tokenise(documents, encoder, batch_documents=batch_documents):
         layout.add(item)
         if progress is not None:

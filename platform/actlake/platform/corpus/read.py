@@ -1,6 +1,6 @@
 """Open a corpus: one table from source to reader."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from actlake.platform.corpus.chat_template import ChatTemplate
 from actlake.platform.corpus.chosen import LeftOut, chosen
@@ -29,6 +29,8 @@ def read_corpus(
     config: CorpusConfig,
     template: ChatTemplate | None = None,
     vocabulary: Vocabulary | None = None,
+    *,
+    known: Iterable[str] = (),
 ) -> Iterator[Passage | Unreadable | LeftOut]:
     """Every document of the source, in its fixed order, one at a time; cut and chosen as asked.
 
@@ -38,6 +40,8 @@ def read_corpus(
         What writes conversations as texts, where the source has such.
     vocabulary
         What token ids are checked against, where documents are given as such.
+    known
+        Texts of earlier documents, elsewhere, where each text is wanted once.
 
     Raises
     ------
@@ -46,7 +50,7 @@ def read_corpus(
     """
     whole = _whole_documents(config, template, vocabulary)
     cut = whole if config.cut_documents is None else cut_documents(whole, config.cut_documents)
-    yield from chosen(cut, config)
+    yield from chosen(cut, config, known=known)
 
 
 def _whole_documents(

@@ -22,7 +22,7 @@ Array = np.ndarray[Any, Any]
 class Lookup:
     """Finds rows by token, document and split, and names by row.
 
-    Memory: 9 bytes a context, and the documents' ids, once they are asked for.
+    Memory: 17 bytes a context, and the documents' ids, once they are asked for.
     """
 
     def __init__(self, store: "ActivationStore") -> None:
@@ -60,14 +60,25 @@ class Lookup:
         return {name: number for number, name in enumerate(self.document_ids.tolist())}
 
     @cached_property
-    def context_starts(self) -> Array:
-        """(contexts + 1,) int64; context ``c`` is rows ``starts[c] <= row < starts[c + 1]``."""
-        return np.asarray(self._store.contexts["start"][:])
+    def _context_numbers(self) -> Array:
+        """(contexts,) int64: the number of each context that there is, in order."""
+        extents = (stretch.contexts for stretch in self._store.schema.stretches)
+        return np.concatenate([np.arange(e.start, e.stop) for e in extents])
 
     @cached_property
-    def context_splits(self) -> Array:
+    def _context_edges(self) -> tuple[Array, Array]:
+        """Both (contexts,) int64: the first row of each, and the one after its last."""
+        start = self._store.contexts["start"]
+        extents = [stretch.contexts for stretch in self._store.schema.stretches]
+        edges = [start.read(extent.start, extent.stop + 1) for extent in extents]
+        return np.concatenate([e[:-1] for e in edges]), np.concatenate([e[1:] for e in edges])
+
+    @cached_property
+    def _context_splits(self) -> Array:
         """(contexts,) int8 codes into ``schema.splits``."""
-        return np.asarray(self._store.contexts["split"][:])
+        splits = self._store.contexts["split"]
+        extents = (stretch.contexts for stretch in self._store.schema.stretches)
+        return np.concatenate([splits.read(e.start, e.stop) for e in extents])
 
     def document_numbers(self, ids: Iterable[str | None]) -> Array:
         """(n,) int64, the numbers of documents by their ids; -1 where there is none."""
@@ -98,13 +109,22 @@ class Lookup:
         return "hint: store.documents(['id']) lists them"
 
     def contexts(self, rows: Array) -> Array:
-        """(n,) int64, the context of each row."""
-        found: Array = np.searchsorted(self.context_starts, rows, side="right") - 1
+        """(n,) int64, the context of each row; -1 in a gap between two stretches."""
+        places = self._places(rows)
+        found: Array = np.where(places < 0, -1, self._context_numbers[places])
+        return found
+
+    def _places(self, rows: Array) -> Array:
+        """(n,) int64, the place of each row's context among those that there are, or -1."""
+        starts, stops = self._context_edges
+        places = np.searchsorted(starts, rows, side="right") - 1
+        found: Array = np.where(rows < stops[places], places, -1)
         return found
 
     def splits(self, rows: Array) -> Array:
-        """(n,) int8, the split code of each row."""
-        codes: Array = self.context_splits[self.contexts(rows)]
+        """(n,) int8, the split code of each row; -1 in a gap between two stretches."""
+        places = self._places(rows)
+        codes: Array = np.where(places < 0, np.int8(-1), self._context_splits[places])
         return codes
 
     def split_code(self, split: str) -> int:
@@ -129,11 +149,21 @@ class Lookup:
 
     def rows_per_split(self) -> dict[str, int]:
         """How many rows each split has, committed or not."""
-        lengths = np.diff(self.context_starts)
+        starts, stops = self._context_edges
+        lengths, codes = stops - starts, self._context_splits
         names = self._store.schema.splits
-        return {
-            name: int(lengths[self.context_splits == code].sum()) for code, name in enumerate(names)
-        }
+        return {name: int(lengths[codes == code].sum()) for code, name in enumerate(names)}
+
+    def contexts_of_split(self, split: str) -> Array:
+        """(n, 2) int64: the first row of each context of a split, and the one after its last.
+
+        Raises
+        ------
+        UnknownSplit
+            The store has no such split.
+        """
+        own = self._context_splits == self.split_code(split)
+        return np.stack([edges[own] for edges in self._context_edges], axis=1)
 
     def rows_of_split(self, split: str) -> Array:
         """(n,) int64, all rows of a split: 8 bytes each.
@@ -143,7 +173,6 @@ class Lookup:
         UnknownSplit
             The store has no such split.
         """
-        contexts = np.flatnonzero(self.context_splits == self.split_code(split))
-        starts = self.context_starts[contexts]
-        _, rows = expanded(starts, self.context_starts[contexts + 1] - starts)
+        starts, stops = self.contexts_of_split(split).T
+        _, rows = expanded(starts, stops - starts)
         return rows

@@ -105,16 +105,17 @@ def _tokens(name: str, part: Part, rows: Array) -> Array:
 
 
 def _documents(part: Part, rows: Array) -> Array:
-    documents: Array = part.store.tokens["document"].take(rows) + part.first_document
-    return documents
+    documents = part.store.tokens["document"].take(rows)
+    return np.where(documents < 0, -1, documents + part.first_document)
 
 
 def _contexts(part: Part, rows: Array) -> Array:
-    return part.store.lookup.contexts(rows) + part.first_context
+    contexts = part.store.lookup.contexts(rows)
+    return np.where(contexts < 0, -1, contexts + part.first_context)
 
 
 def _splits(part: Part, rows: Array) -> Array:
-    return np.array(part.store.schema.splits)[part.store.lookup.splits(rows)]
+    return np.array([*part.store.schema.splits, ""])[part.store.lookup.splits(rows)]
 
 
 @dataclass(frozen=True, slots=True)

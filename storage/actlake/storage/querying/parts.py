@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from actlake.storage.errors import RowsOutOfRange
+
 if TYPE_CHECKING:  # both are asked, and hand out the answers
     from actlake.storage.reading.many import ManyStores
     from actlake.storage.store import ActivationStore
@@ -44,6 +46,27 @@ class Part:
 def parts_of(store: "ActivationStore | ManyStores") -> tuple[Part, ...]:
     """The stores, numbered through."""
     return tuple(_parts(store))
+
+
+def refuse_gaps(store: "ActivationStore | ManyStores", rows: Array) -> None:
+    """Refuse row numbers that are left out between two stretches of a store.
+
+    Raises
+    ------
+    RowsOutOfRange
+        The first of them is in the message.
+    """
+    for part in parts_of(store):
+        for gap in part.store.schema.gaps:
+            inside = (rows >= part.first_row + gap.rows.start) & (
+                rows < part.first_row + gap.rows.stop
+            )
+            if inside.any():
+                raise RowsOutOfRange(
+                    f"There is no row {rows[inside][0]:,}: {part.store.url} was appended to, and "
+                    f"rows begin again at {part.first_row + gap.rows.stop:,}\n"
+                    "hint: store.schema.stretches says which there are"
+                )
 
 
 def _parts(store: Any) -> Iterator[Part]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from actlake.storage.errors import StoreDamaged
+from actlake.storage.extents import Extent
 from actlake.storage.printable import printable
 
 if TYPE_CHECKING:  # rows.py shows passages
@@ -119,8 +120,10 @@ def _ids_around(
     store: "ActivationStore", row: int, *, before: int, after: int
 ) -> tuple[list[int], int]:
     """The token ids around a row, within its context, and the row's place among them."""
-    start = max(0, row - before)
-    positions = store.tokens["position"].read(start, min(row + after + 1, len(store)))
+    around = Extent(max(0, row - before), row + after + 1)
+    (around,) = (rows for rows in store.schema.held(around) if row in rows)
+    start = around.start
+    positions = store.tokens["position"].read(around.start, around.stop)
     at = row - start
     begins = np.flatnonzero(positions == 0)  # other contexts may begin before and after the row
     first = int(max(begins[begins <= at], default=0))

@@ -190,13 +190,20 @@ def vocabulary_relation(store: "ActivationStore") -> Relation:
     return Relation(schema, produce)
 
 
+def _row_numbers(store: "ActivationStore", among: Array | None) -> Iterator[Array]:
+    """All row numbers, or the given ones, some at a time."""
+    if among is None:
+        for extent in store.schema.blocks(_ROWS_AT_ONCE):
+            yield np.arange(extent.start, extent.stop)
+    else:
+        for start in range(0, len(among), _ROWS_AT_ONCE):
+            yield among[start : start + _ROWS_AT_ONCE]
+
+
 def _token_batches(
     store: "ActivationStore", among: Array | None, columns: Sequence[str]
 ) -> Iterator[pa.RecordBatch]:
-    total = len(store) if among is None else len(among)
-    for start in range(0, total, _ROWS_AT_ONCE):
-        stop = min(start + _ROWS_AT_ONCE, total)
-        rows = np.arange(start, stop) if among is None else among[start:stop]
+    for rows in _row_numbers(store, among):
 
         def read(name: str, rows: Array = rows) -> Any:
             if name == "row":

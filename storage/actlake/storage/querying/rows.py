@@ -12,7 +12,7 @@ import pyarrow as pa
 from actlake.storage.arrays import as_rows
 from actlake.storage.errors import EmptySelection, InvalidQuery
 from actlake.storage.querying.arguments import check_choice
-from actlake.storage.querying.parts import Part, parts_of
+from actlake.storage.querying.parts import Part, parts_of, refuse_gaps
 from actlake.storage.querying.passages import Passage, Passages, passages
 from actlake.storage.row_indexing import Missing
 from actlake.storage.sites import Site
@@ -45,6 +45,7 @@ class Rows:
         self, store: "ActivationStore | ManyStores", rows: Any, *, found_by: str = "rows"
     ) -> None:
         numbers = np.array(as_rows(rows, len(store), of=store.url))
+        refuse_gaps(store, numbers)
         if len(numbers) > 1 and not (numbers[1:] > numbers[:-1]).all():
             numbers = np.unique(numbers)
         numbers.flags.writeable = False

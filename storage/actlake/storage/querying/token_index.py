@@ -10,6 +10,7 @@ splits lie between), kept in the same way.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,7 +22,9 @@ if TYPE_CHECKING:  # store.py looks tokens up
     from actlake.storage.store import ActivationStore
 
 Array = np.ndarray[Any, Any]
-Scan = Callable[[], Iterator[Array]]
+Block = tuple[int, Array]
+"""The number of a first row, and what is said of it and the rows after it."""
+Scan = Callable[[], Iterator[Block]]
 
 # Rows sorted at once: 32 Mi of them are 128 MB. A store of more rows is read several times over,
 # each time for the tokens whose rows fit.
@@ -53,10 +56,8 @@ class TokenIndex:
         StoreNotWritable
             There is no place to keep it.
         """
-        ids = store.tokens["id"]
-        arrays = open_index(
-            store, "tokens", lambda: plan_tokens(lambda: blocks(ids), rows=store.schema.rows)
-        )
+        scan = partial(_scan, store, "id")
+        arrays = open_index(store, "tokens", lambda: plan_tokens(scan))
         return cls(arrays["offsets"], arrays["rows"])
 
     def count(self, token: int) -> int:
@@ -100,11 +101,10 @@ class DocumentRuns:
         StoreNotWritable
             There is no place to keep it.
         """
-        column = store.tokens["document"]
         arrays = open_index(
             store,
             "documents",
-            lambda: plan_runs(blocks(column), documents=store.schema.documents),
+            lambda: plan_runs(_scan(store, "document"), documents=store.schema.documents),
         )
         return cls(arrays["offsets"], arrays["starts"], arrays["stops"])
 
@@ -134,58 +134,62 @@ class DocumentRuns:
         return which_of_run[which_of_row], rows
 
 
-def blocks(column: Any, *, block_rows: int = _BLOCK_ROWS) -> Iterator[Array]:
-    """An array of the store, front to back, in pieces of a bounded size."""
-    for start in range(0, len(column), block_rows):
-        yield column.read(start, min(start + block_rows, len(column)))
+def _scan(store: "ActivationStore", name: str) -> Iterator[Block]:
+    """A token array of the store, front to back, in pieces of a bounded size."""
+    for rows in store.schema.blocks(_BLOCK_ROWS):
+        yield rows.start, store.tokens[name].read(rows.start, rows.stop)
 
 
-def plan_tokens(scan: Scan, *, rows: int, rows_at_once: int = ROWS_AT_ONCE) -> IndexPlan:
+def plan_tokens(scan: Scan, *, rows_at_once: int = ROWS_AT_ONCE) -> IndexPlan:
     """Count the tokens, and plan to sort their rows with a bounded memory.
 
     Parameters
     ----------
     scan
-        Gives the token ids of all rows in order, in blocks; called several times.
+        Gives the token ids of all rows in order, in blocks, which numbers may lie between;
+        called several times.
     rows_at_once
         How many rows are sorted in memory; a single token with more of them is not sorted but
         found one block at a time.
     """
-    counts = np.zeros(0, np.int64)
-    for ids in scan():
+    counts, end = np.zeros(0, np.int64), 0
+    for start, ids in scan():
+        end = start + len(ids)
         seen = np.bincount(ids)
         if len(seen) > len(counts):
             counts = np.pad(counts, (0, len(seen) - len(counts)))
         counts[: len(seen)] += seen
     offsets = np.concatenate([[0], np.cumsum(counts)])
-    row_type = "<u4" if rows < 2**32 else "<i8"
+    row_type = "<u4" if end < 2**32 else "<i8"
 
     def pieces() -> Iterator[Array]:
         yield offsets
         for first, last in _token_ranges(offsets, rows_at_once):
             yield from _rows_of_tokens(scan, offsets, first, last, row_type, rows_at_once)
 
-    return IndexPlan({"offsets": ("<i8", len(offsets)), "rows": (row_type, rows)}, pieces())
+    lengths = {"offsets": ("<i8", len(offsets)), "rows": (row_type, int(offsets[-1]))}
+    return IndexPlan(lengths, pieces())
 
 
-def plan_runs(column: Iterator[Array], *, documents: int) -> IndexPlan:
+def plan_runs(column: Iterator[Block], *, documents: int) -> IndexPlan:
     """Find the runs of rows of one document, and sort them by document.
 
     Parameters
     ----------
     column
-        The document of each row, all rows in order, in blocks.
+        The document of each row, all rows in order, in blocks, which numbers may lie between.
     """
-    begins, of, total = [], [], 0
-    previous = -1
-    for block in column:
-        changes = np.flatnonzero(np.diff(block, prepend=previous))
-        begins.append(changes + total)
+    begins, ends, of = [], [], []
+    previous, end = -1, 0
+    for start, block in column:
+        changes = np.flatnonzero(np.diff(block, prepend=previous if start == end else -1))
+        begins.append(changes + start)
+        # The run before the first change, if any, ends where the block before it does.
+        ends.append(np.where(changes == 0, end, changes + start))
         of.append(block[changes])
-        total += len(block)
-        previous = int(block[-1])
+        previous, end = int(block[-1]), start + len(block)
     starts = np.concatenate(begins)
-    stops = np.append(starts[1:], total)
+    stops = np.append(np.concatenate(ends)[1:], end)
     document = np.concatenate(of)
     order = np.argsort(document, kind="stable")
     counts = np.bincount(document, minlength=documents)
@@ -216,15 +220,12 @@ def _rows_of_tokens(
     """The rows of the tokens ``first <= id < last``, token by token."""
     if offsets[last] - offsets[first] > rows_at_once:
         assert last == first + 1, (first, last)
-        start = 0
-        for ids in scan():
+        for start, ids in scan():
             yield (np.flatnonzero(ids == first) + start).astype(row_type)
-            start += len(ids)
         return
     out = np.empty(offsets[last] - offsets[first], row_type)
     cursor = offsets[first:last] - offsets[first]  # where the next row of each token goes
-    start = 0
-    for ids in scan():
+    for start, ids in scan():
         wanted = np.flatnonzero((ids >= first) & (ids < last))
         if len(wanted):
             tokens = ids[wanted] - first
@@ -235,5 +236,4 @@ def _rows_of_tokens(
             _, places = expanded(cursor[tokens[begins]], lengths)
             out[places] = wanted[order] + start
             cursor[tokens[begins]] += lengths
-        start += len(ids)
     yield out

@@ -41,6 +41,7 @@ from actlake.storage.reading.predicates import Predicate
 from actlake.storage.reading.selection import Exclusion, RowFilter, RowSet, select_rows
 from actlake.storage.reading.state import (
     BatchOrder,
+    as_they_were,
     check_order,
     check_rows,
     check_state,
@@ -164,7 +165,9 @@ def read_batches(
         ``(i, n)``: only batches i, i + n, i + 2 n, …: for n worker processes side by side, of
         which the same is true.
     state
-        What `Batches.state_dict` gave: go on after the batch that came before it.
+        What `Batches.state_dict` gave: go on after the batch that came before it, over the rows
+        that there were when its reader began; if the store was appended to since, a warning says
+        so.
     threads
         Threads that read ahead; 0: read when asked. Stores that are not on this machine are
         always read ahead, by 16 threads at least. Which batch comes does not depend on it.
@@ -183,6 +186,9 @@ def read_batches(
         The state is of another store, seed or config; the differences are named.
     """
     stores.refresh()
+    if state is not None:
+        check_state(state)
+        stores = as_they_were(state, stores)
     written = [sites] if isinstance(sites, str | Site) else list(sites)
     asked = {site: stores.site(site) for site in _sites(written)}
     predicate = where if where is None or isinstance(where, Predicate) else Predicate(where)
@@ -193,8 +199,6 @@ def read_batches(
     share = _turn("rank", (rank, world_size))
     stride = _turn("stride", stride)
     _check_share(rows_per_batch, share[1])
-    if state is not None:
-        check_state(state)
     mode, reason = _resolve(shuffle, stores, list(asked.values()), state)
     pool_rows = _whole("pool_rows", pool_rows, least=1)
     order = BatchOrder(

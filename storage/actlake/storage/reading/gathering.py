@@ -117,7 +117,7 @@ def reading_ahead_pays(
         The units of each store that may be read.
     """
     of_each = zip(stores.stores, committed, strict=True)
-    there = sum(len(units) * store.schema.geometry.unit_rows for store, units in of_each)
+    there = sum(len(rows) for store, units in of_each for rows in store.schema.rows_of(units))
     row_bytes = sum(stores.schema_of(site).row_bytes for site in sites)
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return there <= READS_PER_SEEK * num_rows and 2 * there * row_bytes <= memory

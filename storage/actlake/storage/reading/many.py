@@ -1,6 +1,6 @@
 """Several stores of one model, opened as one.
 
-A finished store does not grow; more text makes another store, and the two are read together.
+More text makes another store, and the two are read together, or is appended to the first one.
 Rows are numbered through: those of the second store follow those of the first.
 """
 

@@ -170,6 +170,7 @@ class ChunkMap:
         self._edges = np.concatenate(edges)
         self._first = np.array(first)
         self._offsets = stores.offsets
+        self._schemas = [store.schema for store in stores.stores]
         self._rows = rows
 
     @cached_property
@@ -200,11 +201,12 @@ class ChunkMap:
         array.expect(rows.start, rows.stop)
 
     def _locate(self, arrays: Sequence[SiteRows], chunk: int) -> tuple[SiteRows, Extent]:
-        """The array of the store that a chunk is of, and its rows there."""
+        """The array of the store that a chunk is of, and its rows there, less a gap at its end."""
         store = int(np.searchsorted(self._first, chunk, side="right")) - 1
         offset = int(self._offsets[store])
         start, stop = (int(edge) - offset for edge in self._edges[chunk : chunk + 2])
-        return arrays[store], Extent(start, stop)
+        (rows,) = self._schemas[store].held(Extent(start, stop))
+        return arrays[store], rows
 
 
 class MixedEpoch:

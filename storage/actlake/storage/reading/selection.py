@@ -277,7 +277,8 @@ def rows_where(stores: ManyStores, predicate: Predicate) -> Bitmap:
         It names rows that there are not.
     """
     predicate.prepare(stores)
-    return _bitmap(stores, [(0, len(stores))], RowFilter(None, None, predicate))
+    every_unit = [store.schema.units for store in stores.stores]
+    return _bitmap(stores, list(_row_runs(stores, every_unit)), RowFilter(None, None, predicate))
 
 
 def _row_runs(stores: ManyStores, committed: Sequence[UnitSet]) -> Iterator[tuple[int, int]]:
@@ -285,9 +286,8 @@ def _row_runs(stores: ManyStores, committed: Sequence[UnitSet]) -> Iterator[tupl
     for store, offset, units in zip(
         stores.stores, stores.offsets.tolist(), committed, strict=False
     ):
-        unit_rows = store.schema.geometry.unit_rows
-        for first, last in units.runs():
-            yield offset + first * unit_rows, offset + min(last * unit_rows, len(store))
+        for rows in store.schema.rows_of(units):
+            yield offset + rows.start, offset + rows.stop
 
 
 def _bitmap(stores: ManyStores, runs: Sequence[tuple[int, int]], row_filter: RowFilter) -> Bitmap:
@@ -308,11 +308,8 @@ def _bitmap(stores: ManyStores, runs: Sequence[tuple[int, int]], row_filter: Row
 
 
 def _mask(stores: ManyStores, rows: Extent, row_filter: RowFilter) -> Array:
-    """(n,) bool; a run may reach over the border of two stores."""
-    masks = []
-    for store, offset in zip(stores.stores, stores.offsets.tolist(), strict=False):
-        here = rows.intersect(Extent(offset, offset + len(store)))
-        if len(here):
-            local = Extent(here.start - offset, here.stop - offset)
-            masks.append(row_filter.mask(store, local, offset=offset))
-    return np.concatenate(masks)
+    """(n,) bool; rows of one stretch of a store."""
+    store = int(np.searchsorted(stores.offsets, rows.start, side="right")) - 1
+    offset = int(stores.offsets[store])
+    local = Extent(rows.start - offset, rows.stop - offset)
+    return row_filter.mask(stores.stores[store], local, offset=offset)

@@ -6,6 +6,7 @@
 All but the last two names the function from places to rows; the last two say how far it was read.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -16,6 +17,7 @@ from actlake.storage.provenance import differences
 from actlake.storage.reading.many import ManyStores
 from actlake.storage.reading.selection import RowSet
 
+logger = logging.getLogger(__name__)
 STATE_FORMAT = 1
 _KINDS = {
     "format": int,
@@ -93,6 +95,24 @@ def check_state(state: Any) -> None:
             f"The state is of format {given['format']}; this actlake reads up to format "
             f"{STATE_FORMAT}\nhint: pip install --upgrade actlake"
         )
+
+
+def as_they_were(state: Mapping[str, Any], stores: ManyStores) -> ManyStores:
+    """The stores as the state saw them: without what was appended to them since, which is said."""
+    saved = state["stores"]
+    if len(saved) != len(stores.stores):
+        return stores
+    seen = []
+    for store, identity in zip(stores.stores, saved, strict=True):
+        fingerprint = identity.get("fingerprint") if isinstance(identity, Mapping) else None
+        before = store.as_of(str(fingerprint)) or store  # another store: `check_order` says so
+        if before is not store:
+            logger.warning(
+                "%s\nhint: begin without a state to read all of them",
+                store.grown_since(before, "the reader of this state began"),
+            )
+        seen.append(before)
+    return ManyStores(seen)
 
 
 def check_order(

@@ -144,7 +144,10 @@ def fit(store: "ActivationStore", given: pa.Table, key: tuple[str, ...]) -> Fitt
 
 def _fit_rows(store: "ActivationStore", given: pa.Table, fitted: Fitted) -> None:
     rows = _integers(given, "row", fitted)
-    fitted.refuse("out_of_range", (rows < 0) | (rows >= len(store)))
+    outside = np.ones(len(rows), bool)
+    for stretch in store.schema.stretches:
+        outside &= (rows < stretch.rows.start) | (rows >= stretch.rows.stop)
+    fitted.refuse("out_of_range", outside)
     fitted.refuse("duplicates", _seen_before(fitted, rows))
     fitted.keep(rows)
 

@@ -85,6 +85,18 @@ def is_attached(store: "ActivationStore", name: str) -> bool:
     return store.location.size(_key(name)) is not None
 
 
+def is_of_all(store: "ActivationStore", name: str) -> bool:
+    """Whether labels were attached to the store as it is, not before it was appended to.
+
+    Raises
+    ------
+    LabelsNotAttached, StoreDamaged, StoreMismatch
+        As `labels_relation`.
+    """
+    metadata = _schema(store, name).metadata[_METADATA]
+    return bool(json.loads(metadata)["corpus"] == corpus_key(store))
+
+
 def labels_relation(store: "ActivationStore", name: str) -> Relation:
     """A label table for SQL: key first, then the label columns; batches of a bounded size.
 
@@ -192,7 +204,7 @@ def _schema(store: "ActivationStore", name: str) -> pa.Schema:
             f"labels/{name}.parquet of {store.url} is no label table of actlake: {error}\n"
             "hint: attach the labels again, with replace=True"
         ) from error
-    if corpus != corpus_key(store):
+    if store.ledger.place_of(corpus) is None:  # of the store as it is, or before it grew
         raise StoreMismatch(
             f"The labels {name!r} in {store.url} were attached to another corpus\n"
             "hint: attach them again, with replace=True"
