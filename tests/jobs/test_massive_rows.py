@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from actlake.jobs.cli import run
 from actlake.jobs.massive_rows import find_massive, less, variance_of_top, without_massive
 from actlake.jobs.probe import ProbeConfig, TaskConfig, train_probes
 from actlake.jobs.probe.opening import open_config as open_probes
@@ -154,6 +155,16 @@ def test_the_share_of_variance_is_that_of_the_rows_with_the_largest_norms(uneven
 
     assert found == pytest.approx(squares[top].sum() / squares.sum(), rel=1e-6)
     assert found > 0.3
+
+
+def test_info_shows_of_each_site_how_unevenly_its_variance_is_held(
+    uneven: Uneven, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["info", str(uneven.folder)]) == 0
+
+    said = capsys.readouterr().out
+    for site in (POST, NEXT):
+        assert f"{variance_of_top(uneven.store, site):.0%} at {site}" in said
 
 
 def test_positions_of_massive_rows_keep_what_the_model_computes(uneven: Uneven) -> None:

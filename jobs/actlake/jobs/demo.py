@@ -138,8 +138,7 @@ def demo_probe(store: str, out: str) -> ProbeConfig:
             TaskConfig(labels="previous_token"),
         ),
         probes=("logistic",),
-        penalties=(100.0, 1000.0),
-        controls=("word_type",),
+        penalties=(1.0, 10.0, 100.0, 1000.0),
         learning_curve=(),
         rows=RowsConfig(per_split=3000, rare="drop"),
     )

@@ -106,7 +106,7 @@ def find_massive(
     looked_at = 0
     for site, limit in limits.items():
         parts, looked_at = [np.zeros(0, np.int64)], 0
-        for block in _committed(store, site):
+        for block in _readable(store, site):
             counts = np.ones(len(block), bool) if excluded else ~store.excluded(block)
             found = is_massive(store.norms(site)[block.slice()], limit) & counts
             parts.append(block.start + np.flatnonzero(found))
@@ -218,7 +218,7 @@ def _training_norms(
     """Rows of a split, some that lie evenly where they are many, and their norms."""
     tokens = tokens or store
     every = max(1, store.schema.num_rows // _MOST_NORMS)
-    for block in _committed(store, site):
+    for block in _readable(store, site):
         split_code, is_excluded = np.divmod(tokens.groups_of(block), 2)
         counts = np.ones(len(block), bool) if split is None else (
             split_code == tokens.split_code(split)
@@ -229,8 +229,8 @@ def _training_norms(
         yield block.start + chosen, store.norms(site)[block.slice()][chosen]
 
 
-def _committed(store: ActivationStore, site: Site) -> Iterator[Extent]:
-    for rows in store.schema.rows_of(store.committed([site])):
+def _readable(store: ActivationStore, site: Site) -> Iterator[Extent]:
+    for rows in store.schema.rows_of(store.readable([site])):
         yield from rows.pieces(_ROWS_AT_ONCE)
 
 

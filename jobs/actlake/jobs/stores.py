@@ -1,16 +1,22 @@
 """``actlake info`` and ``actlake verify``: look at a store."""
 
 import argparse
+import math
 from collections.abc import Sequence
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn
+from rich.text import Text
 
+from actlake.jobs.massive_rows import TOP_SHARE, variance_of_top
 from actlake.jobs.saying import say
-from actlake.storage import VerifyReport, open_store
+from actlake.storage import ActivationStore, VerifyReport, open_store
 from actlake.storage import verify as verify_store
 from actlake.storage.summary import human_bytes, summarize
 from actlake.storage.verify import stored_bytes
+
+_MOST_ROWS_ASKED = 2**24
+"""Rows of a store whose norms ``info`` reads: some 64 MB a site."""
 
 
 def info(arguments: Sequence[str]) -> int:
@@ -22,8 +28,28 @@ def info(arguments: Sequence[str]) -> int:
     )
     store = open_store(parser.parse_args(arguments).store)
     summary = summarize(store)
-    summary.print(Console())
+    console = Console()
+    summary.print(console)
+    if said := _variance_of_few(store):
+        console.print(Text(f"  {said}"), soft_wrap=True)
     return 0 if summary.is_complete else 3
+
+
+def _variance_of_few(store: ActivationStore) -> str | None:
+    """How much of each site's variance the rows with the largest norms hold.
+
+    None of a store of many rows or of a bucket: norms are read for it, and a few rows a site.
+    """
+    is_local = store.location.local_path("") is not None
+    if not is_local or not 0 < len(store) <= _MOST_ROWS_ASKED:
+        return None
+    shares = [
+        (site, variance_of_top(store, site)) for site in store.sites if store.readable([site])
+    ]
+    said = [f"{share:.0%} at {site}" for site, share in shares if not math.isnan(share)]
+    if not said:
+        return None
+    return f"variance held by the {TOP_SHARE:.1%} of rows with the largest norms: {', '.join(said)}"
 
 
 def verify(arguments: Sequence[str]) -> int:
