@@ -225,6 +225,26 @@ def test_dead_latents_show_in_a_short_training_whose_window_is_left_out(batches)
     assert dead_window(None, 10**9) == 1_000_000
 
 
+def test_no_latent_is_given_new_weights_while_the_learning_rate_falls(
+    batches: list[torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = SAESpec(
+        site=Site(0), architecture="standard", d_sae=LATENTS, resample_every_rows=ROWS,
+        optimizer=OptimizerConfig(decay=0.25),
+    )  # fmt: skip
+    trainee = trainee_of(spec, steps=20)
+    resampled: list[str] = []
+    monkeypatch.setattr(
+        "actlake.jobs.sae.trainee.resample",
+        lambda *arguments, purpose, **options: resampled.append(purpose) or 0,
+    )
+
+    for step in range(20):
+        trainee.step((batches[step], None), step, ALONE)
+
+    assert resampled == [f"resample {step}" for step in range(15)]
+
+
 def test_a_dead_latent_gets_the_direction_of_a_row_that_is_reconstructed_badly() -> None:
     model = build_sae("standard", {}, d_in=DIM, d_sae=LATENTS, seed=0)
     weights = Weights.of(model)

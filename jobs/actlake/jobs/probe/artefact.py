@@ -127,6 +127,10 @@ class Probe:
     def direction(self, name: str | None = None) -> Array:
         """(D,) float32 of length 1: the way in which a class or label becomes more likely.
 
+        Along it the probe reads. What leads from the activations of one class to those of
+        another, to steer by, is the difference of their means: of the kinds of probes only the
+        direction of ``mean_difference`` is that.
+
         Parameters
         ----------
         name

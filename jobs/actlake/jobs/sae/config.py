@@ -123,7 +123,8 @@ class SAESpec:
 
     resample_every_rows: int | None = None
     """For ``standard``: give dead latents new weights, towards rows that are reconstructed
-    badly, each time that so many rows have passed; null: do not."""
+    badly, each time that so many rows have passed, but not in the last `optimizer.decay` of the
+    steps, in which they could no longer learn; null: do not."""
 
     early_stop: EarlyStop | None = None
     """End early; null: train on all rows."""

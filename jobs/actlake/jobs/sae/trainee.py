@@ -173,7 +173,9 @@ class Trainee:
         every = self.spec.resample_every_rows
         if every is None:
             return
-        rows = self._options.batch_rows
+        rows, steps = self._options.batch_rows, self._options.steps
+        if step >= steps * (1 - self.spec.optimizer.decay):
+            return  # new weights would not be learned to the end, and be published as they are
         if (step + 1) * rows // every == step * rows // every:
             return
         dead = self._firing.dead
