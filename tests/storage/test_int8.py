@@ -44,7 +44,7 @@ def store(known, folder):
 
 def test_zarr_and_numpy_alone_read_the_rows_by_the_pages_formula(store, known, folder):
     root = zarr.open_group(folder / "rows.zarr", mode="r")
-    codes, scales = root["acts/resid_post.3"][:], root["scales/resid_post.3"][:]
+    codes, scales = (root[kind]["resid_post.3"][:] for kind in ("acts", "scales"))
 
     rows = codes * np.repeat(scales.astype(np.float32), 64, axis=1)[:, :DIM]
 

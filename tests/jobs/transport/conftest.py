@@ -69,6 +69,7 @@ class Layers:
         sites: tuple[Site, ...] = SITES,
         name: str = "none",
         nonfinite: str = "refuse",
+        dtype: str = "float32",
     ) -> Path:
         write_store(
             folder,
@@ -79,6 +80,7 @@ class Layers:
             context_length=32,
             special_ids=SPECIAL,
             nonfinite=nonfinite,
+            dtype=dtype,
             geometry=Geometry(unit_rows=256, chunk_bytes=64 * 4 * self.dim),
         )
         return folder

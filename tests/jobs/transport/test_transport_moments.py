@@ -188,6 +188,19 @@ def test_moments_are_computed_once_and_answer_for_fewer_pairs(store, tmp_path, m
     assert np.array_equal(fewer.sums(NEAR, "fit").yx, first.sums(NEAR, "fit").yx)
 
 
+def test_moments_of_rows_in_another_dtype_are_others(layers, store, tmp_path) -> None:
+    small_store = open_store(layers.build(tmp_path / "int8", dtype="int8"))
+    assert small_store.fingerprint == store.fingerprint
+    exact = compute_moments([store], small(store), tmp_path / "moments")
+
+    rounded = compute_moments([small_store], small(small_store), tmp_path / "moments")
+
+    assert rounded.folder != exact.folder
+    assert not np.array_equal(rounded.sums(NEAR, "fit").yx, exact.sums(NEAR, "fit").yx)
+    with pytest.raises(MomentsMismatch, match=r"are of resid_post\.0 as float32; .* as int8\nhint"):
+        exact.check([small_store])
+
+
 @pytest.mark.ray
 def test_workers_on_ray_sum_the_same_bytes(store, found, tmp_path) -> None:
     with session(ClusterConfig(address="local", num_cpus=2, object_store_mb=100)) as cluster:

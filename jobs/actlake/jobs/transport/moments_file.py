@@ -40,7 +40,7 @@ from actlake.storage.reading.selection import Bitmap
 
 Array = np.ndarray[Any, Any]
 
-FORMAT = 2
+FORMAT = 3
 REQUEST, COMPLETE, SHARES, RUNNING, MASSIVE = (
     "request.json", "moments.json", "shares.safetensors", "running.safetensors",
     "massive.safetensors",
@@ -57,6 +57,9 @@ class MomentsRequest:
     fingerprints: tuple[str, ...]
     """Of the source's store, and of the target's where that is another one."""
     dims: tuple[int, ...]
+    dtypes: tuple[tuple[int, str, str], ...]
+    """Of each site that is read, as (store, site, dtype): a fingerprint does not say how rows are
+    rounded."""
     design: Design
     fit: str
     validate: str | None
@@ -86,6 +89,7 @@ class MomentsRequest:
             "format": FORMAT,
             "fingerprints": list(self.fingerprints),
             "dims": list(self.dims),
+            "dtypes": [list(one) for one in self.dtypes],
             "design": self.design.as_json(),
             "fit": self.fit,
             "validate": self.validate,
@@ -105,6 +109,7 @@ class MomentsRequest:
         given["design"] = Design.from_json(given["design"])
         for name in ("fingerprints", "dims"):
             given[name] = tuple(given[name])
+        given["dtypes"] = tuple((store, site, dtype) for store, site, dtype in given["dtypes"])
         return cls(**given)
 
     @property
@@ -116,8 +121,10 @@ class MomentsRequest:
     def is_answered_by(self, other: "MomentsRequest") -> bool:
         """Whether moments of `other` hold all that is asked for here."""
         mine, theirs = self.as_json(), other.as_json()
-        del mine["design"], theirs["design"]
-        return mine == theirs and other.design.covers(self.design)
+        for name in ("design", "dtypes"):
+            del mine[name], theirs[name]
+        same_rows = mine == theirs and set(self.dtypes) <= set(other.dtypes)
+        return same_rows and other.design.covers(self.design)
 
     def sums_bytes(self) -> int:
         """Memory of the sums of one share."""
@@ -203,7 +210,7 @@ class StoredMoments:
         Raises
         ------
         MomentsMismatch
-            Both fingerprints are in the message.
+            Both fingerprints are in the message, or the site and its element types.
         """
         asked = tuple(store.fingerprint for store in stores)
         if asked != self.request.fingerprints:
@@ -213,6 +220,13 @@ class StoredMoments:
                 f"The fit is about {', '.join(map(shortened, asked))}\n"
                 "hint: leave the folder out; moments of this store are then computed"
             )
+        for number, site, dtype in self.request.dtypes:
+            if site in stores[number] and stores[number].schema_of(site).dtype != dtype:
+                raise MomentsMismatch(
+                    f"The moments in {self.folder} are of {site} as {dtype}; {stores[number].url} "
+                    f"holds it as {stores[number].schema_of(site).dtype}\n"
+                    "hint: leave the folder out; moments of this store are then computed"
+                )
 
     def sums(self, pair: Pair, share: str) -> PairSums:
         """Sums of a pair over the rows of a share.

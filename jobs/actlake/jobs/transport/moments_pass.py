@@ -137,6 +137,11 @@ def request_moments(
     return MomentsRequest(
         fingerprints=tuple(store.fingerprint for store in stores),
         dims=tuple(one_width(store, sites) for store, sites in zip(stores, read, strict=True)),
+        dtypes=tuple(
+            (number, str(site), stores[number].schema_of(site).dtype)
+            for number, sites in enumerate(read)
+            for site in sorted(set(sites))
+        ),
         design=Design.of(pairs, two_stores=len(stores) == 2),
         fit=fit,
         validate=validate,
