@@ -19,6 +19,11 @@ _EXAMPLES = (
     "--sites resid_post.3 --corpus.source.path 'texts/**/*.txt'",
     "actlake harvest --store runs/pythia --model.name EleutherAI/pythia-70m "
     "--sites resid_post.3 --corpus.source.path 'more/**/*.txt' --append",
+    "actlake harvest --store runs/chat --model.name HuggingFaceTB/SmolLM2-135M-Instruct "
+    "--sites resid_post.9 --corpus.source.path chat.jsonl --corpus.source.messages_column messages "
+    "--corpus.splits.by pair",
+    "actlake harvest --store runs/generated --model.name HuggingFaceTB/SmolLM2-135M-Instruct "
+    "--sites resid_post.9 --corpus.source.path out.parquet --corpus.source.ids_column tokens",
 )
 
 
