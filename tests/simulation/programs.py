@@ -1,6 +1,6 @@
 """What processes do in a simulation: the product's own steps, in the order of its jobs."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +9,7 @@ from simulation.corpora import (
     CONTEXT_LENGTH,
     DIM,
     SITES,
+    TOKEN_SHARD_ROWS,
     UNIT_ROWS,
     Corpus,
     activations,
@@ -30,10 +31,12 @@ from actlake.storage import (
     verify,
     write_unit,
 )
+from actlake.storage.append import append_corpus, open_as_driver, place_of_corpus
 from actlake.storage.errors import StoreDamaged
 from actlake.storage.export import export_store
 from actlake.storage.ledger_records import ShardRecord
 from actlake.storage.location import Location
+from actlake.storage.release import release_units
 from actlake.storage.repair import own_rows, restore_metadata, restore_shards, restore_totals
 from actlake.storage.resume import check_same, use_numerics
 from actlake.storage.stored_moments import sum_up, sum_up_around
@@ -74,10 +77,7 @@ def harvest(
         store.refresh()
         lost = list(undersized(store, sites))
         numerics = use_numerics(lease, {"device": "simulated"})
-        free_missing(lease, store, sites)
-        for unit in list(store.schema.units.without(store.committed(sites)))[:most_units]:
-            lacking = [site for site in sites if unit not in store.ledger.covered[site]]
-            _commit(lease, store, unit, lacking, numerics)
+        _fill(lease, store, sites, numerics, most_units=most_units)
         sum_up(lease, sites)
         if merges:
             lease.ledger.merge_all()
@@ -85,20 +85,71 @@ def harvest(
             _refuse_lost(restore_shards(lease, store, lost, model_rows(store)))
 
 
-def _prepare(lease: Lease, corpus: Corpus) -> ActivationStore:
+def append(location: Location, addition: Location) -> None:
+    """Add a corpus to a finished store, and fill it; as `actlake harvest --append`.
+
+    What is missing of what was there is filled first, as the one who appends is told to do.
+    """
+    with Lease.acquire(location) as lease:
+        store, new = open_as_driver(lease), open_store(addition)
+        numerics = use_numerics(lease, {"device": "simulated"})
+        _fill(lease, store, store.sites, numerics)
+        if place_of_corpus(store.refresh(), new) is None:
+            store = append_corpus(lease, new)
+            _fill(lease, store, store.sites, numerics)
+        sum_up(lease, store.sites)
+        lease.ledger.merge_all()
+
+
+def release(location: Location, units: Mapping[Site, Iterable[int]]) -> None:
+    """Give the rows of units up."""
+    with Lease.acquire(location) as lease:
+        release_units(lease, open_store(lease.location), units)
+
+
+def _fill(
+    lease: Lease,
+    store: ActivationStore,
+    sites: Sequence[Site],
+    numerics: int,
+    *,
+    most_units: int = 99,
+) -> None:
+    """Compute and commit units that are missing."""
+    free_missing(lease, store, sites)
+    for unit in list(store.schema.units.without(store.committed(sites)))[:most_units]:
+        lacking = [site for site in sites if unit not in store.ledger.covered[site]]
+        _commit(lease, store, unit, lacking, numerics)
+
+
+def lay_down(location: Location, corpus: Corpus, *, like: Corpus) -> None:
+    """A store of a corpus, without sites, to be appended to one of `like`."""
+    with Lease.acquire(location) as lease:
+        _prepare(lease, corpus, like=like)
+
+
+def _prepare(lease: Lease, corpus: Corpus, *, like: Corpus | None = None) -> ActivationStore:
     """The store with its corpus, made or found; as `prepare_store` of the harvest."""
     request = StoreRequest(
         layout="documents",
         context_length=CONTEXT_LENGTH,
         splits=("all",),
     )
-    provenance = Provenance(model={"name": "simulated"}, corpus={"name": corpus.name})
+    said = {"name": (like or corpus).name, "source": corpus.name}
+    provenance = Provenance(model={"name": "simulated"}, corpus=said)
     if lease.ledger.state.corpora:
         store = open_store(lease.location)
         check_same(store, request, provenance)
         return store
     tokenizer = {"tokenizer.json": b"{}"}
-    with StoreBuilder(lease, request, provenance, tokenizer_files=tokenizer) as builder:
+    with StoreBuilder(
+        lease,
+        request,
+        provenance,
+        tokenizer_files=tokenizer,
+        token_chunk_rows=TOKEN_SHARD_ROWS,
+        token_shard_rows=TOKEN_SHARD_ROWS,
+    ) as builder:
         for document in corpus.documents():
             builder.add_document(document)
         for context in corpus.contexts():
@@ -133,7 +184,7 @@ def read(location: Location) -> Seen:
     rows = {
         (site, unit): store[site][store.schema.unit_extent(unit).slice()].tobytes()
         for site in store.sites
-        for unit in store.ledger.covered[site]
+        for unit in store.ledger.readable(site)
     }
     return Seen(
         store.fingerprint,

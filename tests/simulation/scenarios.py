@@ -1,10 +1,11 @@
 """Who meets whom in which store."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from simulation import programs
-from simulation.corpora import NEWS, POEMS, SITES, Corpus
+from simulation.corpora import LATER, NEWS, OTHER, POEMS, SITES, Chain, Corpus
 from simulation.processes import Process
 from simulation.scenes import Scenario, Scene
 from simulation.stage import FLAVOURS, STORE, Command, Flavour, Recipe, Stage
@@ -13,6 +14,8 @@ from actlake.storage.layout import MANIFEST
 from actlake.storage.location import Location
 
 PARENT = "parent"
+ADDITION = "addition-{}"
+RELEASED = {SITES[0]: [1]}
 A_SHARD = f"rows.zarr/acts/{SITES[0]}/c.1.0"
 
 # What processes do.
@@ -45,6 +48,26 @@ def export(scene: Scene, process: Process) -> None:
     programs.export(scene.location(process, PARENT), scene.location(process))
 
 
+def append(corpus: Corpus) -> Callable[[Scene, Process], None]:
+    """`actlake harvest --append`."""
+    name = ADDITION.format(corpus.name)
+    return lambda scene, process: programs.append(
+        scene.location(process), scene.location(process, name)
+    )
+
+
+def append_to_parent(scene: Scene, process: Process) -> None:
+    """The same, to the store that is exported."""
+    programs.append(
+        scene.location(process, PARENT), scene.location(process, ADDITION.format(LATER.name))
+    )
+
+
+def release(scene: Scene, process: Process) -> None:
+    """A driver that gives the rows of a unit up."""
+    programs.release(scene.location(process), RELEASED)
+
+
 def late_worker(spoil: float) -> Callable[[Scene, Process], None]:
     """A worker of the first driver, which comes when it comes."""
 
@@ -72,6 +95,20 @@ def with_parent(begin: Callable[[Stage], None]) -> Callable[[Stage], None]:
 
     def made(stage: Stage) -> None:
         stage.do(lambda location: programs.harvest(location, NEWS), PARENT)
+        begin(stage)
+
+    return made
+
+
+def with_additions(begin: Callable[[Stage], None], *corpora: Corpus) -> Callable[[Stage], None]:
+    """As well, beside it, corpora to be appended to it."""
+
+    def made(stage: Stage) -> None:
+        for corpus in corpora:
+            stage.do(
+                lambda location, corpus=corpus: programs.lay_down(location, corpus, like=NEWS),  # type: ignore[misc]
+                ADDITION.format(corpus.name),
+            )
         begin(stage)
 
     return made
@@ -118,8 +155,53 @@ def _exported(stage: Stage) -> None:
     stage.do(lambda location: _export_again(stage, location))
 
 
+def _exported_later(stage: Stage) -> None:
+    with_additions(with_parent(nothing), LATER)(stage)
+    stage.do(partial(append_again(LATER), stage), PARENT)
+    stage.do(lambda location: _export_again(stage, location))
+
+
+def _appended(*corpora: Corpus) -> Recipe:
+    """A store of `NEWS`, to which these were appended, one after the other."""
+
+    def make(stage: Stage) -> None:
+        with_additions(filled(), *corpora)(stage)
+        for corpus in corpora:
+            stage.do(partial(append_again(corpus), stage))
+
+    chain = Chain((NEWS, *corpora))
+    return Recipe(chain.name, chain, make)
+
+
+def append_again(corpus: Corpus) -> Command:
+    """`actlake harvest --append`, given as a command again."""
+    name = ADDITION.format(corpus.name)
+    return lambda stage, location: programs.append(location, stage.seams.location(name, None))
+
+
+def _append_to_parent_again(stage: Stage, location: Location) -> None:
+    parent = stage.seams.location(PARENT, None)
+    programs.append(parent, stage.seams.location(ADDITION.format(LATER.name), None))
+
+
+def release_again(stage: Stage, location: Location) -> None:
+    """A release, given as a command again."""
+    programs.release(location, RELEASED)
+
+
+def _released(stage: Stage) -> None:
+    filled()(stage)
+    stage.do(partial(release_again, stage))
+
+
 HARVESTED = _harvested(NEWS)
+APPENDED = _appended(LATER)
+APPENDED_BOTH = tuple(
+    _appended(*corpora) for corpora in ((LATER,), (OTHER,), (LATER, OTHER), (OTHER, LATER))
+)
+AFTER_RELEASE = Recipe("released", NEWS, _released)
 EXPORTED = Recipe("exported", NEWS, _exported)
+EXPORTED_LATER = Recipe("exported later", Chain((NEWS, LATER), is_exported=True), _exported_later)
 
 
 def again(*corpora: Corpus) -> tuple[Command, ...]:
@@ -171,6 +253,24 @@ def scenarios(flavour: Flavour) -> list[Scenario]:
            again=(repair_again,), is_damaged=True),
         of("export", with_parent(nothing), A=export, B=export, R=read,
            again=(_export_again,), recipes=(EXPORTED,)),
+        of("two-append", with_additions(filled(), LATER), A=append(LATER), B=append(LATER), R=read,
+           again=(append_again(LATER),), recipes=(HARVESTED, APPENDED)),
+        of("two-append-others", with_additions(filled(), LATER, OTHER),
+           A=append(LATER), B=append(OTHER), again=(append_again(LATER), append_again(OTHER)),
+           recipes=(HARVESTED, *APPENDED_BOTH), may_be_refused=stays),
+        of("append-while-read", with_additions(filled(), LATER),
+           A=append(LATER), R=read, V=verify, again=(append_again(LATER),),
+           recipes=(HARVESTED, APPENDED)),
+        of("append-and-a-site", with_additions(filled(sites=SITES[:1]), LATER),
+           A=append(LATER), B=harvest(), again=(*HARVEST_AGAIN, append_again(LATER)),
+           recipes=(HARVESTED, APPENDED)),
+        of("append-to-what-is-exported", with_additions(with_parent(nothing), LATER),
+           A=append_to_parent, B=export, again=(_append_to_parent_again, _export_again),
+           recipes=(EXPORTED, EXPORTED_LATER)),
+        of("release", filled(), A=release, B=harvest(), R=read, V=verify,
+           again=(*HARVEST_AGAIN, release_again), recipes=(AFTER_RELEASE,)),
+        of("release-unfinished", filled(most_units=1), A=release, B=harvest(), R=read,
+           again=(*HARVEST_AGAIN, release_again), recipes=(AFTER_RELEASE,)),
         of("export-over-a-store", with_parent(changed(MANIFEST, gone)), A=export, B=harvest()),
     ]  # fmt: skip
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from simulation import programs
 from simulation.bucket import Bucket
-from simulation.corpora import SITES, UNIT_ROWS, Corpus, activations
+from simulation.corpora import SITES, UNIT_ROWS, Chain, Corpus, activations
 from simulation.disk import Disk
 from simulation.seams import Seams
 from simulation.world import World
@@ -33,7 +33,7 @@ class Recipe:
     """How an undisturbed store is made."""
 
     name: str
-    corpus: Corpus
+    corpus: Corpus | Chain
     """What its rows are of."""
     make: Callable[["Stage"], None]
 
@@ -42,8 +42,10 @@ class Recipe:
 class Truth:
     """An undisturbed store."""
 
-    corpus: Corpus
+    corpus: Corpus | Chain
     fingerprint: str
+    length: int
+    """How many corpora it has."""
     contents: dict[str, bytes]
     """Of each file that is no part of the run."""
     records: frozenset[ShardRecord]
@@ -52,7 +54,7 @@ class Truth:
     def rows(self, site: Site, unit: int) -> bytes:
         """Of a unit."""
         ids = self.corpus.ids[unit * UNIT_ROWS : (unit + 1) * UNIT_ROWS]
-        return activations(ids, site).tobytes()
+        return activations(ids[ids >= 0], site).tobytes()
 
     def contents_of(self, store: ActivationStore) -> dict[str, bytes]:
         """What concerns the sites of that store."""
@@ -73,7 +75,8 @@ class End:
     """What became of a store when the same commands were given again."""
 
     faults: tuple[str, ...]
-    fingerprint: str = ""
+    fingerprints: tuple[str, ...] = ()
+    """Of the store, as it was before each append and as it is at last."""
 
 
 class Stage:
@@ -112,7 +115,7 @@ class Stage:
             recipe.make(self)
             store = self._store()
             self._truths[recipe.name, flavour] = Truth(
-                recipe.corpus, store.fingerprint, lasting(self.seams),
+                recipe.corpus, store.fingerprint, len(store.ledger.corpora), lasting(self.seams),
                 frozenset(read_shards(store.location, store.sites)),
             )  # fmt: skip
             self.seams.enter(World(), before)
@@ -160,7 +163,7 @@ class Stage:
         try:
             store = self._store()
             unlike = self._unlike(store, truths.get(store.fingerprint))
-            return End(tuple(unlike), store.fingerprint)
+            return End(tuple(unlike), tuple(c.fingerprint for c in store.ledger.corpora))
         except StoreError as error:
             return End((f"the store, finished by the same command, cannot be read: {error}",))
 
@@ -179,7 +182,7 @@ class Stage:
         yield f"the store, finished by the same command, has other files: {different}"
         yield from (f"its ledger says {r}" for r in records - truth.records_of(store))
         for site in store.sites:
-            missing = list(store.ledger.covered[site].gaps(store.schema.num_units))
+            missing = list(store.schema.units.without(store.ledger.covered[site]))
             if missing:
                 yield f"units {missing} of {site} are still missing"
         report = programs.verify(store)
@@ -211,6 +214,18 @@ def lasting(seams: Seams) -> dict[str, bytes]:
         for key, data in contents.items()
         if key.split("/")[0] not in OF_THE_RUN and not key.split("/")[0].startswith(".")
     }
+
+
+def is_of_a_corpus(key: str) -> bool:
+    """Whether a file is of the tokens, contexts or documents, and no metadata."""
+    folder = key.rpartition("/")[0]
+    of_arrays = folder.startswith((f"{ROWS}/tokens/", f"{ROWS}/contexts/"))
+    return (of_arrays or key.startswith("documents")) and not is_metadata(key)
+
+
+def is_metadata(key: str) -> bool:
+    """Whether a file only repeats the ledger, and may be that of the store before an append."""
+    return key == MANIFEST or key.endswith("/zarr.json")
 
 
 def is_of(key: str, covered: dict[Site, list[tuple[int, int]]]) -> bool:

@@ -5,7 +5,10 @@ from simulation.exploration import check_all
 from simulation.scenarios import ALL
 from simulation.schedules import Act
 
-LONG = ("two-begin", "two-corpora", "late-worker", "read-while-filled", "export-folder")
+LONG = (
+    "two-begin", "two-corpora", "late-worker", "read-while-filled", "export-folder", "two-append",
+    "append-and", "append-to",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from actlake.storage import durable
 from actlake.storage.fence import FolderWriter
 from actlake.storage.ledger import LedgerWriter
 from actlake.storage.object_store import S3Folder
+from actlake.storage.object_writer import BucketWriter
 
 
 @pytest.fixture
@@ -102,3 +103,21 @@ def test_an_object_that_is_put_over_another_falsifies_a_finished_store(begin, mo
     broken = first_broken(stage, scenario, Act.SUSPEND, within=50)
 
     assert "A changed rows.zarr/tokens/id/c.0 although units are committed" in broken
+
+
+def test_metadata_that_is_replaced_whatever_it_is_by_then_is_that_of_an_earlier_store(
+    begin, monkeypatch
+):
+    replace = BucketWriter.replace
+
+    def careless(writer, key, parts, *, seen=None):
+        return replace(writer, key, parts)
+
+    scenario = ALL["two-append-others-bucket"]
+    stage = begin(scenario)
+    monkeypatch.setattr(BucketWriter, "replace", careless)
+
+    broken = first_broken(stage, scenario, Act.SUSPEND, within=150)
+
+    assert "A changed rows.zarr/" in broken
+    assert "zarr.json although units are committed" in broken

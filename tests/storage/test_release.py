@@ -51,6 +51,17 @@ def test_released_rows_leave_the_disk_and_are_said_to_be_released(released, know
     assert "2 of them released" in repr(store)
 
 
+def test_rows_that_are_released_while_a_store_is_verified_are_no_damage(full):
+    store = open_store(full)
+
+    with Lease.acquire(locate(full)) as lease:
+        release_units(lease, open_store(full), {SITE: [2, 4]})
+
+    assert verify(store).problems == ()
+    shard(full, 5).unlink()
+    assert [problem.unit for problem in verify(store).problems] == [5]
+
+
 def test_moments_tokens_and_records_of_released_units_stay(full, known):
     before = open_store(full)
     expected = before.moments(SITE, excluded=None)

@@ -41,7 +41,7 @@ def _variance_of_few(store: ActivationStore) -> str | None:
     None of a store of many rows or of a bucket: norms are read for it, and a few rows a site.
     """
     is_local = store.location.local_path("") is not None
-    if not is_local or not 0 < len(store) <= _MOST_ROWS_ASKED:
+    if not is_local or not 0 < store.schema.num_rows <= _MOST_ROWS_ASKED:
         return None
     shares = [
         (site, variance_of_top(store, site)) for site in store.sites if store.readable([site])

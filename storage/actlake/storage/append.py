@@ -61,7 +61,7 @@ def append_corpus(lease: Lease, addition: ActivationStore) -> ActivationStore:
     LeaseLost
         Another driver has taken over.
     """
-    store = open_store(lease.location)
+    store = open_as_driver(lease)
     check_addition(store, addition)
     _free_strays(lease, store)
     corpus = _Laying(lease, store, addition).lay_down()
@@ -70,7 +70,20 @@ def append_corpus(lease: Lease, addition: ActivationStore) -> ActivationStore:
     logger.info(
         "Appended %d rows to %s, from row %d", len(corpus.rows), store.url, corpus.rows.start
     )
-    return open_store(lease.location)
+    return open_as_driver(lease)
+
+
+def open_as_driver(lease: Lease) -> ActivationStore:
+    """Open the store of a lease: with what its driver knows of, and no more.
+
+    Raises
+    ------
+    LeaseLost
+        A later driver has begun, and may have added what this one does not know of.
+    """
+    store = open_store(lease.location)
+    lease.ledger.refuse_if_overtaken()
+    return store
 
 
 def check_addition(store: ActivationStore, addition: ActivationStore) -> None:

@@ -121,6 +121,9 @@ def verify(
             if found and store.location.parallel > 1:  # it may have been spoilt on its way
                 files = _files_of(store, record)
                 found = list(_shard(store, record, files, counted, with_moments=corpus_is_whole))
+            if found and (later := _with_released(store, record)) is not None:
+                files = _files_of(later, record)
+                found = list(_shard(later, record, files, counted, with_moments=corpus_is_whole))
             problems += found
             shards += 1
     except StoreDamaged as error:
@@ -160,6 +163,15 @@ def undersized(store: ActivationStore, sites: Collection[Site]) -> Iterator[Shar
         keys = (spec.shard_key(record.unit) for spec in specs)
         if sum(sizes[record.site].get(key, 0) for key in keys) != record.rows_bytes:
             yield record
+
+
+def _with_released(store: ActivationStore, record: ShardRecord) -> ActivationStore | None:
+    """The store as it is now, if the rows of this shard were given up since it was opened."""
+    now = read_state(store.location).as_of(len(store.ledger.corpora))
+    was_released = record.unit in store.ledger.released[record.site]
+    if was_released or record.unit not in now.released[record.site]:
+        return None
+    return ActivationStore(store.location, now)
 
 
 def _records(store: ActivationStore, sites: Collection[Site]) -> Iterator[ShardRecord]:

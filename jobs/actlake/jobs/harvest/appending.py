@@ -30,9 +30,11 @@ from actlake.storage.append import (
     check_addition,
     check_can_be_appended_to,
     next_gap,
+    open_as_driver,
     place_of_corpus,
 )
 from actlake.storage.errors import StoreMismatch, StoreNotFound
+from actlake.storage.ledger import read_state
 from actlake.storage.location import Location
 from actlake.storage.querying.document_table import document_batches
 from actlake.storage.resume import check_same
@@ -70,7 +72,9 @@ def prepare_addition(
     CorpusError
         The text is refused.
     """
-    store = _opened(lease.location)
+    if not lease.ledger.state.corpora:
+        raise _nothing_there(lease.location)
+    store = open_as_driver(lease)
     wanted = _wanted(store, config, model)
     with _laid_out(store, config, wanted, progress) as (addition, is_there):
         if not is_there:
@@ -89,7 +93,9 @@ def planned_addition(
     progress: Progress,
 ) -> Iterator[PlannedAddition]:
     """What `prepare_addition` would append, for a plan; raises what it would."""
-    store = _opened(location)
+    if not read_state(location).corpora:
+        raise _nothing_there(location)
+    store = open_store(location)
     wanted = _wanted(store, config, model)
     with _laid_out(store, config, wanted, progress) as (addition, is_there):
         rows = store.schema.num_rows
@@ -103,14 +109,11 @@ def planned_addition(
         yield PlannedAddition(replace(run, store=addition), store.sites, to)
 
 
-def _opened(location: Location) -> ActivationStore:
-    try:
-        return open_store(location)
-    except StoreNotFound as error:
-        raise StoreNotFound(
-            f"There is no store at {location.url} to append to\n"
-            "hint: leave --append out: the first corpus makes the store"
-        ) from error
+def _nothing_there(location: Location) -> StoreNotFound:
+    return StoreNotFound(
+        f"There is no store at {location.url} to append to\n"
+        "hint: leave --append out: the first corpus makes the store"
+    )
 
 
 def _wanted(store: ActivationStore, config: HarvestConfig, model: ResolvedModel) -> Wanted:
