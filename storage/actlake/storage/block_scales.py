@@ -2,7 +2,7 @@
 
 A value is ``code * scale``, with codes from -127 to 127. One scale a row would be spoilt by the few
 dimensions of a residual stream that are a thousand times the others: of SmolLM2's rows one scale a
-block loses 2e-4 to 5e-4 of the variance.
+block loses 3e-4 to 5e-4 of the variance (docs/design/011).
 
 Exact in float32, so that every writer comes to the same bytes: a product has 18 bits, and a
 quotient that is no half is not rounded to one. So no value is off by more than half its scale, and
