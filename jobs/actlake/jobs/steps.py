@@ -81,7 +81,7 @@ def _probe_is_done(config: Mapping[str, Any]) -> bool:
     def inputs(written: Mapping[str, Any]) -> dict[str, str | None]:
         asked = from_dict(ProbeConfig, written)
         store = open_store(asked.store)
-        read = inputs_of(asked, store, choose_rows(store, asked.rows.where))
+        read = inputs_of(asked, store, choose_rows(store, asked.rows.where), sites=())
         return {name: given.fingerprint for name, given in read.items()}
 
     return _result_is_done("probe", config, lambda w: what_decides(w, NOT_THE_RESULT), inputs)
@@ -102,6 +102,7 @@ def _result_is_done(
     inputs
         Fingerprints of what a config reads, as it is now.
     """
+    from actlake.jobs.stored_as import dtypes_as_recorded
     from actlake.platform.runs import FILE, RunRecord
 
     folder = Path(config["out"]).expanduser()
@@ -110,7 +111,8 @@ def _result_is_done(
     record = RunRecord.load(folder)
     if record.finished is None or record.job != job or decides(record.config) != decides(config):
         return False
-    return {name: given.fingerprint for name, given in record.inputs.items()} == inputs(config)
+    now = {**inputs(config), **dtypes_as_recorded(record.inputs, config)}
+    return {name: given.fingerprint for name, given in record.inputs.items()} == now
 
 
 def _stores(config: Mapping[str, Any], *, where: str | None) -> dict[str, str | None]:

@@ -1,6 +1,7 @@
 """Rows read, show and combine themselves; what they hold is what the store holds."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -30,6 +31,7 @@ class Hundred:
     """As much of a store as a set of rows asks for."""
 
     fingerprint = url = "hundred"
+    schema = SimpleNamespace(documents=1, contexts=1, gaps=())
 
     def __len__(self):
         return 100

@@ -611,9 +611,12 @@ def test_a_mapped_store_needs_no_pool_of_its_own_and_hears_which_chunks_come(ful
     store = open_store(full)
     heard = []
     expect = RowArray.expect
-    monkeypatch.setattr(
-        RowArray, "expect", lambda array, chunk: (heard.append(chunk), expect(array, chunk))
-    )
+
+    def hearing(array, start, stop):
+        heard.append(start // store.chunk_rows([SITE]))
+        expect(array, start, stop)
+
+    monkeypatch.setattr(RowArray, "expect", hearing)
     batches = store.batches(SITE, 8, shuffle="pool", pool_rows=70, epochs=1, last="ragged")
 
     seen = set()

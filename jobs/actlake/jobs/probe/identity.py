@@ -1,16 +1,17 @@
 """What a run's numbers depend on: which result, and which finished sites, are its own."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from actlake.jobs.chosen_rows import ChosenRows, inputs_of_rows
 from actlake.jobs.probe.config import DOCUMENTS, ProbeConfig
+from actlake.jobs.stored_as import inputs_of_store
 from actlake.platform.config import to_dict
 from actlake.platform.plain_json import json_text
 from actlake.platform.runs import Input
-from actlake.storage import ActivationStore
+from actlake.storage import ActivationStore, Site
 
 JOB = "probe"
 if TYPE_CHECKING:  # which asks whose record it found
@@ -34,11 +35,14 @@ def labels_digest(config: ProbeConfig, store: ActivationStore) -> str:
 
 
 def inputs_of(
-    config: ProbeConfig, store: ActivationStore, chosen: ChosenRows | None
+    config: ProbeConfig,
+    store: ActivationStore,
+    chosen: ChosenRows | None,
+    sites: Sequence[Site],
 ) -> dict[str, Input]:
     """What is read, with its identity."""
     return {
-        "store": Input(config.store, store.fingerprint),
+        **inputs_of_store(config.store, store, sites),
         "labels": Input("labels", labels_digest(config, store)),
         **inputs_of_rows(chosen),
     }
@@ -58,5 +62,5 @@ def identity_of(config: ProbeConfig, opened: "Opened") -> list[object]:
 
 
 def _identity(config: ProbeConfig, opened: "Opened", *, but: tuple[str, ...]) -> list[object]:
-    read = inputs_of(config, opened.store, opened.chosen)
+    read = inputs_of(config, opened.store, opened.chosen, opened.sites)
     return [what_decides(to_dict(config), but), *(given.fingerprint for given in read.values())]

@@ -177,7 +177,7 @@ def train_probes(config: ProbeConfig, *, console: Console | None = None) -> Prob
     record = RunRecord.start(
         JOB,
         to_dict(config),
-        inputs=inputs_of(config, opened.store, opened.chosen),
+        inputs=inputs_of(config, opened.store, opened.chosen, opened.sites),
         seed=config.seed,
         computed_on=computed_on(
             None if opened.joins else opened.device, threads=opened.threads * opened.at_once
@@ -379,7 +379,7 @@ def _result_that_is_there(config: ProbeConfig, opened: Opened) -> ProbeResult | 
     had = what_decides(record.config, NOT_THE_RESULT)
     same = {name: given.fingerprint for name, given in record.inputs.items()} == {
         name: given.fingerprint
-        for name, given in inputs_of(config, opened.store, opened.chosen).items()
+        for name, given in inputs_of(config, opened.store, opened.chosen, opened.sites).items()
     }
     if record.job != JOB or asked != had or not same:
         return None  # `whole_folder` refuses to write there

@@ -38,6 +38,7 @@ from actlake.jobs.sae.errors import AlreadyTraining
 from actlake.jobs.sae.sites_read import sites_read
 from actlake.jobs.sae.trained import CONFIG, WEIGHTS, TrainedSAE, folder_of, read_sae
 from actlake.jobs.saying import say
+from actlake.jobs.stored_as import dtypes_of
 from actlake.platform.cluster import (
     ClusterConfig,
     Resources,
@@ -167,6 +168,7 @@ def encode_store(
         Encoding(
             sae=fingerprint(sae),
             store=opened.fingerprint,
+            dtypes=dtypes_of(opened, chosen),
             sites=tuple(map(str, chosen)),
             split=split,
             excluded=excluded,

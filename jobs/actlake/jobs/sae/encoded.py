@@ -51,6 +51,8 @@ class Encoding:
     """Hash of the SAE's files."""
     store: str
     """Fingerprint of the store."""
+    dtypes: str
+    """Element type of each site: what a fingerprint does not say."""
     sites: tuple[str, ...]
     split: str | None
     excluded: bool

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from actlake.jobs.begun import open_as_begun
-from actlake.jobs.chosen_rows import INPUT, ChosenRows, choose_rows, inputs_of_rows
+from actlake.jobs.chosen_rows import ChosenRows, choose_rows, inputs_of_rows
 from actlake.jobs.massive_rows import MassiveRows, find_massive, without_massive
 from actlake.jobs.sae.architectures import check_across_sites, check_architecture
 from actlake.jobs.sae.config import SAEConfig, SAESpec
@@ -16,6 +16,7 @@ from actlake.jobs.sae.data import held_out_batches, sites_of, training_batches
 from actlake.jobs.sae.dead_latents import RESAMPLED, dead_window
 from actlake.jobs.sae.errors import InvalidSAE, InvalidTraining, NotEnoughRows
 from actlake.jobs.sae.sweep import expand
+from actlake.jobs.stored_as import inputs_of_store
 from actlake.jobs.widths import one_width
 from actlake.platform.cluster import (
     WorkerPlan,
@@ -87,8 +88,8 @@ class Opened:
     @property
     def inputs(self) -> dict[str, Input]:
         """What is read, with its identity."""
-        store = Input(self.config.store, self.store.fingerprint)
-        return {"store": store, **inputs_of_rows(self.chosen)}
+        store = inputs_of_store(self.config.store, self.store, sites_of(self.specs))
+        return {**store, **inputs_of_rows(self.chosen)}
 
 
 def open_config(config: SAEConfig, *, plan: WorkerPlan | None = None) -> Opened:
@@ -159,7 +160,7 @@ _NOT_THE_RESULT = (
     "store", "out", "device", "threads", "checkpoint", "report", "resources",
     "hang_timeout_s", "cluster", "tracking",
 )  # fmt: skip
-"""Fields that may be others when a run goes on. The store is known by its fingerprint."""
+"""Fields that may be others when a run goes on. The store is known by what is in it."""
 
 
 def identity(config: SAEConfig, inputs: Mapping[str, Input]) -> dict[str, Any]:
@@ -171,8 +172,7 @@ def identity(config: SAEConfig, inputs: Mapping[str, Input]) -> dict[str, Any]:
     decisive = {k: v for k, v in to_dict(config).items() if k not in _NOT_THE_RESULT}
     if config.spread == "rows":
         del decisive["workers"]
-    read = {name: inputs[name].fingerprint for name in ("store", INPUT) if name in inputs}
-    return {**read, **decisive}
+    return {**{name: given.fingerprint for name, given in inputs.items()}, **decisive}
 
 
 def _check(spec: SAESpec, config: SAEConfig) -> None:

@@ -29,6 +29,7 @@ from actlake.jobs.chosen_rows import inputs_of_rows
 from actlake.jobs.model_of_store import model_of_store
 from actlake.jobs.progress_bar import progress
 from actlake.jobs.saying import say
+from actlake.jobs.stored_as import inputs_of_store
 from actlake.jobs.transport.config import Kind, TransportConfig
 from actlake.jobs.transport.moments_file import StoredMoments, find_moments
 from actlake.jobs.transport.moments_pass import MomentsPlan, compute_moments, plan_moments
@@ -194,9 +195,15 @@ def _plan(opened: Opened) -> TransportPlan:
 
 
 def _inputs(config: TransportConfig, opened: Opened) -> dict[str, Input]:
-    inputs = {"store": Input(config.store, opened.stores[0].fingerprint)}
-    if config.target_store is not None:
-        inputs["target_store"] = Input(config.target_store, opened.stores[1].fingerprint)
+    sources = {pair.source for pair in opened.pairs}
+    targets = {pair.target for pair in opened.pairs}
+    if config.target_store is None:
+        inputs = inputs_of_store(config.store, opened.stores[0], sources | targets)
+    else:
+        inputs = inputs_of_store(config.store, opened.stores[0], sources)
+        inputs |= inputs_of_store(
+            config.target_store, opened.stores[1], targets, name="target_store"
+        )
     return {**inputs, **inputs_of_rows(opened.chosen)}
 
 
