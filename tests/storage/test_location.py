@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from actlake.storage import Lease, durable, open_store, write_unit
+from actlake.storage import Lease, durable, fence, open_store, write_unit
 from actlake.storage.errors import (
     KeyTaken,
     StoreError,
@@ -85,6 +85,22 @@ def test_a_shard_and_its_folder_reach_the_disk_before_the_ledger_names_them(
     assert calls[linked - 1][0] == "fsync"
     assert calls[linked + 1] == ("fsync", "ledger")
     assert linked > max(i for i, (_, name) in enumerate(calls) if name.startswith("rows.zarr"))
+
+
+def test_folders_that_another_driver_made_are_seen_to_the_disk_too(location, writer, monkeypatch):
+    """It may have been suspended before it had; a committed file would be gone with the folder."""
+    root = Path(location.url)
+    (root / "rows.zarr" / "norms").mkdir(parents=True)
+    synced = []
+    sync = fence.sync_folder
+    monkeypatch.setattr(fence, "sync_folder", lambda path: (synced.append(path), sync(path)))
+
+    writer.create("rows.zarr/norms/c.0", [b"one"])
+    first, synced[:] = set(synced), []
+    writer.create("rows.zarr/norms/c.1", [b"two"])
+
+    assert first == {root, root / "rows.zarr", root / "rows.zarr" / "norms"}
+    assert synced == [root / "rows.zarr" / "norms"]  # once a process is enough
 
 
 def test_what_is_written_is_read_and_replaced_whole(location):

@@ -220,6 +220,8 @@ class FolderWriter:
         self._root = root
         self._token = token
         self._staging = root / STAGING / token.name
+        self._on_disk: set[Path] = set()
+        """Folders whose names this process has seen to the disk."""
 
     def begin(self) -> None:
         """See `Writer.begin`."""
@@ -293,6 +295,7 @@ class FolderWriter:
     def set_aside(self, keys: Iterable[str]) -> str | None:
         """See `Writer.set_aside`."""
         with self._in_our_words("set leftovers aside"):
+            self._on_disk.clear()
             gathered = self._staging / LEFTOVERS
             gathered.mkdir()
             moved = [key for key in keys if self._take(key, gathered / key)]
@@ -360,6 +363,20 @@ class FolderWriter:
                     path.rename(kept / path.name)
             gathered.rmdir()
 
+    def _make_folder(self, folder: Path) -> None:
+        """Make a folder with all above it, and see their names to the disk, whoever made them.
+
+        One that is there may have been made by a driver that was suspended, or ended, before it
+        had seen the name to the disk: after a power loss it would be gone with all that is in it.
+        """
+        if folder in self._on_disk and folder.is_dir():
+            return
+        make_folder(folder)
+        while folder != self._root and folder not in self._on_disk:
+            sync_folder(folder.parent)
+            self._on_disk.add(folder)
+            folder = folder.parent
+
     @contextmanager
     def _staged(self, key: str, parts: Iterable[Any]) -> Iterator[tuple[Path, Path]]:
         """A durable file that is to be named; the body names it, then the name is made durable."""
@@ -367,7 +384,7 @@ class FolderWriter:
         staged = self._staging / f"{path.name}.{uuid.uuid4().hex}"
         with self._in_our_words(f"write {key}"):
             try:
-                make_folder(path.parent)
+                self._make_folder(path.parent)
                 write_new(staged, parts)
                 yield staged, path
                 sync_folder(path.parent)
