@@ -22,6 +22,7 @@ from urllib.request import Request, urlopen
 
 import psutil
 import pytest
+from hypothesis import settings
 
 # What lies in a store and is no part of its identity.
 BESIDE = ("ledger", "log", "index", "labels", "partial", "leftovers")
@@ -33,6 +34,10 @@ ENVIRONMENT = {
     "RAY_IGNORE_UNHANDLED_ERRORS": "1",
 }
 
+
+# No test fails for being slow once: machines are busy.
+settings.register_profile("no deadline", deadline=None)
+settings.load_profile("no deadline")
 
 # In the background of a shell SIGINT is ignored, and so it is in every command that a test starts
 # there to interrupt it. A handler of Python's own is not handed on; commands begin with the usual.
