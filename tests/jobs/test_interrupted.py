@@ -21,13 +21,9 @@ main()
 """
 
 
-INTERRUPTIBLE = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-"""SIGINT is ignored in what a shell runs in the background, tests included."""
-
-
 def _interrupted_at(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", INTERRUPTIBLE + INTERRUPTED_AT_AN_IMPORT, module, *arguments],
+        [sys.executable, "-c", INTERRUPTED_AT_AN_IMPORT, module, *arguments],
         capture_output=True,
         text=True,
         check=False,

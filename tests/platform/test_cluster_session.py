@@ -65,8 +65,7 @@ with session(ClusterConfig(address=sys.argv[1])) as cluster:
 """
 
 INTERRUPTED = """
-import signal, sys
-signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in the background of a shell
+import sys
 from actlake.platform.cluster import session
 print("begins", flush=True)
 try:

@@ -1,10 +1,11 @@
 """What a job computed on, for its record: last bits differ from device to device."""
 
 import platform
-from pathlib import Path
 from typing import Any
 
 import torch
+
+from actlake.platform.cores import processor_name
 
 
 def computed_on(
@@ -33,9 +34,4 @@ def computed_on(
 
 def _processor() -> str:
     """The kind of processor, as the system names it."""
-    try:
-        with Path("/proc/cpuinfo").open(encoding="utf-8", errors="replace") as file:
-            names = (line.partition(":")[2].strip() for line in file if "model name" in line)
-            return next(names, "") or platform.machine()
-    except OSError:
-        return platform.processor() or platform.machine()
+    return processor_name() or platform.processor() or platform.machine()

@@ -57,3 +57,11 @@ def _second_version(group: Path) -> float:
 def _first_version(group: Path) -> float:
     quota = int((group / "cpu.cfs_quota_us").read_text(encoding="utf-8"))  # -1 is none
     return quota / int((group / "cpu.cfs_period_us").read_text(encoding="utf-8"))
+
+
+def processor_name() -> str:
+    """The processor's name where Linux tells it, else nothing: kernels are chosen by it."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, "")

@@ -10,7 +10,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +19,7 @@ from actlake.jobs.harvest.batches import Batch, Batching, run_to, unit_batches
 from actlake.jobs.harvest.buffers import UnitBuffers
 from actlake.jobs.harvest.metering import Meter, StageUse
 from actlake.platform.cluster import DeviceOutOfMemory, Send, device_fault
+from actlake.platform.cores import processor_name
 from actlake.platform.models import ResolvedModel, load_stage
 from actlake.storage import Extent, Site, Token, open_store, restore_unit, write_unit
 from actlake.storage.ledger_records import ShardRecord
@@ -228,7 +228,7 @@ def numerics_here(
     hardware = (
         torch.cuda.get_device_name(device)
         if device.startswith("cuda")
-        else f"{torch.backends.cpu.get_cpu_capability()} {_cpu_model()}".strip()
+        else f"{torch.backends.cpu.get_cpu_capability()} {processor_name()}".strip()
     )
     return {
         "torch": torch.__version__,
@@ -241,14 +241,6 @@ def numerics_here(
         "batch_tokens": batch_tokens,
         "batching": batching,
     }
-
-
-def _cpu_model() -> str:
-    """The processor's name where Linux tells it: kernels are chosen by it."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, "")
 
 
 def _nothing(site: Site, acts_BLD: Tensor) -> None:
