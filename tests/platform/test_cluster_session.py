@@ -11,6 +11,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,12 @@ from actlake.platform.cluster import (
     run_units,
     session,
 )
-from actlake.platform.cluster.interrupts import current_handlers, drain_s, stop_flag
+from actlake.platform.cluster.interrupts import (
+    current_handlers,
+    drain_s,
+    no_ctrl_c_is_lost,
+    stop_flag,
+)
 from actlake.platform.cluster.same_code import ask_nodes
 from actlake.platform.cluster.session import _joined, _own_folder, address_of
 from actlake.storage.processes import is_gone, this_process
@@ -146,6 +152,19 @@ def test_of_a_ray_that_ctrl_c_meets_while_it_starts_nothing_is_left(
     _, left = psutil.wait_procs(started, timeout=10)
     assert left == []
     assert list(short_folder.iterdir()) == []
+
+
+def test_a_ctrl_c_that_was_swallowed_is_heard_after_the_block() -> None:
+    """As Python does in a hook of ``os.fork``, of which a Ray that starts has many."""
+    before, reached = current_handlers(), []
+
+    with pytest.raises(KeyboardInterrupt), no_ctrl_c_is_lost():  # noqa: PT012
+        with suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        reached.append("the end")
+
+    assert reached == ["the end"]
+    assert current_handlers() == before
 
 
 @pytest.mark.ray

@@ -75,6 +75,34 @@ def stop_flag(stop: threading.Event, *, restore: Handlers) -> Iterator[None]:
 
 
 @contextmanager
+def no_ctrl_c_is_lost() -> Iterator[None]:
+    """Raise `KeyboardInterrupt` after the block where one within it was swallowed.
+
+    Python prints and forgets what is raised in a hook of ``os.fork`` or in a finaliser, and a Ray
+    that starts forks many times. Where SIGINT has another handler than Python's own, or in any
+    other thread than the main one, nothing is changed.
+    """
+    usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if not usual or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    was_met = False
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        nonlocal was_met
+        was_met = True
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, on_signal)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if was_met:
+        raise KeyboardInterrupt
+
+
+@contextmanager
 def stops_at_once() -> Iterator[None]:
     """Raise `WorkStopped` at SIGTERM wherever the main thread is, as Ctrl-C raises its own.
 

@@ -35,7 +35,7 @@ from actlake.platform.cluster.errors import (
     InvalidClusterConfig,
     WorkStopped,
 )
-from actlake.platform.cluster.interrupts import current_handlers, stop_flag
+from actlake.platform.cluster.interrupts import current_handlers, no_ctrl_c_is_lost, stop_flag
 from actlake.platform.cluster.leftovers import ends_with
 from actlake.platform.cluster.resources import Resources, of_ray, total
 from actlake.platform.cluster.same_code import check_same_code
@@ -195,13 +195,14 @@ def _initialized(address: str, config: ClusterConfig, **options: Any) -> Iterato
     os.environ.pop("WANDB_SERVICE", None)
     try:
         try:
-            ray.init(
-                address=address,
-                namespace="actlake",
-                log_to_driver=config.worker_output,
-                logging_level=logging.ERROR,
-                **options,
-            )
+            with no_ctrl_c_is_lost():
+                ray.init(
+                    address=address,
+                    namespace="actlake",
+                    log_to_driver=config.worker_output,
+                    logging_level=logging.ERROR,
+                    **options,
+                )
         except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
             raise _refused(address, config, error) from error
         yield
